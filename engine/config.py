@@ -1,0 +1,114 @@
+"""Small frozen configurations; each part gets the one it uses."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class SchedulerConfig(msgspec.Struct, frozen=True):
+    """Limits of one step.
+
+    Attributes:
+        max_num_seqs: sequences that run at once.
+        max_num_batched_tokens: tokens that one step computes at most.
+        max_model_len: tokens of prompt and answer together.
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+
+
+class CacheConfig(msgspec.Struct, frozen=True):
+    """The paged KV cache. ``block_size`` is in tokens and divides 128."""
+
+    num_blocks: int
+    block_size: int
+    enable_prefix_caching: bool = True
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """All that an engine process needs to start; crosses the socket as its first frame.
+
+    Attributes:
+        model_path: a ``.gguf`` file or a Hugging Face folder, already on disk.
+        device: ``auto`` or a backend's name.
+        max_model_len: None takes the model's own context length, cut to what the KV cache can hold.
+        num_blocks: None sizes the KV cache by ``kv_cache_bytes``.
+    """
+
+    model_path: str
+    device: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    block_size: int = 16
+    num_blocks: int | None = None
+    kv_cache_bytes: int = 1 << 30
+    enable_prefix_caching: bool = True
+
+
+class RopeConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Rotary embedding; ``kind`` is default, linear, llama3 or yarn, the rest is read by those that use it.
+
+    Source: the ``rope_parameters`` of Hugging Face configurations, whose names these are.
+
+    Attributes:
+        freq_factors: divisors of the inverse frequencies, head_dim/2 of them, as some GGUF files carry them;
+            they replace ``llama3``.
+    """
+
+    theta: float = 10000.0
+    kind: str = "default"
+    factor: float = 1.0
+    original_max_position_embeddings: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+    freq_factors: tuple[float, ...] | None = None
+
+
+class MoeConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Routed experts: softmax over all of them, the top k, their weights normalised if ``norm_topk_prob``."""
+
+    num_experts: int
+    num_experts_per_tok: int
+    intermediate_size: int
+    norm_topk_prob: bool
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """One dense GQA decoder and its switches.
+
+    Attributes:
+        architecture: the Hugging Face class name, such as ``LlamaForCausalLM``.
+        windows: per layer, how many positions back it sees (its own included), or None for all.
+        moe_layers: per layer, whether its MLP is routed experts.
+        eos_token_ids: tokens that end an answer.
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    max_position_embeddings: int
+    rope: RopeConfig
+    tie_word_embeddings: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    windows: tuple[int | None, ...] = ()
+    moe: MoeConfig | None = None
+    moe_layers: tuple[bool, ...] = ()
+    eos_token_ids: tuple[int, ...] = ()

@@ -1,0 +1,64 @@
+"""Weight formats: how a tensor's elements lie in memory, and the tensor as a file holds it.
+
+Block formats are those of GGUF (source: the ggml specification, ``ggml-common.h`` block layouts): a row is a whole
+number of blocks, and a tensor is a whole number of rows, so rows can be picked and reordered without unpacking them.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+class WeightFormat(enum.Enum):
+    """A storage format: name, elements a block, bytes a block."""
+
+    F32 = ("f32", 1, 4)
+    F16 = ("f16", 1, 2)
+    BF16 = ("bf16", 1, 2)
+    Q8_0 = ("q8_0", 32, 34)
+    Q4_0 = ("q4_0", 32, 18)
+    Q4_1 = ("q4_1", 32, 20)
+    Q4_K = ("q4_k", 256, 144)
+    Q6_K = ("q6_k", 256, 210)
+
+    def __init__(self, label: str, block_elements: int, block_bytes: int) -> None:
+        self.label = label
+        self.block_elements = block_elements
+        self.block_bytes = block_bytes
+
+    def row_bytes(self, columns: int) -> int:
+        """Bytes of one row of ``columns`` elements.
+
+        Raises:
+            ValueError: the row is not a whole number of blocks.
+        """
+        if columns % self.block_elements:
+            raise ValueError(f"a row of {columns} elements is not a whole number of {self.label} blocks")
+        return columns // self.block_elements * self.block_bytes
+
+
+@dataclass(frozen=True)
+class RawTensor:
+    """A weight as its file holds it, usually a view of mapped memory.
+
+    Attributes:
+        shape: logical shape, outermost dimension first; the last one runs along a row.
+        data: u8[*shape[:-1], row_bytes], so that indexing leading dimensions picks whole rows.
+    """
+
+    shape: tuple[int, ...]
+    format: WeightFormat
+    data: npt.NDArray[np.uint8]
+
+    def rows(self, index: npt.NDArray[np.intp]) -> RawTensor:
+        """The tensor with its outermost dimension reordered or picked by ``index``, still packed."""
+        return RawTensor((len(index), *self.shape[1:]), self.format, self.data[index])
+
+    @property
+    def nbytes(self) -> int:
+        """Size as stored."""
+        return int(self.data.nbytes)
