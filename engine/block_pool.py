@@ -1,0 +1,204 @@
+"""The paged KV cache's bookkeeping: which block belongs to whom, and which blocks may be reused.
+
+Called by the scheduler and the engine, in one thread. A block is in exactly one of three states:
+
+    used     reference count > 0: one or more sequences read it
+    cached   reference count 0, content known by its hash: reusable by a prompt with the same prefix, or evictable
+    free     reference count 0, content forgotten
+
+The prefix cache copies nothing: a full block is named by SHA-256 over its tokens and the name of the block before it,
+the first one over a salt of the tenant's, so equal names mean equal prefixes of one tenant. A block's content depends
+on its prefix alone (the rule of the house), so sharing one cannot change an answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from engine.config import CacheConfig
+from engine.errors import UpwellError
+from engine.sequence import Sequence
+
+
+class BlockPoolCorrupt(UpwellError):
+    """The pool's own books do not add up; raised by ``BlockPool.check``."""
+
+
+class BlockPool:
+    """Allocates, shares, caches and evicts blocks of ``block_size`` token slots."""
+
+    def __init__(self, config: CacheConfig) -> None:
+        self.num_blocks = config.num_blocks
+        self.block_size = config.block_size
+        self._caching = config.enable_prefix_caching
+        self._ref_counts = [0] * config.num_blocks
+        self._hash_of: list[bytes | None] = [None] * config.num_blocks
+        self._by_hash: dict[bytes, int] = {}
+        self._free = list(range(config.num_blocks - 1, -1, -1))
+        self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
+
+    @property
+    def num_free(self) -> int:
+        """Blocks without content."""
+        return len(self._free)
+
+    @property
+    def num_cached(self) -> int:
+        """Blocks without a user whose content may be reused."""
+        return len(self._cached)
+
+    @property
+    def num_used(self) -> int:
+        """Blocks that sequences hold."""
+        return self.num_blocks - len(self._free) - len(self._cached)
+
+    def fits(self, num_tokens: int) -> bool:
+        """Whether a sequence of that many tokens could ever be held, alone in the pool."""
+        return self._blocks_for(num_tokens) <= self.num_blocks
+
+    def admit(self, seq: Sequence) -> bool:
+        """Give ``seq``, which holds no block, room for all its tokens; reuse cached blocks for its prefix.
+
+        At least one token is left to compute, since its logits are wanted. Sets ``seq.num_computed`` to what was found.
+
+        Returns:
+            False, and nothing has changed, if there is no room.
+        """
+        matched = self._match(seq) if self._caching else []
+        idle = sum(self._ref_counts[block] == 0 for block in matched)
+        needed = self._blocks_for(len(seq.token_ids)) - len(matched)
+        if needed > len(self._free) + len(self._cached) - idle:
+            return False
+        for block in matched:
+            self._take(block)
+        seq.block_ids = matched
+        seq.num_committed = len(matched)
+        seq.num_computed = len(matched) * self.block_size
+        return self.grow(seq, len(seq.token_ids))
+
+    def grow(self, seq: Sequence, num_tokens: int) -> bool:
+        """Make room for ``seq`` up to ``num_tokens``.
+
+        Returns:
+            False, and nothing has changed, if there is no room.
+        """
+        needed = self._blocks_for(num_tokens) - len(seq.block_ids)
+        if needed > len(self._free) + len(self._cached):
+            return False
+        for _ in range(needed):
+            seq.block_ids.append(self._allocate())
+        return True
+
+    def commit(self, seq: Sequence) -> None:
+        """Offer the blocks that ``seq`` has computed in full to later prompts."""
+        if not self._caching:
+            return
+        num_full = seq.num_computed // self.block_size
+        self._extend_hashes(seq, num_full)
+        for index in range(seq.num_committed, num_full):
+            name, block = seq.block_hashes[index], seq.block_ids[index]
+            if name not in self._by_hash:  # a twin, computed at the same time, keeps the name
+                self._by_hash[name] = block
+                self._hash_of[block] = name
+        seq.num_committed = max(seq.num_committed, num_full)
+
+    def release(self, seq: Sequence, *, forget: bool = False) -> None:
+        """Take every block back from ``seq``; the one way a sequence loses its blocks.
+
+        Later blocks become evictable before earlier ones, so that a prefix shrinks from its end.
+
+        Args:
+            seq: holds nothing afterwards.
+            forget: its content is not to be trusted; no later prompt may find it.
+        """
+        for block in reversed(seq.block_ids):
+            if forget:
+                self._forget(block)
+            self._ref_counts[block] -= 1
+            if self._ref_counts[block] == 0:
+                if self._hash_of[block] is None:
+                    self._free.append(block)
+                else:
+                    self._cached[block] = None
+        seq.block_ids = []
+        seq.num_computed = 0
+        seq.num_committed = 0
+
+    def check(self, holders: Iterable[Sequence]) -> None:
+        """Hold the books against the sequences that are alive.
+
+        Raises:
+            BlockPoolCorrupt: a block is lost, in two states, miscounted, or found under a wrong name.
+        """
+        counts = [0] * self.num_blocks
+        for seq in holders:
+            if len(seq.block_ids) * self.block_size < seq.num_computed:
+                raise BlockPoolCorrupt(f"request {seq.request.request_id} has computed more tokens than it has room for")
+            for block in seq.block_ids:
+                counts[block] += 1
+        if counts != self._ref_counts:
+            raise BlockPoolCorrupt("reference counts differ from what the living sequences hold")
+        idle = [block for block in range(self.num_blocks) if counts[block] == 0]
+        if sorted([*self._free, *self._cached]) != idle:
+            raise BlockPoolCorrupt("free and cached blocks are not exactly those that nobody holds")
+        if any(self._hash_of[block] is None for block in self._cached):
+            raise BlockPoolCorrupt("a cached block has no name")
+        if any(self._hash_of[block] is not None for block in self._free):
+            raise BlockPoolCorrupt("a free block still has a name")
+        named = {block: name for block, name in enumerate(self._hash_of) if name is not None}
+        if {block: name for name, block in self._by_hash.items()} != named:
+            raise BlockPoolCorrupt("names and blocks do not point at each other")
+
+    def _blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def _match(self, seq: Sequence) -> list[int]:
+        """Blocks of the longest cached prefix that leaves a token to compute."""
+        limit = (len(seq.token_ids) - 1) // self.block_size
+        matched: list[int] = []
+        for index in range(limit):
+            self._extend_hashes(seq, index + 1)
+            block = self._by_hash.get(seq.block_hashes[index])
+            if block is None:
+                break
+            matched.append(block)
+        return matched
+
+    def _extend_hashes(self, seq: Sequence, num_blocks: int) -> None:
+        for index in range(len(seq.block_hashes), num_blocks):
+            parent = seq.block_hashes[index - 1] if index else root_hash(seq.request.tenant)
+            tokens = seq.token_ids[index * self.block_size : (index + 1) * self.block_size]
+            seq.block_hashes.append(chain_hash(parent, tokens))
+
+    def _allocate(self) -> int:
+        if self._free:
+            block = self._free.pop()
+        else:
+            block, _ = self._cached.popitem(last=False)
+            self._forget(block)
+        self._ref_counts[block] = 1
+        return block
+
+    def _take(self, block: int) -> None:
+        if self._ref_counts[block] == 0:
+            del self._cached[block]
+        self._ref_counts[block] += 1
+
+    def _forget(self, block: int) -> None:
+        name = self._hash_of[block]
+        if name is not None:
+            del self._by_hash[name]
+            self._hash_of[block] = None
+
+
+def root_hash(tenant: str) -> bytes:
+    """The name before a tenant's first block."""
+    return hashlib.sha256(b"upwell prefix cache\0" + tenant.encode()).digest()
+
+
+def chain_hash(parent: bytes, token_ids: list[int]) -> bytes:
+    """The name of a full block: over its predecessor's name and its own tokens."""
+    return hashlib.sha256(parent + array("i", token_ids).tobytes()).digest()

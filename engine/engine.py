@@ -1,0 +1,171 @@
+"""The engine: an ordinary object whose ``step`` moves every running request by one batch.
+
+``process.py`` calls it in a loop; tests call it directly. It owns the sequences; each accepted request ends in exactly
+one delta with ``finish`` set, or in ``abort``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.batch import BatchInput, build_batch
+from engine.block_pool import BlockPool
+from engine.config import CacheConfig, SchedulerConfig
+from engine.detokenizer import IncrementalDetokenizer
+from engine.errors import ContextLengthExceeded, InvalidRequest
+from engine.sampler import Sampled, Sampler
+from engine.scheduler import Scheduler
+from engine.sequence import Sequence
+from engine.tokenizer import Tokenizer
+from engine.types import EngineStats, ErrorInfo, FinishReason, GenerateRequest, StepOutput, TokenDelta
+
+NUMERICAL_ERROR = ErrorInfo("numerical_error", "The model's output was not a number; the request cannot be answered.")
+
+
+class Runner(Protocol):
+    """What turns a batch into logits."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of the logits; token ids lie below it."""
+
+    def forward(self, batch: BatchInput) -> npt.NDArray[np.float32]:
+        """Write the batch's keys and values, and return f32[B', V] for ``batch.logit_rows``."""
+
+
+class Engine:
+    """Schedule, run, sample, emit."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        eos_ids: tuple[int, ...],
+        scheduler_config: SchedulerConfig,
+        cache_config: CacheConfig,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._runner = runner
+        self._tokenizer = tokenizer
+        self._eos_ids = frozenset(eos_ids)
+        self._max_model_len = scheduler_config.max_model_len
+        self._clock = clock
+        self._arrivals = 0
+        self._prompt_tokens = self._generated_tokens = self._prefix_queried = self._prefix_hits = self._steps = 0
+        self.pool = BlockPool(cache_config)
+        self.scheduler = Scheduler(scheduler_config, self.pool)
+        self.sampler = Sampler(eos_ids)
+        self.sequences: dict[str, Sequence] = {}
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self.sequences)
+
+    def submit(self, request: GenerateRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            InvalidRequest: it can never be answered; nothing has changed.
+        """
+        self._check(request)
+        detokenizer = IncrementalDetokenizer(self._tokenizer, request.sampling.stop)
+        seq = Sequence(request, self._arrivals, detokenizer)
+        self._arrivals += 1
+        self._prompt_tokens += seq.num_prompt
+        self.sequences[request.request_id] = seq
+        self.scheduler.add(seq)
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request; unknown ids are ignored."""
+        seq = self.sequences.pop(request_id, None)
+        if seq is not None:
+            self.scheduler.remove(seq)
+
+    def step(self) -> StepOutput:
+        """Compute one batch, and say what it added to each request."""
+        plan = self.scheduler.schedule()
+        if not plan:
+            return StepOutput([], self.stats())
+        now_s = self._clock()
+        for scheduled in plan:
+            self._note_admission(scheduled.seq, now_s)
+        logits = self._runner.forward(build_batch(plan, self.pool.block_size))
+        for scheduled in plan:
+            scheduled.seq.num_computed += scheduled.count
+        ready = [scheduled.seq for scheduled in plan if scheduled.completes]
+        sampled = self.sampler.sample(logits, [seq.sampler_state for seq in ready])
+        broken = {seq for seq, token in zip(ready, sampled, strict=True) if token is None}
+        for scheduled in plan:
+            if scheduled.seq not in broken:
+                self.pool.commit(scheduled.seq)
+        self._steps += 1
+        now_s = self._clock()
+        deltas = [self._emit(seq, token, now_s) for seq, token in zip(ready, sampled, strict=True)]
+        return StepOutput(deltas, self.stats())
+
+    def stats(self) -> EngineStats:
+        """State now, and counters since the engine was made."""
+        return EngineStats(
+            running=len(self.scheduler.running),
+            waiting=len(self.scheduler.waiting),
+            blocks_free=self.pool.num_free,
+            blocks_cached=self.pool.num_cached,
+            blocks_used=self.pool.num_used,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated_tokens,
+            prefix_queried_tokens=self._prefix_queried,
+            prefix_hit_tokens=self._prefix_hits,
+            preemptions=self.scheduler.num_preemptions,
+            steps=self._steps,
+        )
+
+    def _emit(self, seq: Sequence, token: Sampled | None, now_s: float) -> TokenDelta:
+        """Append the token to its sequence; end the sequence if that ends it."""
+        request_id = seq.request.request_id
+        if token is None:
+            self._end(seq, forget=True)
+            return TokenDelta(request_id, [], "", finish=FinishReason.ERROR, usage=seq.usage(), error=NUMERICAL_ERROR)
+        self._generated_tokens += 1
+        text, finish = seq.append(token.token_id, now_s, self._eos_ids.__contains__)
+        logprobs = None if token.logprobs is None else [token.logprobs]
+        if finish is None:
+            return TokenDelta(request_id, [token.token_id], text, logprobs)
+        self._end(seq)
+        return TokenDelta(request_id, [token.token_id], text, logprobs, finish, seq.usage())
+
+    def _end(self, seq: Sequence, *, forget: bool = False) -> None:
+        self.scheduler.remove(seq, forget=forget)
+        del self.sequences[seq.request.request_id]
+
+    def _note_admission(self, seq: Sequence, now_s: float) -> None:
+        if seq.admitted_at_s is None:
+            seq.admitted(now_s)
+            self._prefix_queried += seq.num_prompt
+            self._prefix_hits += seq.cached_tokens
+
+    def _check(self, request: GenerateRequest) -> None:
+        """Refuse what can never be answered."""
+        vocab_size, sampling = self._runner.vocab_size, request.sampling
+        if request.request_id in self.sequences:
+            raise InvalidRequest("a request with this id is open already.", param="request_id")
+        if not request.prompt_ids:
+            raise InvalidRequest("the prompt has no tokens; send at least one.", param="prompt")
+        if not all(0 <= token_id < vocab_size for token_id in request.prompt_ids):
+            raise InvalidRequest(f"prompt token ids must be between 0 and {vocab_size - 1}.", param="prompt")
+        if not all(0 <= token_id < vocab_size for token_id, _ in sampling.logit_bias):
+            raise InvalidRequest(f"logit_bias token ids must be between 0 and {vocab_size - 1}.", param="logit_bias")
+        if not all(0 <= token_id < vocab_size for token_id in sampling.stop_token_ids):
+            raise InvalidRequest(f"stop_token_ids must be between 0 and {vocab_size - 1}.", param="stop_token_ids")
+        longest = len(request.prompt_ids) + sampling.max_tokens
+        if longest > self._max_model_len or not self.pool.fits(longest - 1):  # the last token is never fed back
+            raise ContextLengthExceeded(
+                f"The prompt has {len(request.prompt_ids)} tokens and the answer may have {sampling.max_tokens}, but "
+                f"together they may have {self._max_model_len} at most; shorten the prompt or lower max_tokens.",
+                param="prompt",
+            )

@@ -1,0 +1,116 @@
+"""One request's state inside the engine.
+
+Owned by ``Engine``; the scheduler moves ``num_computed``, the block pool the ``block_*`` lists. Invariants:
+``0 <= num_computed <= len(token_ids)``, and the blocks hold at least ``num_computed`` tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from engine.detokenizer import IncrementalDetokenizer
+from engine.sampler import SamplerState
+from engine.types import FinishReason, GenerateRequest, Usage
+
+
+class Sequence:
+    """A prompt with the tokens generated so far.
+
+    There is no prefill and no decode phase: ``num_computed`` of ``len(token_ids)`` tokens have their keys and values in
+    the cache, and a step computes some more. When all are computed, the last one's logits give the next token.
+
+    Attributes:
+        order: (priority, arrival number); the scheduler serves the smallest first and preempts the largest.
+        block_ids: the sequence's blocks, in order of position.
+        block_hashes: the chained hashes of its full blocks, as far as they were needed.
+        num_committed: how many of its blocks are offered to the prefix cache.
+    """
+
+    __slots__ = (
+        "admitted_at_s",
+        "block_hashes",
+        "block_ids",
+        "cached_tokens",
+        "detokenizer",
+        "first_token_at_s",
+        "last_token_at_s",
+        "num_committed",
+        "num_computed",
+        "num_preemptions",
+        "num_prompt",
+        "order",
+        "request",
+        "sampler_state",
+        "token_ids",
+    )
+
+    def __init__(self, request: GenerateRequest, arrival: int, detokenizer: IncrementalDetokenizer) -> None:
+        self.request = request
+        self.order = (request.priority, arrival)
+        self.token_ids = list(request.prompt_ids)
+        self.num_prompt = len(self.token_ids)
+        self.num_computed = 0
+        self.num_committed = 0
+        self.block_ids: list[int] = []
+        self.block_hashes: list[bytes] = []
+        self.sampler_state = SamplerState(request.sampling, request.prompt_ids)
+        self.detokenizer = detokenizer
+        self.cached_tokens = 0
+        self.num_preemptions = 0
+        self.admitted_at_s: float | None = None
+        self.first_token_at_s: float | None = None
+        self.last_token_at_s = 0.0
+
+    @property
+    def num_remaining(self) -> int:
+        """Tokens whose keys and values are still to be computed."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.token_ids) - self.num_prompt
+
+    def admitted(self, now_s: float) -> None:
+        """Note the first admission; later ones follow a preemption and change nothing."""
+        if self.admitted_at_s is None:
+            self.admitted_at_s = now_s
+            self.cached_tokens = self.num_computed
+
+    def append(self, token_id: int, now_s: float, is_end: Callable[[int], bool]) -> tuple[str, FinishReason | None]:
+        """Take the next token: the text it makes showable, and whether the answer ends here.
+
+        Args:
+            token_id: the sampled token.
+            now_s: monotonic seconds.
+            is_end: whether the model ends an answer with this token.
+        """
+        self.token_ids.append(token_id)
+        self.sampler_state.note(token_id)
+        if self.first_token_at_s is None:
+            self.first_token_at_s = now_s
+        self.last_token_at_s = now_s
+        sampling = self.request.sampling
+        if token_id in sampling.stop_token_ids or (not sampling.ignore_eos and is_end(token_id)):
+            return self.detokenizer.flush(), FinishReason.STOP
+        text = self.detokenizer.push(token_id)
+        if self.detokenizer.stopped is not None:
+            return text, FinishReason.STOP
+        if self.num_generated >= sampling.max_tokens:
+            return text + self.detokenizer.flush(), FinishReason.LENGTH
+        return text, None
+
+    def usage(self) -> Usage:
+        """What the request cost; complete once it has ended."""
+        arrived = self.request.arrived_at_s
+        admitted = self.admitted_at_s if self.admitted_at_s is not None else arrived
+        first = self.first_token_at_s if self.first_token_at_s is not None else admitted
+        return Usage(
+            prompt_tokens=self.num_prompt,
+            completion_tokens=self.num_generated,
+            cached_tokens=self.cached_tokens,
+            queue_s=max(0.0, admitted - arrived),
+            prefill_s=first - admitted,
+            decode_s=max(0.0, self.last_token_at_s - first),
+            preemptions=self.num_preemptions,
+        )

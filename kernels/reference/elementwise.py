@@ -1,0 +1,55 @@
+"""Norms, rotary embedding, activation: operations that treat each row on its own, in float32."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels.formats import RawTensor
+from kernels.reference.dequant import dequantise
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I32 = npt.NDArray[np.int32]
+
+
+def prepare_vector(raw: RawTensor) -> F32:
+    """A one-dimensional weight, unpacked."""
+    return dequantise(raw)
+
+
+def rms_norm(x: F32, weight: F32, eps: float) -> F32:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis: f32[...,H] -> f32[...,H]."""
+    mean_square = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
+    return x / np.sqrt(mean_square + np.float32(eps)) * weight
+
+
+def add_rms_norm(x: F32, residual: F32, weight: F32, eps: float) -> tuple[F32, F32]:
+    """rms_norm(x + residual) and x + residual, each f32[T,H]."""
+    total = x + residual
+    return rms_norm(total, weight, eps), total
+
+
+def prepare_rope(inv_freq: F64, scale: float, num_positions: int) -> F32:
+    """Cosines and sines of position * inv_freq, times scale: f64[d/2] -> f32[2, num_positions, d/2].
+
+    The angle is computed in float64, so that a late position is as exact as an early one.
+    """
+    angles = np.arange(num_positions, dtype=np.float64)[:, None] * inv_freq
+    return np.stack([np.cos(angles) * scale, np.sin(angles) * scale]).astype(np.float32)
+
+
+def rope(x: F32, positions: I32, table: F32) -> F32:
+    """Rotate each pair (x[i], x[i + d/2]) by the angle of its position: f32[T,heads,d] -> f32[T,heads,d]."""
+    cos, sin = table[0, positions][:, None, :], table[1, positions][:, None, :]
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def silu_mul(gate_up: F32) -> F32:
+    """silu(gate) * up, the two halves of a row: f32[T,2F] -> f32[T,F]."""
+    half = gate_up.shape[-1] // 2
+    gate, up = gate_up[..., :half], gate_up[..., half:]
+    with np.errstate(over="ignore"):  # exp(-gate) overflows to infinity where the result is 0, as it should be
+        return gate / (np.float32(1) + np.exp(-gate)) * up
