@@ -136,7 +136,9 @@ class BlockPool:
         counts = [0] * self.num_blocks
         for seq in holders:
             if len(seq.block_ids) * self.block_size < seq.num_computed:
-                raise BlockPoolCorrupt(f"request {seq.request.request_id} has computed more tokens than it has room for")
+                raise BlockPoolCorrupt(
+                    f"request {seq.request.request_id} has computed more tokens than it has room for"
+                )
             for block in seq.block_ids:
                 counts[block] += 1
         if counts != self._ref_counts:

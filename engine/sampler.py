@@ -63,7 +63,9 @@ class SamplerState:
             out[token_id] += bias
         if self._seen:
             seen = np.fromiter(self._seen, dtype=np.intp)
-            out[seen] = np.where(out[seen] > 0, out[seen] / params.repetition_penalty, out[seen] * params.repetition_penalty)
+            out[seen] = np.where(
+                out[seen] > 0, out[seen] / params.repetition_penalty, out[seen] * params.repetition_penalty
+            )
         if self._generated and (params.frequency_penalty or params.presence_penalty):
             ids = np.fromiter(self._generated.keys(), dtype=np.intp)
             counts = np.fromiter(self._generated.values(), dtype=np.float64)
@@ -95,9 +97,7 @@ class Sampler:
         Batch-invariant: rows do not meet.
         """
         best = logits.argmax(axis=1)
-        return [
-            self._sample_row(row, int(top), state) for row, top, state in zip(logits, best, states, strict=True)
-        ]
+        return [self._sample_row(row, int(top), state) for row, top, state in zip(logits, best, states, strict=True)]
 
     def _sample_row(self, row: F32, top: int, state: SamplerState) -> Sampled | None:
         if not np.isfinite(row).all():

@@ -19,7 +19,7 @@ def prepare_vector(raw: RawTensor) -> F32:
 
 
 def rms_norm(x: F32, weight: F32, eps: float) -> F32:
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis: f32[...,H] -> f32[...,H]."""
+    """X / sqrt(mean(x^2) + eps) * weight over the last axis: f32[...,H] -> f32[...,H]."""
     mean_square = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
     return x / np.sqrt(mean_square + np.float32(eps)) * weight
 

@@ -46,7 +46,7 @@ def prepare_linear(weights: Sequence[RawTensor], biases: Sequence[RawTensor] | N
 
 
 def linear(x: F32, w: ReferenceLinear) -> F32:
-    """x @ weight.T + bias.
+    """X @ weight.T + bias.
 
     Shapes: x f32[T,K] -> f32[T,N]. Batch-invariant: see the module.
     """
@@ -67,7 +67,7 @@ def logits(x: F32, rows: I32, w: ReferenceLinear) -> F32:
 
 
 def tiled_matmul(x: F32, weight: F32, row_tile: int) -> F32:
-    """x @ weight.T, ``row_tile`` rows at a time: f32[T,K], f32[N,K] -> f32[T,N]."""
+    """X @ weight.T, ``row_tile`` rows at a time: f32[T,K], f32[N,K] -> f32[T,N]."""
     num_rows, inner = x.shape
     num_tiles = -(-num_rows // row_tile)
     padded = np.zeros((num_tiles * row_tile, inner), dtype=np.float32)

@@ -1,0 +1,93 @@
+"""From an ``EngineConfig`` to a running ``Engine``: opens the model, sizes the cache, lays the weights out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from engine.engine import Engine
+from engine.errors import ConfigError
+from engine.model_runner import ModelRunner, block_bytes
+from engine.models.registry import model_class
+from engine.tokenizer import load_tokenizer
+from engine.types import EngineReady
+from engine.weights.open import open_checkpoint
+from kernels.ops import Ops
+from kernels.resolve import BackendUnavailable, resolve
+
+
+def load_engine(config: EngineConfig, progress: Callable[[int, int], None]) -> tuple[Engine, EngineReady]:
+    """Everything from disk to a first possible step.
+
+    Args:
+        config: what to load and how.
+        progress: called with (bytes laid out, bytes in all).
+
+    Raises:
+        ModelError: the model cannot be served.
+        ConfigError: the settings do not fit the model, the device or each other.
+    """
+    try:
+        resolved = resolve(config.device)
+    except BackendUnavailable as error:
+        raise ConfigError(f"--device: {error}") from error
+    path = Path(config.model_path)
+    checkpoint = open_checkpoint(path)
+    model_config = checkpoint.config
+    cache, max_model_len = size_cache(config, model_config, resolved.ops)
+    limits = SchedulerConfig(config.max_num_seqs, max(config.max_num_batched_tokens, 1), max_model_len)
+
+    done = 0
+
+    def advance(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        progress(done, checkpoint.total_bytes)
+
+    advance(0)
+    model = model_class(model_config.architecture)(model_config, checkpoint, resolved.ops, max_model_len, advance)
+    runner = ModelRunner(model, resolved.ops, cache)
+    engine = Engine(runner, load_tokenizer(path), model_config.eos_token_ids, limits, cache)
+    ready = EngineReady(
+        architecture=model_config.architecture,
+        vocab_size=model_config.vocab_size,
+        max_model_len=max_model_len,
+        num_blocks=cache.num_blocks,
+        block_size=cache.block_size,
+        backend=f"{resolved.ops.info.name} ({resolved.ops.info.description})",
+        provenance=resolved.provenance,
+        weights_bytes=checkpoint.total_bytes,
+        kv_cache_bytes=cache.num_blocks * block_bytes(model_config, resolved.ops, cache.block_size),
+    )
+    return engine, ready
+
+
+def size_cache(config: EngineConfig, model: ModelConfig, ops: Ops) -> tuple[CacheConfig, int]:
+    """The KV cache and the context length that it leaves.
+
+    Without ``max_model_len`` the context is the model's own, cut to what the cache can hold.
+
+    Raises:
+        ConfigError: what was asked for does not fit, with the flag to change.
+    """
+    longest = model.max_position_embeddings
+    if config.max_model_len is not None and not 1 <= config.max_model_len <= longest:
+        raise ConfigError(
+            f"--max-model-len must be between 1 and {longest}, this model's own context length, "
+            f"but is {config.max_model_len}."
+        )
+    if config.block_size < 1 or 128 % config.block_size:
+        raise ConfigError(f"--block-size must divide 128, but is {config.block_size}.")
+    wanted = config.max_model_len or longest
+    per_block = block_bytes(model, ops, config.block_size)
+    useful = -(-wanted // config.block_size) * config.max_num_seqs
+    num_blocks = config.num_blocks or min(config.kv_cache_bytes // per_block, useful)
+    capacity = num_blocks * config.block_size
+    if capacity < 1 or (config.max_model_len is not None and capacity < config.max_model_len):
+        needed = -(-wanted // config.block_size) * per_block
+        raise ConfigError(
+            f"a context of {wanted} tokens needs {needed} bytes of KV cache, but there are {num_blocks * per_block}; "
+            "raise --kv-cache-memory-bytes (or --num-blocks) or lower --max-model-len."
+        )
+    return CacheConfig(num_blocks, config.block_size, config.enable_prefix_caching), min(wanted, capacity)

@@ -1,0 +1,140 @@
+"""The engine process: ``python -P -m engine.process FD``.
+
+Its whole world is one connected Unix socket, inherited as ``FD``. The first frame in is an ``EngineConfig``; then
+``Inbound`` messages come in and ``Outbound`` ones go out. The loop steps while there is work and otherwise waits,
+saying each second that it is alive. When the other end closes the socket, the process ends: it never outlives its
+server. A failure it cannot mend is reported as ``EngineFailed`` and ends the process; the server starts another.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+
+import msgspec
+
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.errors import ConfigError, InvalidRequest, ModelError
+from engine.loading import load_engine
+from engine.types import (
+    Abort,
+    EngineFailed,
+    ErrorInfo,
+    FinishReason,
+    GenerateRequest,
+    Inbound,
+    LoadProgress,
+    Outbound,
+    StepOutput,
+    TokenDelta,
+)
+from engine.wire import FrameReader, encode_frame
+
+HEARTBEAT_S = 1.0
+PROGRESS_EVERY_S = 0.05
+
+log = logging.getLogger("upwell.engine")
+
+
+class Link:
+    """The socket, as messages in and out."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._reader = FrameReader()
+
+    def send(self, message: Outbound) -> None:
+        """Write one message; waits while the server does not read."""
+        self._socket.sendall(encode_frame(message))
+
+    def frames(self, wait_s: float | None) -> Iterator[bytes]:
+        """What arrives within ``wait_s`` seconds (None: wait for ever).
+
+        Raises:
+            EOFError: the server closed the socket.
+        """
+        readable, _, _ = select.select([self._socket], [], [], wait_s)
+        if readable:
+            data = self._socket.recv(1 << 18)
+            if not data:
+                raise EOFError
+            yield from self._reader.feed(data)
+
+    def first_frame(self) -> bytes:
+        """Wait for the first message."""
+        while True:
+            for frame in self.frames(None):
+                return frame
+
+
+def serve(link: Link, engine: Engine) -> None:
+    """Take requests and step, until the server closes the socket (EOFError)."""
+    decoder = msgspec.msgpack.Decoder(Inbound)
+    while True:
+        refused = []
+        for frame in link.frames(0 if engine.has_work else HEARTBEAT_S):
+            refused += _take(engine, decoder.decode(frame))
+        output = engine.step()
+        link.send(StepOutput(refused + output.deltas, output.stats))
+
+
+def _take(engine: Engine, message: Inbound) -> list[TokenDelta]:
+    """Hand a message to the engine; what it refuses comes back as the request's only delta."""
+    if isinstance(message, Abort):
+        engine.abort(message.request_id)
+        return []
+    return _submit(engine, message)
+
+
+def _submit(engine: Engine, request: GenerateRequest) -> list[TokenDelta]:
+    try:
+        engine.submit(request)
+    except InvalidRequest as error:
+        info = ErrorInfo(error.code, str(error), error.param)
+        return [TokenDelta(request.request_id, [], "", finish=FinishReason.ERROR, error=info)]
+    return []
+
+
+def _load(link: Link) -> Engine:
+    config = msgspec.msgpack.decode(link.first_frame(), type=EngineConfig)
+    last_sent_s = 0.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last_sent_s
+        now_s = time.monotonic()
+        if now_s - last_sent_s >= PROGRESS_EVERY_S or done == total:
+            last_sent_s = now_s
+            link.send(LoadProgress(done, total))
+
+    engine, ready = load_engine(config, progress)
+    link.send(ready)
+    return engine
+
+
+def main() -> int:
+    """Run until the server goes away; exit code 1 after a failure."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle: it lets streams finish first
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    link = Link(socket.socket(fileno=int(sys.argv[1])))
+    try:
+        serve(link, _load(link))
+    except (EOFError, ConnectionError):
+        return 0
+    except (ModelError, ConfigError) as error:
+        link.send(EngineFailed(str(error), expected=True))
+    except MemoryError:
+        link.send(EngineFailed("the machine has not enough memory for this model and its KV cache.", expected=True))
+    except Exception as error:
+        log.exception("the engine failed")
+        link.send(EngineFailed(f"{type(error).__name__} in the engine; see the log", expected=False))
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

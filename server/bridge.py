@@ -1,0 +1,270 @@
+"""The asyncio side of the engine process: start it, talk to it, watch it, start it anew.
+
+The link is one end of a socket pair whose other end the engine inherits, so no other process can connect to either.
+When the engine ends, every open stream raises ``EngineDead`` and a new engine is started, at once the first time and
+then after growing pauses. An engine that says nothing for ``silence_limit_s`` is taken for hung and killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from engine.config import EngineConfig
+from engine.errors import EngineDead, ModelError
+from engine.types import (
+    Abort,
+    EngineFailed,
+    EngineReady,
+    EngineStats,
+    GenerateRequest,
+    Inbound,
+    LoadProgress,
+    Outbound,
+    StepOutput,
+)
+from engine.wire import FrameReader, encode_frame
+from server.engine_client import EngineState, EngineUnavailable, TokenStream
+
+MAX_PAUSE_S = 30.0
+STEADY_AFTER_S = 60.0
+"""An engine that lived this long was healthy: the next restart is immediate again."""
+STOP_GRACE_S = 5.0
+
+log = logging.getLogger("upwell.bridge")
+
+
+class EngineBridge:
+    """Implements ``EngineClient`` over an engine process."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        silence_limit_s: float,
+        on_progress: Callable[[LoadProgress], None] = lambda _: None,
+    ) -> None:
+        self.state = EngineState.LOADING
+        self.ready: EngineReady | None = None
+        self.stats = EngineStats()
+        self.restarts = 0
+        self._config = config
+        self._silence_limit_s = silence_limit_s
+        self._on_progress = on_progress
+        self._streams: dict[str, TokenStream] = {}
+        self._process: asyncio.subprocess.Process | None = None
+        self._link: _Link | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._started: asyncio.Future[EngineReady] | None = None
+        self._failure: EngineFailed | None = None
+
+    async def start(self) -> EngineReady:
+        """Start the engine and its supervision; returns when it is ready.
+
+        Raises:
+            ModelError: the model cannot be served.
+            ConfigError: the settings do not fit.
+            EngineDead: the engine ended while loading, for a reason of its own.
+        """
+        self._started = asyncio.get_running_loop().create_future()
+        self._supervisor = asyncio.create_task(self._supervise())
+        return await self._started
+
+    async def close(self) -> None:
+        """End the engine and its supervision; open streams fail."""
+        self.state = EngineState.STOPPED
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervisor
+        await self._end_process()
+        self._fail_streams("The server is shutting down.")
+
+    def drain(self) -> None:
+        """Take no new requests; open ones go on."""
+        if self.state is not EngineState.STOPPED:
+            self.state = EngineState.DRAINING
+
+    @property
+    def num_open(self) -> int:
+        """Requests that have not ended."""
+        return len(self._streams)
+
+    def submit(self, requests: Sequence[GenerateRequest]) -> TokenStream:
+        """Hand requests over; see ``EngineClient.submit``."""
+        if self.state is not EngineState.READY:
+            raise EngineUnavailable(f"The engine is {self.state}; try again shortly.", retry_after_s=2)
+        stream = TokenStream([request.request_id for request in requests], self._abort)
+        for request in requests:
+            self._streams[request.request_id] = stream
+            self._send(request)
+        return stream
+
+    def _abort(self, request_id: str) -> None:
+        if self._streams.pop(request_id, None) is not None:
+            self._send(Abort(request_id))
+
+    def _send(self, message: Inbound) -> None:
+        if self._link is not None:
+            self._link.send(message)
+
+    async def _supervise(self) -> None:
+        """Run one engine after another."""
+        pause_s = 0.0
+        while True:
+            began_s = time.monotonic()
+            reason = await self._run_engine()
+            if self._started is not None and not self._started.done():
+                self._started.set_exception(_start_failure(self._failure, reason))
+                return
+            num_failed = self._fail_streams(
+                "The engine ended unexpectedly; the request was lost and can be sent again."
+            )
+            log.error("%s; %d open requests failed; starting a new engine", reason, num_failed)
+            if self.state is not EngineState.DRAINING:
+                self.state = EngineState.RESTARTING
+            self.restarts += 1
+            self.stats = EngineStats()
+            steady = time.monotonic() - began_s > STEADY_AFTER_S
+            pause_s = (
+                0.0 if steady or (pause_s == 0.0 and self.restarts == 1) else min(max(2 * pause_s, 1.0), MAX_PAUSE_S)
+            )
+            await asyncio.sleep(pause_s)
+
+    async def _run_engine(self) -> str:
+        """Start an engine and wait until it is gone; returns why."""
+        self._failure = None
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",
+                "-m",
+                "engine.process",
+                str(theirs.fileno()),
+                pass_fds=(theirs.fileno(),),
+                stdin=asyncio.subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        link = _Link(self._on_message)
+        await asyncio.get_running_loop().create_connection(lambda: link, sock=ours)
+        self._link = link
+        link.send(self._config)
+        watch = asyncio.create_task(self._kill_if_silent(link))
+        try:
+            await link.lost.wait()
+        finally:
+            watch.cancel()
+            self._link = None
+            link.close()
+        if self.state is EngineState.HUNG:
+            return f"the engine said nothing for {self._silence_limit_s:.0f} s and was killed"
+        code = await self._process.wait()
+        return f"the engine ended with {'signal' if code < 0 else 'exit code'} {abs(code)}"
+
+    async def _kill_if_silent(self, link: _Link) -> None:
+        """Kill an engine that hangs; while it loads it may be silent for longer."""
+        while True:
+            await asyncio.sleep(min(1.0, self._silence_limit_s / 4))
+            loaded = self.state in {EngineState.READY, EngineState.DRAINING}
+            if loaded and time.monotonic() - link.last_heard_s > self._silence_limit_s:
+                self.state = EngineState.HUNG
+                await self._end_process()
+                link.lost.set()
+                return
+
+    async def _end_process(self) -> None:
+        """Make sure that no engine is left: ask by closing the link, then kill."""
+        process, hung = self._process, self.state is EngineState.HUNG
+        if process is None or process.returncode is not None:
+            return
+        if self._link is not None:
+            self._link.close()
+        try:
+            await asyncio.wait_for(process.wait(), 0.0 if hung else STOP_GRACE_S)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+    def _on_message(self, message: Outbound) -> None:
+        if isinstance(message, StepOutput):
+            self._on_step(message)
+        elif isinstance(message, LoadProgress):
+            self._on_progress(message)
+        elif isinstance(message, EngineFailed):
+            self._failure = message
+        else:
+            self.ready = message
+            if self.state is not EngineState.DRAINING:
+                self.state = EngineState.READY
+            if self._started is not None and not self._started.done():
+                self._started.set_result(message)
+
+    def _on_step(self, output: StepOutput) -> None:
+        self.stats = output.stats
+        for delta in output.deltas:
+            stream = self._streams.get(delta.request_id)
+            if stream is None:  # aborted while this was under way
+                continue
+            if delta.finish is not None:
+                del self._streams[delta.request_id]
+            stream.feed(delta)
+
+    def _fail_streams(self, message: str) -> int:
+        streams, self._streams = self._streams, {}
+        for stream in set(streams.values()):
+            stream.fail(EngineDead(message))
+        return len(streams)
+
+
+class _Link(asyncio.Protocol):
+    """Our end of the socket, as messages."""
+
+    def __init__(self, on_message: Callable[[Outbound], None]) -> None:
+        self.last_heard_s = time.monotonic()
+        self.lost = asyncio.Event()
+        self._on_message = on_message
+        self._reader = FrameReader()
+        self._decoder = msgspec.msgpack.Decoder(Outbound)
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        if isinstance(transport, asyncio.Transport):
+            self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Hand on every whole message."""
+        self.last_heard_s = time.monotonic()
+        for frame in self._reader.feed(data):
+            self._on_message(self._decoder.decode(frame))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The engine is gone."""
+        self.lost.set()
+
+    def send(self, message: Inbound | EngineConfig) -> None:
+        """Queue a message; never waits."""
+        if self._transport is not None:
+            self._transport.write(encode_frame(message))
+
+    def close(self) -> None:
+        """Close the socket, which ends the engine."""
+        if self._transport is not None:
+            self._transport.close()
+
+
+def _start_failure(failure: EngineFailed | None, reason: str) -> Exception:
+    if failure is None:
+        return EngineDead(f"The engine could not start: {reason}.")
+    if failure.expected:
+        return ModelError(failure.message)
+    return EngineDead(f"The engine could not start: {failure.message}.")
