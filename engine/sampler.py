@@ -63,9 +63,8 @@ class SamplerState:
             out[token_id] += bias
         if self._seen:
             seen = np.fromiter(self._seen, dtype=np.intp)
-            out[seen] = np.where(
-                out[seen] > 0, out[seen] / params.repetition_penalty, out[seen] * params.repetition_penalty
-            )
+            penalty = params.repetition_penalty
+            out[seen] = np.where(out[seen] > 0, out[seen] / penalty, out[seen] * penalty)
         if self._generated and (params.frequency_penalty or params.presence_penalty):
             ids = np.fromiter(self._generated.keys(), dtype=np.intp)
             counts = np.fromiter(self._generated.values(), dtype=np.float64)
@@ -137,6 +136,8 @@ def draw(logits: F64, params: SamplingParams, uniform: float) -> int:
 
 def highest(values: F64, count: int) -> Ids:
     """Indices of the ``count`` highest values, highest first, the lower index first on a tie; all if fewer."""
+    if count == 0:
+        return np.empty(0, dtype=np.intp)
     if count < len(values):
         threshold = np.partition(values, len(values) - count)[len(values) - count]
         candidates = np.flatnonzero(values >= threshold)
@@ -163,7 +164,7 @@ def logprobs_of(logits: F64, token_id: int, num_top: int) -> TokenLogprobs:
     """Log probability of a token and of the ``num_top`` most likely ones under softmax(logits), f64[V]."""
     peak = logits.max()
     log_total = peak + np.log(np.exp(logits - peak).sum())
-    top = highest(logits, num_top) if num_top else []
+    top = highest(logits, num_top)
     return TokenLogprobs(
         token_id=token_id,
         logprob=float(logits[token_id] - log_total),

@@ -1,0 +1,1 @@
+"""Operations and their backends; knows NumPy and the standard library only."""

@@ -55,6 +55,7 @@ class EngineBridge:
         self.ready: EngineReady | None = None
         self.stats = EngineStats()
         self.restarts = 0
+        self._draining = False
         self._config = config
         self._silence_limit_s = silence_limit_s
         self._on_progress = on_progress
@@ -89,8 +90,8 @@ class EngineBridge:
 
     def drain(self) -> None:
         """Take no new requests; open ones go on."""
-        if self.state is not EngineState.STOPPED:
-            self.state = EngineState.DRAINING
+        self._draining = True
+        self.state = EngineState.DRAINING
 
     @property
     def num_open(self) -> int:
@@ -118,25 +119,21 @@ class EngineBridge:
     async def _supervise(self) -> None:
         """Run one engine after another."""
         pause_s = 0.0
-        while True:
+        while not self._draining:
             began_s = time.monotonic()
             reason = await self._run_engine()
             if self._started is not None and not self._started.done():
                 self._started.set_exception(_start_failure(self._failure, reason))
                 return
-            num_failed = self._fail_streams(
-                "The engine ended unexpectedly; the request was lost and can be sent again."
-            )
-            log.error("%s; %d open requests failed; starting a new engine", reason, num_failed)
-            if self.state is not EngineState.DRAINING:
-                self.state = EngineState.RESTARTING
+            self.state = EngineState.RESTARTING
             self.restarts += 1
             self.stats = EngineStats()
-            steady = time.monotonic() - began_s > STEADY_AFTER_S
-            pause_s = (
-                0.0 if steady or (pause_s == 0.0 and self.restarts == 1) else min(max(2 * pause_s, 1.0), MAX_PAUSE_S)
-            )
+            num_failed = self._fail_streams("The engine ended unexpectedly; this request was lost. Send it again.")
+            log.error("%s; %d open requests failed; starting a new engine", reason, num_failed)
+            if time.monotonic() - began_s > STEADY_AFTER_S:
+                pause_s = 0.0
             await asyncio.sleep(pause_s)
+            pause_s = min(max(2 * pause_s, 1.0), MAX_PAUSE_S)
 
     async def _run_engine(self) -> str:
         """Start an engine and wait until it is gone; returns why."""
@@ -203,8 +200,7 @@ class EngineBridge:
             self._failure = message
         else:
             self.ready = message
-            if self.state is not EngineState.DRAINING:
-                self.state = EngineState.READY
+            self.state = EngineState.DRAINING if self._draining else EngineState.READY
             if self._started is not None and not self._started.done():
                 self._started.set_result(message)
 

@@ -48,7 +48,7 @@ def _llama3(inv_freq: F64, rope: RopeConfig) -> F64:
 
 
 def _yarn(inv_freq: F64, rope: RopeConfig, head_dim: int) -> F64:
-    """Dimensions that turn more than beta_fast times over the original context are kept, fewer than beta_slow slowed."""
+    """Dimensions that turn over beta_fast times in the original context are kept, under beta_slow times slowed."""
 
     def dimension_of(turns: float) -> float:
         span = rope.original_max_position_embeddings / (turns * 2 * math.pi)
@@ -61,7 +61,8 @@ def _yarn(inv_freq: F64, rope: RopeConfig, head_dim: int) -> F64:
     if low == high:
         high += 0.001  # a step instead of a ramp, without dividing by zero
     slowed = np.clip((np.arange(head_dim // 2) - low) / (high - low), 0.0, 1.0)
-    return (1 - slowed) * inv_freq + slowed * inv_freq / rope.factor
+    blended: F64 = (1 - slowed) * inv_freq + slowed * inv_freq / rope.factor
+    return blended
 
 
 def _yarn_scale(rope: RopeConfig) -> float:

@@ -1,0 +1,1 @@
+"""Model files: readers, checkpoints, and the store they are fetched into."""

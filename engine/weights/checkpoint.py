@@ -1,8 +1,9 @@
 """What the model code needs of a checkpoint, whatever its file format.
 
-Tensors go by their Hugging Face names (``model.layers.0.self_attn.q_proj.weight``), in Hugging Face layout: a weight is
-[out, in], rotary halves are not interleaved. Routed experts are stacked: ``model.layers.0.mlp.experts.gate_proj.weight``
-is [experts, out, in]. A checkpoint in another convention renames and reorders rows as it hands a tensor out.
+Tensors go by their Hugging Face names (``model.layers.0.self_attn.q_proj.weight``), in Hugging Face layout: a weight
+is [out, in], rotary halves are not interleaved. Routed experts are stacked:
+``model.layers.0.mlp.experts.gate_proj.weight`` is [experts, out, in]. A checkpoint in another convention renames and
+reorders rows as it hands a tensor out.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def _online_softmax(
         acc[here] = acc[here] * correction[..., None] + np.matmul(weights, values)
         peak[here] = new_peak
     # Rows that pad a query tile out may have seen nothing; nobody reads them.
-    return acc / np.where(total == 0, np.float32(1), total)[..., None]
+    return (acc / np.where(total == 0, np.float32(1), total)[..., None]).astype(np.float32, copy=False)
 
 
 def _key_tile(cache: LayerCache, block_table: I32, kv_lens: I32, tile: int) -> tuple[F32, F32, npt.NDArray[np.bool_]]:

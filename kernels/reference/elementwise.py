@@ -21,7 +21,7 @@ def prepare_vector(raw: RawTensor) -> F32:
 def rms_norm(x: F32, weight: F32, eps: float) -> F32:
     """X / sqrt(mean(x^2) + eps) * weight over the last axis: f32[...,H] -> f32[...,H]."""
     mean_square = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
-    return x / np.sqrt(mean_square + np.float32(eps)) * weight
+    return (x / np.sqrt(mean_square + np.float32(eps)) * weight).astype(np.float32, copy=False)
 
 
 def add_rms_norm(x: F32, residual: F32, weight: F32, eps: float) -> tuple[F32, F32]:
@@ -52,4 +52,4 @@ def silu_mul(gate_up: F32) -> F32:
     half = gate_up.shape[-1] // 2
     gate, up = gate_up[..., :half], gate_up[..., half:]
     with np.errstate(over="ignore"):  # exp(-gate) overflows to infinity where the result is 0, as it should be
-        return gate / (np.float32(1) + np.exp(-gate)) * up
+        return (gate / (np.float32(1) + np.exp(-gate)) * up).astype(np.float32, copy=False)

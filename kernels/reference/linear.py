@@ -79,9 +79,9 @@ def tiled_matmul(x: F32, weight: F32, row_tile: int) -> F32:
 
 def row_tile_for(weight: F32) -> int:
     """ROW_TILE if this BLAS gives a row the same result wherever it stands in a tile, for that weight; else 1."""
-    row = np.random.default_rng(0).standard_normal(weight.shape[1], dtype=np.float32)
-    alone = np.zeros((ROW_TILE, len(row)), dtype=np.float32)
-    alone[0] = row
+    row: F32 = np.random.default_rng(0).standard_normal((1, weight.shape[1]), dtype=np.float32)
+    alone = np.zeros((ROW_TILE, weight.shape[1]), dtype=np.float32)
+    alone[:1] = row
     expected = tiled_matmul(alone, weight, ROW_TILE)[0]
     everywhere = tiled_matmul(np.tile(row, (ROW_TILE, 1)), weight, ROW_TILE)
     return ROW_TILE if np.array_equal(everywhere, np.tile(expected, (ROW_TILE, 1))) else 1

@@ -1,0 +1,1 @@
+"""What each operation computes: oracle, tolerance, cases, source."""
