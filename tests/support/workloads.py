@@ -1,0 +1,134 @@
+"""Random workloads, run through the real scheduler, block pool and batch on the echo model, and checked exactly."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from engine.config import CacheConfig, SchedulerConfig
+from engine.engine import Engine
+from engine.types import FinishReason, GenerateRequest, SamplingParams, TokenDelta
+from tests.support.byte_tokenizer import ByteTokenizer
+from tests.support.echo_model import EchoRunner, expected_tokens
+
+EOS_ID = 7
+MAX_STEPS = 3000
+
+
+class WrongAnswer(AssertionError):
+    """A request did not get the tokens it gets alone, or the engine's books do not add up."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request, the step it comes at, and the step its client leaves at, if it does."""
+
+    step: int
+    request: GenerateRequest
+    leaves_at: int | None = None
+
+
+@dataclass(frozen=True)
+class Workload:
+    cache: CacheConfig
+    limits: SchedulerConfig
+    arrivals: list[Arrival]
+
+
+@dataclass
+class Outcome:
+    tokens: dict[str, list[int]] = field(default_factory=dict)
+    last: dict[str, TokenDelta] = field(default_factory=dict)
+    preemptions: int = 0
+    prefix_hits: int = 0
+
+
+def random_workload(seed: int) -> Workload:
+    """Few blocks, many shared prefixes, mixed priorities and tenants, clients that leave."""
+    rng = random.Random(seed)
+    block_size = rng.choice([1, 2, 4, 8])
+    longest = rng.randint(12, 48)
+    num_blocks = -(-longest // block_size) + rng.randint(0, 12)
+    max_num_seqs = rng.randint(1, 6)
+    limits = SchedulerConfig(max_num_seqs, max_num_seqs + rng.randint(0, 12), longest)
+    stems = [[rng.randrange(256) for _ in range(rng.randint(1, longest // 2))] for _ in range(2)]
+    arrivals = []
+    for index in range(rng.randint(1, 8)):
+        stem = rng.choice(stems)[: rng.randint(0, longest)]
+        prompt = (stem + [rng.randrange(256) for _ in range(rng.randint(1, 6))])[: longest - 1]
+        max_tokens = rng.randint(1, min(16, longest - len(prompt)))
+        sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=rng.random() < 0.5)
+        request = GenerateRequest(f"r{index}", prompt, sampling, rng.choice([0, 0, 1, -1]), rng.choice(["", "", "t"]))
+        step = rng.randint(0, 12)
+        leaves_at = step + rng.randint(0, 20) if rng.random() < 0.2 else None
+        arrivals.append(Arrival(step, request, leaves_at))
+    cache = CacheConfig(num_blocks, block_size, enable_prefix_caching=rng.random() < 0.8)
+    return Workload(cache, limits, arrivals)
+
+
+def new_engine(workload: Workload) -> Engine:
+    runner = EchoRunner(workload.cache)
+    return Engine(runner, ByteTokenizer(), (EOS_ID,), workload.limits, workload.cache)
+
+
+def run_workload(workload: Workload) -> Outcome:
+    """Run to the end; check the books after each step, and every answer at the end."""
+    engine, outcome = new_engine(workload), Outcome()
+    for step in range(MAX_STEPS):
+        for arrival in workload.arrivals:
+            if arrival.step == step:
+                engine.submit(arrival.request)
+            if arrival.leaves_at == step:
+                engine.abort(arrival.request.request_id)
+        _record(engine.step().deltas, outcome)
+        _check_books(engine)
+        if not engine.has_work and step > max(arrival.step for arrival in workload.arrivals):
+            break
+    else:
+        raise WrongAnswer("the engine did not finish")
+    if engine.pool.num_used:
+        raise WrongAnswer("an idle engine still uses blocks")
+    _check_answers(workload, outcome)
+    outcome.preemptions = engine.stats().preemptions
+    outcome.prefix_hits = engine.stats().prefix_hit_tokens
+    return outcome
+
+
+def _record(deltas: list[TokenDelta], outcome: Outcome) -> None:
+    for delta in deltas:
+        if delta.request_id in outcome.last:
+            raise WrongAnswer("a delta after the last one")
+        outcome.tokens.setdefault(delta.request_id, []).extend(delta.token_ids)
+        if delta.finish is not None:
+            outcome.last[delta.request_id] = delta
+
+
+def _check_books(engine: Engine) -> None:
+    engine.pool.check(engine.sequences.values())
+    tenants: dict[int, str] = {}
+    for seq in engine.sequences.values():
+        if not 0 <= seq.num_computed <= len(seq.token_ids):
+            raise WrongAnswer("computed more tokens than there are")
+        for block in seq.block_ids:
+            if tenants.setdefault(block, seq.request.tenant) != seq.request.tenant:
+                raise WrongAnswer("two tenants share a block")
+
+
+def _check_answers(workload: Workload, outcome: Outcome) -> None:
+    for arrival in workload.arrivals:
+        request = arrival.request
+        wanted, reason = expected_answer(request)
+        got = outcome.tokens.get(request.request_id, [])
+        last = outcome.last.get(request.request_id)
+        if last is None:
+            if arrival.leaves_at is None or got != wanted[: len(got)]:
+                raise WrongAnswer(f"{request.request_id} has no end, or wrong tokens before its client left")
+        elif got != wanted or last.finish is not reason:
+            raise WrongAnswer(f"{request.request_id}: {got} ({last.finish}), not {wanted} ({reason})")
+
+
+def expected_answer(request: GenerateRequest) -> tuple[list[int], FinishReason]:
+    tokens = expected_tokens(request.prompt_ids, request.sampling.max_tokens)
+    if not request.sampling.ignore_eos and EOS_ID in tokens:
+        return tokens[: tokens.index(EOS_ID) + 1], FinishReason.STOP
+    return tokens, FinishReason.LENGTH
