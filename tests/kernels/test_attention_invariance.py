@@ -1,0 +1,51 @@
+"""A query's attention is the same, bit for bit, alone, in any batch, in any chunk, over any blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels.resolve import BACKENDS
+from kernels.specs.attention import attention_run, make_attention_case
+
+lengths = st.integers(1, 300).flatmap(lambda total: st.tuples(st.just(total), st.integers(1, total)))
+
+
+def only(inputs, sequence, first_query, num_queries, block_size):
+    """The same queries of one sequence, alone, in blocks of another size and order."""
+    total = int(inputs["kv_lens"][sequence])
+    num_new = int(inputs["q_starts"][sequence + 1] - inputs["q_starts"][sequence])
+    end = int(np.cumsum(inputs["kv_lens"])[sequence])
+    tokens = slice(end - total, end - num_new + first_query + num_queries)
+    alone = make_attention_case(
+        np.random.default_rng(block_size),
+        [(tokens.stop - tokens.start, num_queries)],
+        heads=inputs["q"].shape[1],
+        kv_heads=inputs["k"].shape[1],
+        head_dim=inputs["q"].shape[2],
+        block_size=block_size,
+        window=inputs["window"],
+    )
+    start = int(inputs["q_starts"][sequence]) + first_query
+    return {**alone, "k": inputs["k"][tokens], "v": inputs["v"][tokens], "q": inputs["q"][start : start + num_queries]}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_attention_is_invariant(backend, data):
+    ops = BACKENDS[backend]()
+    seqs = data.draw(st.lists(lengths, min_size=1, max_size=4))
+    heads, kv_heads = data.draw(st.sampled_from([(1, 1), (3, 1), (6, 2), (4, 4)]))
+    window = data.draw(st.sampled_from([None, 1, 40, 130]))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    inputs = make_attention_case(rng, seqs, heads=heads, kv_heads=kv_heads, window=window)
+    whole = attention_run(ops, inputs)
+    for sequence, (_, num_new) in enumerate(seqs):
+        first = data.draw(st.integers(0, num_new - 1))
+        count = data.draw(st.integers(1, num_new - first))
+        alone = attention_run(ops, only(inputs, sequence, first, count, data.draw(st.sampled_from([4, 16, 128]))))
+        start = int(inputs["q_starts"][sequence]) + first
+        np.testing.assert_array_equal(alone, whole[start : start + count])
