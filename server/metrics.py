@@ -1,0 +1,126 @@
+"""The numbers of GET /metrics, in a registry of their own.
+
+Counters about the engine come from ``EngineStats``, which starts again at zero with a new engine; what is exported
+never goes back. Label values are fixed sets, so the number of series does not depend on what clients send.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from engine.types import EngineStats
+from server.engine_client import EngineClient
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+FINISH_REASONS = ("stop", "length", "abort", "error")
+
+_SHORT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_LONG_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+
+_ENGINE_COUNTERS = {
+    "prompt_tokens": "Prompt tokens computed or found in the prefix cache.",
+    "generated_tokens": "Tokens generated.",
+    "prefix_queried_tokens": "Prompt tokens looked up in the prefix cache.",
+    "prefix_hit_tokens": "Prompt tokens found in the prefix cache.",
+    "preemptions": "Requests that gave up their blocks and were computed again.",
+    "steps": "Steps of the engine.",
+}
+
+
+class Metrics:
+    """Everything that is measured; one for each app, used on its event loop."""
+
+    def __init__(self, engine: EngineClient) -> None:
+        self._registry = CollectorRegistry()
+        self._engine = _EngineCollector(engine)
+        self._registry.register(self._engine)
+        self._finished = Counter(
+            "upwell_requests_finished", "Requests that ended, by reason.", ["reason"], registry=self._registry
+        )
+        for reason in FINISH_REASONS:
+            self._finished.labels(reason)
+        self._first_token = self._histogram("time_to_first_token", "From arrival to the first token.", _LONG_S)
+        self._inter_token = self._histogram("inter_token", "Between two tokens of a request.", _SHORT_S)
+        self._queue = self._histogram("queue", "From arrival to the first step.", _LONG_S)
+        self._end_to_end = self._histogram("end_to_end", "From arrival to the last token.", _LONG_S)
+
+    def first_token(self, seconds: float) -> None:
+        """A request has its first token, ``seconds`` after its arrival."""
+        self._first_token.observe(seconds)
+
+    def next_tokens(self, seconds: float, num_tokens: int) -> None:
+        """``num_tokens`` came together, ``seconds`` after the ones before; observed once, as their mean."""
+        self._inter_token.observe(seconds / num_tokens)
+
+    def finished(self, reason: str, seconds: float, queue_s: float) -> None:
+        """A request is complete, ``seconds`` after its arrival."""
+        self._finished.labels(reason).inc()
+        self._end_to_end.observe(seconds)
+        self._queue.observe(queue_s)
+        self._engine.observe()
+
+    def ended_early(self, reason: str, num_requests: int) -> None:
+        """Requests ended by the client's leaving (``abort``) or by an ``error``."""
+        self._finished.labels(reason).inc(num_requests)
+
+    def render(self) -> bytes:
+        """The text that Prometheus reads."""
+        return generate_latest(self._registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"upwell_{name}_seconds", text, buckets=buckets, registry=self._registry)
+
+
+class MonotonicCounters:
+    """Sums of the engine's counters over all engines there have been.
+
+    A counter below its last value tells of a new engine, as it does to Prometheus. What an engine counted after it was
+    last observed, it takes with it; so it is observed after every request as well as at every scrape.
+    """
+
+    def __init__(self) -> None:
+        self._last = EngineStats()
+        self.totals = dict.fromkeys(_ENGINE_COUNTERS, 0)
+
+    def observe(self, stats: EngineStats) -> None:
+        """Add what has been counted since the last call."""
+        if stats is self._last:
+            return
+        for name in _ENGINE_COUNTERS:
+            now, last = getattr(stats, name), getattr(self._last, name)
+            self.totals[name] += now - last if now >= last else now
+        self._last = stats
+
+
+class _EngineCollector:
+    """Reads the engine's state when it is asked for it."""
+
+    def __init__(self, engine: EngineClient) -> None:
+        self._engine = engine
+        self._counters = MonotonicCounters()
+
+    def observe(self) -> None:
+        """Bring the counters up to date."""
+        self._counters.observe(self._engine.stats)
+
+    def describe(self) -> list[Metric]:
+        """Nothing to check names against: spares a collection when registering."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """All families, with the values of now."""
+        self.observe()
+        stats = self._engine.stats
+        yield GaugeMetricFamily("upwell_requests_running", "Requests in the running batch.", stats.running)
+        yield GaugeMetricFamily("upwell_requests_waiting", "Requests waiting for their turn.", stats.waiting)
+        blocks = GaugeMetricFamily("upwell_kv_blocks", "Blocks of the KV cache, by state.", labels=["state"])
+        for state in ("free", "cached", "used"):
+            blocks.add_metric([state], getattr(stats, f"blocks_{state}"))
+        yield blocks
+        for name, text in _ENGINE_COUNTERS.items():
+            yield CounterMetricFamily(f"upwell_{name}", text, self._counters.totals[name])
+        yield CounterMetricFamily("upwell_engine_restarts", "Engines started anew.", self._engine.restarts)

@@ -1,0 +1,155 @@
+"""POST /v1/completions: plain text in, its continuation out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from msgspec import UNSET, UnsetType
+from starlette.types import Receive, Scope, Send
+
+from engine.errors import InvalidRequest
+from engine.types import EngineReady, SamplingParams, TokenDelta
+from server.answers import CompletionUsage, TextChoice, TextCompletion
+from server.context import PromptEncoder, Vocabulary
+from server.disconnect import DisconnectWatch
+from server.envelope import record_of
+from server.generation import Answer, Call, build_requests, off_loop_if_long
+from server.logprobs import TextLogprobsWriter
+from server.sampling import (
+    check_text_length,
+    check_token_ids,
+    completion_budget,
+    sampling_params,
+    seed_of,
+)
+from server.schemas import MAX_PROMPTS, CompletionRequest
+from server.service import CompletionService, new_id
+from server.validation import parse_completion
+
+Prompt = str | list[int]
+
+
+class Completions:
+    """ASGI endpoint: one or more texts, or token ids, to be continued."""
+
+    def __init__(self, service: CompletionService) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        service, arrived_at_s = self._service, time.monotonic()
+        request = parse_completion(await service.read_body(scope, receive))
+        ready = service.check(request)
+        prompts = prompts_of(request)
+        for prompt in prompts:
+            _check_prompt(prompt, ready)
+        num_chars = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
+        with service.admission.reserve(len(prompts) * (request.n or 1)):
+            async with DisconnectWatch(receive):
+                token_ids = await off_loop_if_long(num_chars, lambda: _encode_all(prompts, service.context.prompts))
+                call = _call(request, _with_sampling(request, token_ids, ready), scope, arrived_at_s)
+                answer_format = TextFormat(call.id, request, service.context.vocabulary)
+                await service.answer(call, answer_format, scope, send)
+
+
+def prompts_of(request: CompletionRequest) -> list[Prompt]:
+    """The request's prompts, each a text or a list of token ids.
+
+    Raises:
+        InvalidRequest: no prompt, too many, or a mixture.
+    """
+    given = request.prompt
+    if isinstance(given, str):
+        return [given]
+    texts = [item for item in given if isinstance(item, str)]
+    token_ids = [item for item in given if isinstance(item, int)]
+    lists = [item for item in given if isinstance(item, list)]
+    if not given or len(given) not in (len(texts), len(token_ids), len(lists)):
+        raise InvalidRequest(
+            "prompt must be a text, a list of texts, a list of token ids, or a list of such lists.", param="prompt"
+        )
+    prompts: list[Prompt] = [token_ids] if token_ids else [*texts, *lists]
+    if len(prompts) > MAX_PROMPTS:
+        raise InvalidRequest(f"prompt may hold {MAX_PROMPTS} prompts at most.", param="prompt")
+    return prompts
+
+
+def _check_prompt(prompt: Prompt, ready: EngineReady) -> None:
+    if isinstance(prompt, str):
+        check_text_length(len(prompt), ready, "prompt")
+    else:
+        check_token_ids(prompt, ready, "prompt")
+
+
+def _encode_all(prompts: Sequence[Prompt], encoder: PromptEncoder) -> list[list[int]]:
+    return [encoder.text(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+
+
+def _with_sampling(
+    request: CompletionRequest, prompts: Sequence[list[int]], ready: EngineReady
+) -> list[tuple[list[int], SamplingParams]]:
+    seed = seed_of(request)
+    pairs = []
+    for prompt_ids in prompts:
+        budget = completion_budget(len(prompt_ids), request.max_tokens, ready, "prompt")
+        sampling = sampling_params(request, max_tokens=budget, logprobs=request.logprobs, seed=seed)
+        pairs.append((prompt_ids, sampling))
+    return pairs
+
+
+def _call(
+    request: CompletionRequest,
+    prompts: Sequence[tuple[list[int], SamplingParams]],
+    scope: Scope,
+    arrived_at_s: float,
+) -> Call:
+    call_id, n = new_id("cmpl-"), request.n or 1
+    tenant = record_of(scope).tenant
+    requests = build_requests(call_id, prompts, n=n, priority=0, tenant=tenant, arrived_at_s=arrived_at_s)
+    include_usage = bool(request.stream_options and request.stream_options.include_usage)
+    return Call(
+        id=call_id, requests=requests, choices_per_prompt=n, stream=bool(request.stream), include_usage=include_usage
+    )
+
+
+class TextFormat:
+    """Text answers and chunks; one for each request."""
+
+    def __init__(self, call_id: str, request: CompletionRequest, vocabulary: Vocabulary) -> None:
+        self._id = call_id
+        self._created = int(time.time())
+        self._model = request.model
+        self._vocabulary = vocabulary
+        self._logprobs = request.logprobs is not None
+        self._writers: dict[int, TextLogprobsWriter] = {}
+        include_usage = request.stream_options and request.stream_options.include_usage
+        self._no_usage: UnsetType | None = None if include_usage else UNSET
+
+    def chunk(self, index: int, delta: TokenDelta) -> TextCompletion | None:
+        """See ``AnswerFormat.chunk``."""
+        entries = delta.logprobs if self._logprobs else None
+        if not (delta.text or entries or delta.finish):
+            return None
+        logprobs = self._writer(index).write(entries) if entries else None
+        finish = delta.finish.value if delta.finish else None
+        return self._completion([TextChoice(index, delta.text, logprobs, finish)], self._no_usage)
+
+    def usage_chunk(self, usage: CompletionUsage) -> TextCompletion:
+        """See ``AnswerFormat.usage_chunk``."""
+        return self._completion([], usage)
+
+    def whole(self, answers: Sequence[Answer], usage: CompletionUsage) -> TextCompletion:
+        """See ``AnswerFormat.whole``."""
+        return self._completion([self._choice(index, answer) for index, answer in enumerate(answers)], usage)
+
+    def _choice(self, index: int, answer: Answer) -> TextChoice:
+        logprobs = self._writer(index).write(answer.logprobs) if self._logprobs else None
+        finish = answer.finish.value if answer.finish else "stop"
+        return TextChoice(index, "".join(answer.text), logprobs, finish)
+
+    def _writer(self, index: int) -> TextLogprobsWriter:
+        return self._writers.setdefault(index, TextLogprobsWriter(self._vocabulary))
+
+    def _completion(self, choices: list[TextChoice], usage: CompletionUsage | UnsetType | None) -> TextCompletion:
+        return TextCompletion(id=self._id, created=self._created, model=self._model, choices=choices, usage=usage)
