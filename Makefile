@@ -1,0 +1,59 @@
+# The doors in. Each does all of its set-up; a second run finds it done.
+#   make serve          serve the default model on http://127.0.0.1:8000   (PORT= MODEL= DEVICE= ARGS=)
+#   make test           everything the tests need, then the tests          (T= picks some: make test T=tests/kernels)
+#   make soak           the long ones
+#   make lint           ruff, mypy --strict, import-linter, the size budget
+
+PORT ?= 8000
+MODEL ?= smollm2-135m
+DEVICE ?= auto
+ARGS ?=
+T ?=
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: serve test soak lint format clean
+.DELETE_ON_ERROR:
+
+serve: .venv/.serve
+	@exec $(BIN)/upwell serve "$(MODEL)" --port $(PORT) --device $(DEVICE) $(ARGS)
+
+test: .venv/.test
+	@$(BIN)/upwell pull $(MODEL) >/dev/null
+	$(BIN)/pytest -n 2 --dist worksteal $(T)
+
+soak: .venv/.test
+	$(BIN)/pytest -m soak --timeout 7200 $(T)
+
+lint: .venv/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tools/size_budget.py
+
+format: .venv/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "Upwell needs Python 3.11 or newer; install it, or say make PYTHON=/path/to/python"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Upwell needs Python 3.11 or newer, but $(PYTHON) is older; say make PYTHON=/path/to/python"; exit 1; }
+	"$(PYTHON)" -m venv .venv
+
+.venv/.serve: pyproject.toml | .venv/bin/python
+	$(PIP) install --quiet --editable .
+	@touch $@
+
+.venv/.test: pyproject.toml | .venv/bin/python
+	$(PIP) install --quiet --editable '.[test]'
+	@touch $@ .venv/.serve
+
+.venv/.lint: pyproject.toml | .venv/bin/python
+	$(PIP) install --quiet --editable '.[lint]'
+	@touch $@ .venv/.serve
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,189 @@
+"""``upwell serve``: the order in which things start and stop.
+
+The socket is bound first, so that a port in use is known at once; then the engine loads while the API already answers
+``/livez`` and refuses requests with a 503. A first Ctrl-C or SIGTERM lets open requests finish, a second one does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import uvicorn
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+from engine.errors import ConfigError
+from engine.tokenizer import load_tokenizer
+from engine.types import EngineReady, LoadProgress
+from engine.weights.store import LocalModel, resolve_model
+from server.app import create_app
+from server.bridge import EngineBridge
+from server.context import ModelPrompts, ServerContext
+from server.guard import LOOPBACK_HOSTS
+from server.settings import ServeSettings, is_loopback
+
+MAX_HEADER_BYTES = 32 << 10
+KEEP_ALIVE_S = 30
+CLOSE_GRACE_S = 5
+
+
+async def run_server(settings: ServeSettings, console: Console) -> None:
+    """Serve until a signal ends it.
+
+    Raises:
+        UpwellError: it could not start.
+    """
+    began_s = time.monotonic()
+    sock = bind(settings.host, settings.port)
+    with contextlib.closing(sock):
+        model = await asyncio.to_thread(resolve_model, settings.model, settings.cache_dir, console.print)
+        config = msgspec.structs.replace(settings.engine, model_path=str(model.path))
+        with _weights_bar(console) as on_progress:
+            bridge = EngineBridge(config, silence_limit_s=settings.engine_timeout_s, on_progress=on_progress)
+            try:
+                await _serve(settings, model, bridge, sock, console, began_s)
+            finally:
+                await bridge.close()
+
+
+async def _serve(
+    settings: ServeSettings,
+    model: LocalModel,
+    bridge: EngineBridge,
+    sock: socket.socket,
+    console: Console,
+    began_s: float,
+) -> None:
+    loading = asyncio.create_task(bridge.start())
+    tokenizer = await asyncio.to_thread(load_tokenizer, Path(model.path))
+    names = settings.served_names or (model.name,)
+    context = ServerContext(
+        engine=bridge,
+        prompts=ModelPrompts(tokenizer),
+        vocabulary=tokenizer,
+        model_names=names,
+        max_waiting=settings.max_waiting,
+        api_keys=settings.api_keys,
+        allowed_hosts=LOOPBACK_HOSTS | {settings.host} if is_loopback(settings.host) else None,
+    )
+    server = Server(
+        uvicorn.Config(
+            create_app(context),
+            http="h11",
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=CLOSE_GRACE_S,
+        )
+    )
+    stop = _signals(asyncio.get_running_loop())
+    serving = asyncio.create_task(server.serve(sockets=[sock]))
+    ready = await loading
+    _banner(console, settings, names[0], ready, sock, time.monotonic() - began_s)
+    await _until_drained(bridge, stop, settings.drain_timeout_s, console)
+    server.should_exit = True
+    await serving
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: it would close the listener before open requests have finished."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to ``run_server``."""
+        yield
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        ConfigError: the address cannot be had.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"cannot listen on {host}:{port}: {reason}. Choose another --port or --host.") from error
+
+
+def _signals(loop: asyncio.AbstractEventLoop) -> asyncio.Queue[signal.Signals]:
+    received: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, received.put_nowait, number)
+    return received
+
+
+async def _until_drained(
+    bridge: EngineBridge, signals: asyncio.Queue[signal.Signals], timeout_s: float, console: Console
+) -> None:
+    """Wait for a signal, then until open requests have ended, time is up, or a second signal comes."""
+    await signals.get()
+    bridge.drain()
+    if bridge.num_open:
+        console.print(f"Finishing {bridge.num_open} open requests; press Ctrl-C again to stop now.")
+    again = asyncio.create_task(signals.get())
+    deadline_s = time.monotonic() + timeout_s
+    while bridge.num_open and not again.done() and time.monotonic() < deadline_s:
+        await asyncio.wait([again], timeout=0.05)
+    again.cancel()
+    if bridge.num_open:
+        await bridge.close()  # gives every open stream its error event
+
+
+@contextlib.contextmanager
+def _weights_bar(console: Console) -> Iterator[_OnProgress]:
+    """A progress bar that follows the engine's loading of weights, and goes when it is done."""
+    columns = (TextColumn("Loading weights"), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield _OnProgress(progress)
+
+
+class _OnProgress:
+    """Moves the bar; stops drawing once all is loaded."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("weights", total=None)
+
+    def __call__(self, message: LoadProgress) -> None:
+        self._progress.update(self._task, completed=message.done_bytes, total=message.total_bytes)
+        if message.done_bytes >= message.total_bytes:
+            self._progress.stop()
+
+
+def _banner(
+    console: Console, settings: ServeSettings, name: str, ready: EngineReady, sock: socket.socket, took_s: float
+) -> None:
+    """Say that it is ready, and what to try."""
+    host, port = sock.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if settings.api_keys else ""
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    question = json.dumps({"model": name, "messages": messages})
+    cache_tokens = ready.num_blocks * ready.block_size
+    lines = [
+        f"[bold green]Ready[/] on [bold]{url}[/] after {took_s:.1f} s",
+        f"  model    {escape(name)} ({ready.architecture}), context length {ready.max_model_len:,} tokens",
+        f"  backend  {escape(ready.backend)}",
+        f"  cache    {cache_tokens:,} tokens in {ready.num_blocks:,} blocks, {ready.kv_cache_bytes / 2**20:,.0f} MiB",
+        f"  try      curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\",
+        f"             -d '{escape(question)}'",
+        "  stop     Ctrl-C",
+    ]
+    for line in lines:
+        console.print(line, soft_wrap=True)

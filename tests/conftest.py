@@ -1,0 +1,23 @@
+"""What all tests share: the default model, fetched once into the user's cache."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+from hypothesis import settings
+
+from engine.weights.store import resolve_model
+from server.settings import DEFAULT_MODEL, cache_dir
+
+settings.register_profile("upwell", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("upwell")
+
+
+@pytest.fixture(scope="session")
+def default_model():
+    """Path of the default model's GGUF."""
+    return resolve_model(DEFAULT_MODEL, cache_dir(None), lambda _: None).path
