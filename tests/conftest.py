@@ -10,7 +10,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 from hypothesis import settings
 
-from engine.weights.store import resolve_model
 from server.settings import DEFAULT_MODEL, cache_dir
 
 settings.register_profile("upwell", deadline=None, derandomize=True, print_blob=True)
@@ -20,4 +19,6 @@ settings.load_profile("upwell")
 @pytest.fixture(scope="session")
 def default_model():
     """Path of the default model's GGUF."""
+    from engine.weights.store import resolve_model
+
     return resolve_model(DEFAULT_MODEL, cache_dir(None), lambda _: None).path
