@@ -1,0 +1,141 @@
+"""Token ids to text, one token at a time, and the stop strings that end an answer.
+
+Each ``Sequence`` owns one ``IncrementalDetokenizer``. Invariants: the pieces it returns, joined, are the text of all
+tokens (``Tokenizer.decode``) up to the first stop string; no piece holds part of a character or of a stop string; and
+where tokens begin and end makes no difference. The stop string that is complete first counts; of several that are
+complete with the same character, the longest. Time is linear in the text, whatever the stop strings.
+"""
+
+from __future__ import annotations
+
+import codecs
+from functools import lru_cache
+from typing import Protocol
+
+_UTF8 = codecs.getincrementaldecoder("utf-8")
+
+
+class Pieces(Protocol):
+    """The part of ``Tokenizer`` that is needed here."""
+
+    def piece(self, token_id: int) -> str | bytes:
+        """What a token adds to an answer: text if it stands for whole characters by itself, else bytes."""
+
+
+class IncrementalDetokenizer:
+    """One answer's text.
+
+    Attributes:
+        stopped: the stop string that ended the text, or None. Once it is set, nothing more is shown.
+    """
+
+    __slots__ = ("_held", "_in_character", "_piece", "_stops", "_utf8", "stopped")
+
+    def __init__(self, tokenizer: Pieces, stop: tuple[str, ...]) -> None:
+        self.stopped: str | None = None
+        self._piece = tokenizer.piece
+        self._stops = StopMatcher(stop) if stop else None
+        self._utf8: codecs.IncrementalDecoder | None = None
+        self._in_character = False
+        self._held = ""
+
+    def push(self, token_id: int) -> str:
+        """Take a token; return the text that may be shown now, which may be none."""
+        piece = self._piece(token_id)
+        text = piece if not self._in_character and piece.__class__ is str else self._decode(piece)
+        return text if self._stops is None else self._filter(text)
+
+    def flush(self) -> str:
+        """The answer has ended: return what was held back. The rest of a character becomes U+FFFD."""
+        rest = self._utf8.decode(b"", final=True) if self._utf8 is not None else ""
+        self._in_character = False
+        text = self._filter(rest)
+        text, self._held = text + self._held, ""
+        return text
+
+    def _decode(self, piece: str | bytes) -> str:
+        """Text of a piece that begins, continues or ends inside a character."""
+        if self._utf8 is None:
+            self._utf8 = _UTF8(errors="replace")
+        text = self._utf8.decode(piece.encode() if isinstance(piece, str) else piece)
+        self._in_character = self._utf8.getstate()[0] != b""
+        return text
+
+    def _filter(self, text: str) -> str:
+        """Cut ``text`` at a stop string, and hold back what may be the beginning of one."""
+        if self._stops is None:
+            return text
+        if self.stopped is not None:
+            return ""
+        num_held = len(self._held)
+        found = self._stops.feed(text)
+        text = self._held + text
+        if found is not None:
+            end, self.stopped = found
+            self._held = ""
+            return text[: num_held + end - len(self.stopped)]
+        shown = len(text) - self._stops.num_matched
+        self._held = text[shown:]
+        return text[:shown]
+
+
+class StopMatcher:
+    """Looks for stop strings in a text that comes in pieces.
+
+    Each stop string is followed by its own Knuth-Morris-Pratt automaton, so a character costs a bounded number of steps
+    on average, and none of the text has to be kept. Source: Knuth, Morris, Pratt 1977.
+
+    Attributes:
+        num_matched: how many characters at the end of the text so far may be the beginning of a stop string.
+    """
+
+    __slots__ = ("_first", "_states", "_stops", "num_matched")
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self.num_matched = 0
+        self._stops = [(stop, _fallbacks(stop)) for stop in stops]
+        self._states = [0] * len(stops)
+        self._first = frozenset(stop[0] for stop in stops)
+
+    def feed(self, text: str) -> tuple[int, str] | None:
+        """Take the next piece of the text.
+
+        Returns:
+            (how much of ``text`` lies before the end of the stop string, the stop string), or None.
+        """
+        if not self.num_matched and self._first.isdisjoint(text):
+            return None
+        for index, character in enumerate(text):
+            found = self._step(character)
+            if found:
+                return index + 1, found
+        self.num_matched = max(self._states)
+        return None
+
+    def _step(self, character: str) -> str:
+        """Move every automaton by one character; return the longest stop string that this completes, or ""."""
+        states, found = self._states, ""
+        for i, (stop, fallbacks) in enumerate(self._stops):
+            state = states[i]
+            while state and stop[state] != character:
+                state = fallbacks[state]
+            if stop[state] == character:
+                state += 1
+                if state == len(stop):
+                    state = fallbacks[state]
+                    found = max(found, stop, key=len)
+            states[i] = state
+        return found
+
+
+@lru_cache(maxsize=64)
+def _fallbacks(stop: str) -> tuple[int, ...]:
+    """For each length of a matched prefix, the longest shorter prefix that the match also ends with."""
+    fallbacks = [0, 0]
+    state = 0
+    for character in stop[1:]:
+        while state and stop[state] != character:
+            state = fallbacks[state]
+        state += stop[state] == character
+        fallbacks.append(state)
+    return tuple(fallbacks)

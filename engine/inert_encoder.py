@@ -1,0 +1,101 @@
+"""Encodes text in which control tokens are ordinary text, except those that the caller vouches for.
+
+``Tokenizer`` builds one when a client first writes a control token. It is a copy of the tokenizer in which each control
+token has another, secret name. So nothing in a text is a control token any more, and one that is meant is written by
+its secret name: the library then splits and encodes all the rest exactly as it would have, in one call.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+
+from tokenizers import AddedToken, Tokenizer
+
+from engine.errors import InvalidRequest
+from engine.special_guard import MARK_CLASS
+
+_BRACKET = "\U0001fffe"
+"""A noncharacter around the secret names, and none of those that serve as marks."""
+
+
+def encode_ids(backend: Tokenizer, text: str) -> list[int]:
+    """The library's ids of ``text``, with nothing put around them.
+
+    Raises:
+        InvalidRequest: the text holds a lone surrogate.
+    """
+    try:
+        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+    except TypeError:  # what the library says of a str that is not valid Unicode
+        raise InvalidRequest(
+            "The text holds half of a surrogate pair, which is not a character; send valid Unicode.",
+            code="invalid_unicode",
+        ) from None
+    return ids
+
+
+class InertEncoder:
+    """A copy of ``backend`` whose control tokens go by secret names."""
+
+    def __init__(self, backend: Tokenizer) -> None:
+        added = backend.get_added_tokens_decoder()
+        secret = secrets.token_hex(16)
+        self._names = {
+            token.content: f"{_BRACKET}{secret}{i:x}{_BRACKET}"
+            for i, token in enumerate(added.values())
+            if token.special and token.content
+        }
+        self._copy = self._renamed_copy(backend)
+        real_ids = {self._names.get(token.content, token.content): i for i, token in added.items()}
+        self._real_ids = {i: real_ids[token.content] for i, token in self._copy.get_added_tokens_decoder().items()}
+        unknown = backend.token_to_id(getattr(backend.model, "unk_token", None) or "")
+        self._control_ids = {i for i, token in added.items() if token.special and i != unknown}
+        longest_first = sorted(added.values(), key=lambda token: len(token.content), reverse=True)
+        self._added = re.compile("|".join(_pattern(token) for token in longest_first if token.content) or "(?!)")
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of ``text`` with no control token among them.
+
+        Raises:
+            InvalidRequest: the text holds a lone surrogate.
+        """
+        ids: list[int] = []
+        for token_id in encode_ids(self._copy, text):
+            if token_id in self._real_ids:
+                ids.append(self._real_ids[token_id])
+            elif token_id in self._control_ids:  # not matched as a whole, but arrived at by merges
+                ids.extend(self._spelled(self._copy.id_to_token(token_id)))
+            else:
+                ids.append(token_id)
+        return ids
+
+    def vouch(self, text: str) -> str:
+        """``text`` with every control token in it by its secret name, so that ``encode`` takes it for one."""
+        return self._added.sub(lambda match: self._names.get(match[0], match[0]), text)
+
+    def _renamed_copy(self, backend: Tokenizer) -> Tokenizer:
+        description = json.loads(backend.to_str())
+        for token in description["added_tokens"]:
+            if token["content"] in self._names:
+                token["content"] = self._names[token["content"]]
+                token["single_word"] = False  # decided by ``vouch``
+        return Tokenizer.from_str(json.dumps(description))
+
+    def _spelled(self, token: str) -> list[int]:
+        """Ids that show the same as the vocabulary's ``token``, which is a control token, without being one."""
+        if len(token) < 2:
+            raise InvalidRequest("The text holds a character that is a control token of this model; leave it out.")
+        ids: list[int] = []
+        for part in self._copy.model.tokenize(token[:1]) + self._copy.model.tokenize(token[1:]):
+            ids.extend(self._spelled(part.value) if part.id in self._control_ids else [part.id])
+        return ids
+
+
+def _pattern(token: AddedToken) -> str:
+    """Where the library would find ``token``; a control token of one character is broken up by a mark after it."""
+    pattern = re.escape(token.content)
+    if token.special and len(token.content) == 1:
+        pattern += f"(?!{MARK_CLASS})"
+    return rf"(?<!\w){pattern}(?!\w)" if token.single_word else pattern

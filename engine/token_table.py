@@ -1,0 +1,149 @@
+"""What each token id shows: the bytes behind a token, and its text where it stands for whole characters.
+
+Built by ``gguf_tokenizer`` and ``hf_tokenizer``, read by ``Tokenizer`` and ``IncrementalDetokenizer``. Invariants: the
+table never changes what it answers, and joining the bytes of a sequence of ids gives the bytes of its text, so text can
+be produced token by token. The leading space that SentencePiece vocabularies put before a word is kept: what a model
+generates continues a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from engine.errors import UnsupportedModel
+
+ToBytes = Callable[[str], bytes]
+
+
+def _byte_level_alphabet() -> dict[int, str]:
+    """Byte -> the character that stands for it in GPT-2 vocabularies.
+
+    Printable Latin-1 stands for itself; the other 68 bytes, in order, for U+0100 and up.
+    Source: Radford et al. 2019, the byte-level BPE of GPT-2.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    moved = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + i) for i, byte in enumerate(moved)}
+
+
+BYTE_LEVEL_ALPHABET = _byte_level_alphabet()
+_BYTE_LEVEL_CHARACTERS = frozenset(BYTE_LEVEL_ALPHABET.values())
+_TO_LATIN1 = str.maketrans({character: chr(byte) for byte, character in BYTE_LEVEL_ALPHABET.items()})
+
+
+def byte_level_bytes(token: str) -> bytes:
+    """The bytes of a byte-level token; one that is not written in the alphabet stands for itself."""
+    if _BYTE_LEVEL_CHARACTERS.issuperset(token):
+        return token.translate(_TO_LATIN1).encode("latin-1")
+    return token.encode()
+
+
+class TokenTable:
+    """Bytes and text of every token id, worked out when first asked for.
+
+    Args:
+        tokens: the vocabulary by id, None where an id has no token.
+        to_bytes: the vocabulary's own spelling -> bytes.
+        verbatim: ids whose spelling is their text, whatever ``to_bytes`` says.
+        special: ids of control tokens; they have text, but show none in an answer.
+        hidden: ids that never show anything, such as padding of the vocabulary.
+    """
+
+    def __init__(
+        self,
+        tokens: Sequence[str | None],
+        to_bytes: ToBytes,
+        *,
+        verbatim: frozenset[int] = frozenset(),
+        special: frozenset[int] = frozenset(),
+        hidden: frozenset[int] = frozenset(),
+    ) -> None:
+        self.special = special
+        self._tokens = tokens
+        self._to_bytes = to_bytes
+        self._verbatim = verbatim
+        self._hidden = hidden
+        self._pieces: list[str | bytes | None] = [None] * len(tokens)
+
+    def __len__(self) -> int:
+        """One more than the highest id."""
+        return len(self._tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The token's bytes, a control token's too; none for ids outside the vocabulary."""
+        token = self._tokens[token_id] if 0 <= token_id < len(self._tokens) else None
+        if token is None or token_id in self._hidden:
+            return b""
+        return token.encode() if token_id in self._verbatim else self._to_bytes(token)
+
+    def piece(self, token_id: int) -> str | bytes:
+        """What the token adds to an answer: text if it stands for whole characters by itself, else bytes."""
+        if not 0 <= token_id < len(self._pieces):
+            return ""
+        piece = self._pieces[token_id]
+        if piece is None:
+            piece = self._pieces[token_id] = self._make_piece(token_id)
+        return piece
+
+    def _make_piece(self, token_id: int) -> str | bytes:
+        data = b"" if token_id in self.special else self.token_bytes(token_id)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return data
+
+
+def decoder_bytes(decoder: Mapping[str, Any] | None) -> ToBytes:
+    """How a ``tokenizer.json`` decoder spells bytes.
+
+    Raises:
+        UnsupportedModel: a decoder that does not work token by token, or one this build does not know.
+    """
+    steps = _flatten(decoder)
+    kinds = [str(step.get("type")) for step in steps]
+    if "ByteLevel" in kinds and set(kinds) <= {"ByteLevel", "Fuse"}:
+        return byte_level_bytes
+    replacements = [_replacement(step, kind) for step, kind in zip(steps, kinds, strict=True)]
+    if not {"Metaspace", "Replace"}.intersection(kinds):
+        raise _unsupported(" + ".join(kinds) or "none")
+    return _sentencepiece_bytes([pair for pair in replacements if pair], byte_fallback="ByteFallback" in kinds)
+
+
+def _flatten(decoder: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    if decoder is None:
+        return []
+    if decoder.get("type") == "Sequence":
+        return [step for inner in decoder.get("decoders", []) for step in _flatten(inner)]
+    return [decoder]
+
+
+def _replacement(step: Mapping[str, Any], kind: str) -> tuple[str, str] | None:
+    """What a SentencePiece-style step puts for what, or None for a step that changes no single token."""
+    match step:
+        case {"type": "Metaspace", "replacement": str(old)}:
+            return old, " "
+        case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)}:
+            return old, new
+        case {"type": "ByteFallback" | "Fuse"} | {"type": "Strip", "content": " ", "stop": 0}:
+            return None
+    raise _unsupported(kind)
+
+
+def _sentencepiece_bytes(replacements: Sequence[tuple[str, str]], *, byte_fallback: bool) -> ToBytes:
+    byte_tokens = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)} if byte_fallback else {}
+
+    def to_bytes(token: str) -> bytes:
+        if token in byte_tokens:
+            return byte_tokens[token]
+        for old, new in replacements:
+            token = token.replace(old, new)
+        return token.encode()
+
+    return to_bytes
+
+
+def _unsupported(kind: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f'The tokenizer\'s decoder "{kind[:100]}" is not supported; ByteLevel and SentencePiece-style decoders are.'
+    )
