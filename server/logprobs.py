@@ -60,10 +60,12 @@ class TextLogprobsWriter:
         return out
 
     def _top(self, entry: TokenLogprobs) -> dict[str, float]:
-        """The likeliest tokens by their strings; of two tokens with one string the likelier stays."""
+        """The likeliest tokens by their strings, and the chosen one; of two with one string the likelier stays."""
         top: dict[str, float] = {}
         for token_id, logprob in entry.top:
             top.setdefault(token_string(self._vocabulary, token_id), max(logprob, LEAST_LOGPROB))
+        if top:
+            top.setdefault(token_string(self._vocabulary, entry.token_id), max(entry.logprob, LEAST_LOGPROB))
         return top
 
     def _offset_of(self, token_id: int) -> int:

@@ -101,7 +101,7 @@ class ChatFormat:
     def chunk(self, index: int, delta: TokenDelta) -> ChatCompletionChunk | None:
         """See ``AnswerFormat.chunk``."""
         first = index not in self._begun
-        entries = delta.logprobs if self._logprobs else None
+        entries = (delta.logprobs or ()) if self._logprobs else None
         if not (first or delta.text or entries or delta.finish):
             return None
         if first:
@@ -109,7 +109,7 @@ class ChatFormat:
             shown = Delta("assistant", delta.text)
         else:
             shown = Delta(content=delta.text) if delta.text or not delta.finish else Delta()
-        logprobs = chat_logprobs(entries, self._vocabulary) if entries else None
+        logprobs = None if entries is None else chat_logprobs(entries, self._vocabulary)
         choice = ChunkChoice(index, shown, logprobs, delta.finish.value if delta.finish else None)
         return self._chunk([choice], self._no_usage)
 

@@ -128,10 +128,10 @@ class TextFormat:
 
     def chunk(self, index: int, delta: TokenDelta) -> TextCompletion | None:
         """See ``AnswerFormat.chunk``."""
-        entries = delta.logprobs if self._logprobs else None
+        entries = (delta.logprobs or ()) if self._logprobs else None
         if not (delta.text or entries or delta.finish):
             return None
-        logprobs = self._writer(index).write(entries) if entries else None
+        logprobs = None if entries is None else self._writer(index).write(entries)
         finish = delta.finish.value if delta.finish else None
         return self._completion([TextChoice(index, delta.text, logprobs, finish)], self._no_usage)
 

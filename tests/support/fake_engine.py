@@ -63,7 +63,7 @@ def deltas_for(request: GenerateRequest, text: str, cuts: Sequence[int] = ()) ->
     """``text`` as deltas that end after the token counts in ``cuts``; no delta shows part of a character."""
     token_ids = list(text.encode())[: request.sampling.max_tokens]
     finish = FinishReason.LENGTH if len(token_ids) < len(text.encode()) else FinishReason.STOP
-    ends = sorted({cut for cut in cuts if 0 < cut < len(token_ids)}) + [len(token_ids)]
+    ends = [*sorted({cut for cut in cuts if 0 < cut < len(token_ids)}), len(token_ids)]
     shown = ""
     for start, end in zip([0, *ends], ends, strict=False):
         last = end == len(token_ids)
@@ -142,6 +142,8 @@ class FakeEngine:
                 self.die()
             else:
                 stream.feed(step)
+                if step.finish is not None:
+                    break
         self._drop(request.request_id, cancel=False)
 
     def _abort(self, request_id: str) -> None:
