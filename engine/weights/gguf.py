@@ -22,6 +22,7 @@ from engine.errors import MalformedModel, UnsupportedModel
 from engine.weights.mapped import map_file, shown
 from kernels.formats import RawTensor, WeightFormat
 
+GGUF_MAGIC = b"GGUF"
 MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 16
 MAX_ARRAY = 1 << 24
@@ -144,7 +145,7 @@ class _Parser:
         """Check magic, version and counts; return the numbers of keys and of tensors."""
         magic, version, num_tensors, num_keys = _HEADER.unpack_from(self._data, 0)
         self._position = _HEADER.size
-        if magic != b"GGUF":
+        if magic != GGUF_MAGIC:
             raise self._malformed("not a GGUF file")
         if version & 0xFFFF == 0:
             raise UnsupportedModel(f"{self._name}: big-endian GGUF is not supported; convert it to little endian.")

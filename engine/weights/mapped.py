@@ -35,14 +35,14 @@ def map_file(path: Path, *, min_bytes: int) -> mmap.mmap:
         raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def shown(value: object) -> str:
-    """A name or value out of a file as an error may show it: escaped, on one line, at most 80 characters."""
+def shown(value: object, limit: int = 80) -> str:
+    """A name or value out of a file as an error may show it: escaped, on one line, at most ``limit`` characters."""
     if isinstance(value, str):
-        text = ascii(value[:80])
+        text = ascii(value[:limit])
     elif isinstance(value, int) and value.bit_length() > 128:
         text = f"an integer of {value.bit_length()} bits"
     elif value is None or isinstance(value, bool | int | float):
         text = str(value)
     else:
         text = f"a {type(value).__name__}"
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= limit else text[: limit - 3] + "..."

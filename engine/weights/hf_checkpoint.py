@@ -1,0 +1,152 @@
+"""A Hugging Face folder as a ``Checkpoint``: ``config.json`` and safetensors.
+
+Used by ``open_checkpoint``. Opening checks every tensor's shape against the configuration. A tensor is a view of its
+file; experts that lie one by one are stacked when they are asked for. Nothing in the folder is ever run or unpickled.
+"""
+
+from __future__ import annotations
+
+import re
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from engine.config import ModelConfig
+from engine.errors import MalformedModel, ModelNotFound, UnsupportedModel
+from engine.weights.hf_config import read_config
+from engine.weights.mapped import shown
+from engine.weights.safetensors import TensorInfo, open_folder
+from engine.weights.shapes import Shape, check_no_others, check_shapes, expected_shapes
+from kernels.formats import RawTensor
+
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+_EXPERTS = re.compile(r"(model\.layers\.\d+\.mlp\.experts)\.(gate|up|down)_proj\.weight")
+
+
+class HFCheckpoint:
+    """An opened Hugging Face folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the configuration, map the files, and check them against each other.
+
+        Raises:
+            ModelNotFound: no ``config.json``, or no weights.
+            MalformedModel: a file contradicts its format, its size or another file.
+            UnsupportedModel: pickled or quantised weights, or something else this build does not have.
+        """
+        self._name = folder.name or str(folder)
+        self._config = read_config(folder)
+        _refuse_pickles(folder)
+        self._files = open_folder(folder)
+        check_shapes(self._name, self._config, self._shape)
+        names = expected_shapes(self._config)
+        used = {part for name in names for part in self._parts(name)}
+        others = (name for name in self._files if name not in used and not self._is_spare(name))
+        check_no_others(self._name, self._config.architecture, others)
+        self._total_bytes = sum(prod(shape) * self._info(name).format.block_bytes for name, shape in names.items())
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's configuration, complete and checked."""
+        return self._config
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors that the model needs, as stored."""
+        return self._total_bytes
+
+    def has(self, name: str) -> bool:
+        """Whether a tensor of that name is there."""
+        return self._shape(name) is not None
+
+    def tensor(self, name: str) -> RawTensor:
+        """The tensor of that name.
+
+        Raises:
+            MalformedModel: it is not there.
+        """
+        parts = self._parts(name)
+        if not parts:
+            raise MalformedModel(f"{self._name}: tensor {shown(name)} is missing.")
+        raws = [self._files[part].raw(part) for part in parts]
+        if parts == [name]:
+            return raws[0]
+        if _are_fused(parts):
+            return _half(raws[0], name)
+        shape = (len(raws), *raws[0].shape)
+        return RawTensor(shape, raws[0].format, np.stack([raw.data for raw in raws]))
+
+    def _parts(self, name: str) -> list[str]:
+        """The files' tensors that the named one is made of; empty if it is not there.
+
+        Experts lie one by one (``experts.3.up_proj.weight``), or fused (``experts.gate_up_proj``, gate first, and
+        ``experts.down_proj``), which transformers writes when asked not to keep the model's original layout.
+        """
+        experts = _EXPERTS.fullmatch(name)
+        if experts is None or self._config.moe is None:
+            return [name] if name in self._files else []
+        prefix, part = experts.groups()
+        fused = f"{prefix}.{'down' if part == 'down' else 'gate_up'}_proj"
+        if fused in self._files:
+            return [fused]
+        single = [f"{prefix}.{index}.{part}_proj.weight" for index in range(self._config.moe.num_experts)]
+        return single if all(part in self._files for part in single) else []
+
+    def _shape(self, name: str) -> Shape | None:
+        parts = self._parts(name)
+        if not parts:
+            return None
+        infos = [self._files[part].tensors[part] for part in parts]
+        if parts == [name]:
+            return infos[0].shape
+        if _are_fused(parts):
+            return _half_shape(infos[0].shape, name)
+        if any((info.shape, info.format) != (infos[0].shape, infos[0].format) for info in infos):
+            raise MalformedModel(f"{self._name}: the experts of {name} are not all of one shape and type.")
+        return (len(infos), *infos[0].shape)
+
+    def _info(self, name: str) -> TensorInfo:
+        part = self._parts(name)[0]
+        return self._files[part].tensors[part]
+
+    def _is_spare(self, name: str) -> bool:
+        """Tensors that say nothing new: frequencies that older files store, and a tied head stored all the same."""
+        tied = self._config.tie_word_embeddings and name == "lm_head.weight"
+        return tied or name.endswith("rotary_emb.inv_freq")
+
+
+def _refuse_pickles(folder: Path) -> None:
+    suffixes = {path.suffix: path.name for path in folder.iterdir()}
+    if ".safetensors" in suffixes:
+        return
+    for suffix in PICKLES:
+        if suffix in suffixes:
+            raise UnsupportedModel(
+                f"{folder} holds pickled weights ({shown(suffixes[suffix])}), which can run code when they are read; "
+                "only safetensors are read: convert the model, or take a revision of it with safetensors."
+            )
+    raise ModelNotFound(f"{folder} has a config.json, but no .safetensors files.")
+
+
+def _are_fused(parts: list[str]) -> bool:
+    """Whether the parts are one fused stack of experts: those have no ``.weight`` in their names."""
+    return not parts[0].endswith((".weight", ".bias"))
+
+
+def _half(raw: RawTensor, name: str) -> RawTensor:
+    """Gate or up out of a fused stack [experts, gate and up, in]; a down stack as it is."""
+    shape = _half_shape(raw.shape, name)
+    if shape == raw.shape:
+        return raw
+    rows = shape[1]
+    data = raw.data[:, :rows] if ".gate_proj." in name else raw.data[:, rows:]
+    return RawTensor(shape, raw.format, data)
+
+
+def _half_shape(shape: Shape, name: str) -> Shape:
+    """Shape of gate or up in a fused stack, whatever its rank may be; a down stack's own."""
+    if ".down_proj." in name or len(shape) != 3 or shape[1] % 2:
+        return shape
+    return (shape[0], shape[1] // 2, shape[2])
