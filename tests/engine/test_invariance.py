@@ -1,0 +1,108 @@
+"""The rule of the house, on real models: a request's tokens and logprobs depend on the request alone, bit for bit."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.types import GenerateRequest, SamplingParams
+from tests.support.tiny_models import TINY_MODELS, TINY_VOCAB_SIZE, tiny_engine
+
+MAX_LEN = 200
+STEM = [(7 * i * i + 3 * i) % 256 for i in range(MAX_LEN)]
+
+prompts = st.builds(
+    lambda shared, own: STEM[:shared] + own,
+    st.integers(0, 120),
+    st.lists(st.integers(0, TINY_VOCAB_SIZE - 1), min_size=1, max_size=30),
+)
+samplings = st.builds(
+    SamplingParams,
+    max_tokens=st.integers(1, 12),
+    temperature=st.sampled_from([0.0, 0.7, 1.5]),
+    top_p=st.sampled_from([1.0, 0.8]),
+    top_k=st.sampled_from([0, 0, 5]),
+    min_p=st.sampled_from([0.0, 0.05]),
+    repetition_penalty=st.sampled_from([1.0, 1.3]),
+    frequency_penalty=st.sampled_from([0.0, 0.5]),
+    seed=st.integers(0, 3),
+    ignore_eos=st.booleans(),
+    logprobs=st.sampled_from([None, 0, 3]),
+)
+requests = st.lists(st.tuples(prompts, samplings, st.integers(-1, 1), st.integers(0, 6)), min_size=1, max_size=6)
+
+
+def answers(engine, arrivals):
+    """request id -> (tokens, logprobs, text), for requests that arrive at given steps."""
+    out = {request.request_id: ([], [], "") for _, request in arrivals}
+    step = 0
+    while engine.has_work or any(at >= step for at, _ in arrivals):
+        for at, request in arrivals:
+            if at == step:
+                engine.submit(request)
+        for delta in engine.step().deltas:
+            tokens, logprobs, text = out[delta.request_id]
+            out[delta.request_id] = (tokens + delta.token_ids, logprobs + (delta.logprobs or []), text + delta.text)
+        step += 1
+    engine.pool.check([])
+    assert engine.pool.num_used == 0
+    return out
+
+
+@cache
+def engine_for(name, **options):
+    return tiny_engine(name, max_model_len=MAX_LEN, block_size=16, kv_cache_bytes=1 << 28, **options)
+
+
+def alone(name, prompt, sampling):
+    engine = engine_for(name, enable_prefix_caching=False, max_num_batched_tokens=MAX_LEN)
+    return answers(engine, [(0, GenerateRequest("r", list(prompt), sampling))])["r"]
+
+
+@pytest.mark.parametrize("name", TINY_MODELS)
+@given(
+    drawn=requests,
+    max_num_seqs=st.integers(1, 6),
+    spare_tokens=st.integers(0, 60),
+    spare_blocks=st.integers(0, 8),
+    block_size=st.sampled_from([4, 16]),
+    caching=st.booleans(),
+)
+@settings(max_examples=60)
+def test_answers_do_not_depend_on_company(name, drawn, max_num_seqs, spare_tokens, spare_blocks, block_size, caching):
+    engine = tiny_engine(
+        name,
+        max_model_len=MAX_LEN,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_seqs + spare_tokens,
+        num_blocks=-(-MAX_LEN // block_size) + spare_blocks,  # one long request fits, two hardly: preemptions
+        block_size=block_size,
+        enable_prefix_caching=caching,
+    )
+    arrivals = [
+        (at, GenerateRequest(f"r{i}", prompt, sampling, priority))
+        for i, (prompt, sampling, priority, at) in enumerate(drawn)
+    ]
+    cold = answers(engine, arrivals)
+    warm = answers(engine, arrivals)
+    for _, request in arrivals:
+        wanted = alone(name, request.prompt_ids, request.sampling)
+        assert cold[request.request_id] == wanted
+        assert warm[request.request_id] == wanted
+
+
+def test_the_property_can_fail(monkeypatch):
+    """A matrix product that depends on the number of rows is noticed."""
+    import kernels.reference.linear as linear
+
+    def one_call(x, weight, row_tile):
+        return (x @ weight.T) * (1 + len(x) * 2**-23)
+
+    monkeypatch.setattr(linear, "tiled_matmul", one_call)
+    sampling = SamplingParams(max_tokens=4, temperature=0.0, logprobs=1)
+    engine = tiny_engine("tiny-mistral", max_model_len=MAX_LEN)
+    pair = [(0, GenerateRequest("r", STEM[:20], sampling)), (0, GenerateRequest("other", STEM[5:40], sampling))]
+    assert answers(engine, pair)["r"] != answers(engine, pair[:1])["r"]
