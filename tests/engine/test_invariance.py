@@ -96,7 +96,7 @@ def test_answers_do_not_depend_on_company(name, drawn, max_num_seqs, spare_token
 
 def test_the_property_can_fail(monkeypatch):
     """A matrix product that depends on the number of rows is noticed."""
-    import kernels.reference.linear as linear
+    from kernels.reference import linear
 
     def one_call(x, weight, row_tile):
         return (x @ weight.T) * (1 + len(x) * 2**-23)

@@ -37,8 +37,7 @@ def test_any_workload_answers_as_alone(seed):
 
 @pytest.mark.soak
 def test_a_hundred_thousand_workloads():
-    for seed in range(10_000, 110_000):
-        run_workload(random_workload(seed))
+    run_many(100_000)
 
 
 def wrong_slot(monkeypatch):
@@ -133,5 +132,9 @@ def preempted_keeps_its_progress(monkeypatch):
 def test_planted_bugs_are_caught(plant, monkeypatch):
     plant(monkeypatch)
     with pytest.raises(CAUGHT):
-        for seed in range(500):
-            run_workload(random_workload(seed))
+        run_many(500)
+
+
+def run_many(count):
+    for seed in range(count):
+        run_workload(random_workload(seed))
