@@ -13,6 +13,7 @@ import secrets
 import time
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 from starlette.datastructures import Headers
@@ -103,7 +104,7 @@ async def _answer_error(error: Exception, record: RequestRecord, send: Send) -> 
 def _where(error: Exception) -> str:
     """The type of the error and the calls that led to it; not its message, which may quote a prompt."""
     frames = traceback.extract_tb(error.__traceback__)
-    calls = " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(frames))
+    calls = " < ".join(f"{frame.name}({Path(frame.filename).name}:{frame.lineno})" for frame in reversed(frames))
     return f"internal error {type(error).__name__} in {calls}"
 
 
