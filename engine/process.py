@@ -14,7 +14,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
 
 import msgspec
 
@@ -34,7 +33,7 @@ from engine.types import (
     StepOutput,
     TokenDelta,
 )
-from engine.wire import FrameReader, encode_frame
+from engine.wire import BadFrame, FrameReader, encode_frame
 
 HEARTBEAT_S = 1.0
 PROGRESS_EVERY_S = 0.05
@@ -53,24 +52,33 @@ class Link:
         """Write one message; waits while the server does not read."""
         self._socket.sendall(encode_frame(message))
 
-    def frames(self, wait_s: float | None) -> Iterator[bytes]:
+    def frames(self, wait_s: float | None) -> list[bytes]:
         """What arrives within ``wait_s`` seconds (None: wait for ever).
 
         Raises:
             EOFError: the server closed the socket.
         """
         readable, _, _ = select.select([self._socket], [], [], wait_s)
-        if readable:
-            data = self._socket.recv(1 << 18)
-            if not data:
-                raise EOFError
-            yield from self._reader.feed(data)
+        if not readable:
+            return []
+        data = self._socket.recv(1 << 18)
+        if not data:
+            raise EOFError
+        return self._reader.feed(data)
 
     def first_frame(self) -> bytes:
-        """Wait for the first message."""
-        while True:
-            for frame in self.frames(None):
-                return frame
+        """Wait for the one message that comes before the engine is ready.
+
+        Raises:
+            EOFError: the server closed the socket.
+            BadFrame: it sent more than that one.
+        """
+        frames: list[bytes] = []
+        while not frames:
+            frames = self.frames(None)
+        if len(frames) > 1:
+            raise BadFrame("a request before the engine was ready")
+        return frames[0]
 
 
 def serve(link: Link, engine: Engine) -> None:

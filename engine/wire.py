@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -30,20 +29,21 @@ class FrameReader:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
+    def feed(self, data: bytes) -> list[bytes]:
         """The frames that ``data`` completes.
 
         Raises:
             BadFrame: a length beyond ``MAX_FRAME_BYTES``.
         """
         self._buffer += data
-        start = 0
+        frames, start = [], 0
         while len(self._buffer) - start >= 4:
             length = int.from_bytes(self._buffer[start : start + 4], "little")
             if length > MAX_FRAME_BYTES:
                 raise BadFrame(f"a frame of {length} bytes")
             if len(self._buffer) - start - 4 < length:
                 break
-            yield bytes(self._buffer[start + 4 : start + 4 + length])
+            frames.append(bytes(self._buffer[start + 4 : start + 4 + length]))
             start += 4 + length
         del self._buffer[:start]
+        return frames

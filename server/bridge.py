@@ -161,9 +161,9 @@ class EngineBridge:
             watch.cancel()
             self._link = None
             link.close()
+        code = await self._process.wait()
         if self.state is EngineState.HUNG:
             return f"the engine said nothing for {self._silence_limit_s:.0f} s and was killed"
-        code = await self._process.wait()
         return f"the engine ended with {'signal' if code < 0 else 'exit code'} {abs(code)}"
 
     async def _kill_if_silent(self, link: _Link) -> None:
@@ -173,23 +173,25 @@ class EngineBridge:
             loaded = self.state in {EngineState.READY, EngineState.DRAINING}
             if loaded and time.monotonic() - link.last_heard_s > self._silence_limit_s:
                 self.state = EngineState.HUNG
-                await self._end_process()
-                link.lost.set()
-                return
+                self._kill()
+                return  # the link breaks, and the engine's end is dealt with where every end is
 
     async def _end_process(self) -> None:
         """Make sure that no engine is left: ask by closing the link, then kill."""
-        process, hung = self._process, self.state is EngineState.HUNG
-        if process is None or process.returncode is not None:
+        if self._process is None:
             return
         if self._link is not None:
             self._link.close()
         try:
-            await asyncio.wait_for(process.wait(), 0.0 if hung else STOP_GRACE_S)
+            await asyncio.wait_for(self._process.wait(), STOP_GRACE_S)
         except TimeoutError:
+            self._kill()
+            await self._process.wait()
+
+    def _kill(self) -> None:
+        if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+                self._process.kill()
 
     def _on_message(self, message: Outbound) -> None:
         if isinstance(message, StepOutput):

@@ -27,6 +27,7 @@ from engine.types import EngineReady, LoadProgress
 from engine.weights.store import LocalModel, resolve_model
 from server.app import create_app
 from server.bridge import EngineBridge
+from server.chat_template import ChatTemplate
 from server.context import ModelPrompts, ServerContext
 from server.guard import LOOPBACK_HOSTS
 from server.settings import ServeSettings, is_loopback
@@ -65,10 +66,12 @@ async def _serve(
 ) -> None:
     loading = asyncio.create_task(bridge.start())
     tokenizer = await asyncio.to_thread(load_tokenizer, Path(model.path))
+    source = tokenizer.chat_template
+    template = None if source is None else ChatTemplate(source, tokenizer.special_tokens)
     names = settings.served_names or (model.name,)
     context = ServerContext(
         engine=bridge,
-        prompts=ModelPrompts(tokenizer),
+        prompts=ModelPrompts(tokenizer, template),
         vocabulary=tokenizer,
         model_names=names,
         max_waiting=settings.max_waiting,

@@ -91,8 +91,8 @@ def _moe_oracle(inputs: Inputs) -> Array:
 def _moe_run(ops: Ops, i: Inputs) -> Array:
     experts = ops.prepare_experts(i["gate"], i["up"], i["down"])
     router = ops.prepare_linear([i["router"]], None)
-    out = ops.moe(ops.memory.upload(i["x"]), router, experts, i["top_k"], i["normalise"])
-    return ops.memory.download(out)
+    x = ops.memory.upload(i["x"])
+    return ops.memory.download(ops.moe(x, router, experts, i["top_k"], i["normalise"]))
 
 
 def _moe_cases(rng: np.random.Generator) -> Iterator[Case]:
