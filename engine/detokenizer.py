@@ -12,14 +12,15 @@ import codecs
 from functools import lru_cache
 from typing import Protocol
 
-_UTF8 = codecs.getincrementaldecoder("utf-8")
 
-
-class Pieces(Protocol):
+class Vocabulary(Protocol):
     """The part of ``Tokenizer`` that is needed here."""
 
-    def piece(self, token_id: int) -> str | bytes:
-        """What a token adds to an answer: text if it stands for whole characters by itself, else bytes."""
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of a token."""
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether it is a control token, which adds nothing to an answer."""
 
 
 class IncrementalDetokenizer:
@@ -29,52 +30,43 @@ class IncrementalDetokenizer:
         stopped: the stop string that ended the text, or None. Once it is set, nothing more is shown.
     """
 
-    __slots__ = ("_held", "_in_character", "_piece", "_stops", "_utf8", "stopped")
+    __slots__ = ("_decode", "_held", "_is_special", "_stops", "_token_bytes", "stopped")
 
-    def __init__(self, tokenizer: Pieces, stop: tuple[str, ...]) -> None:
+    def __init__(self, tokenizer: Vocabulary, stop: tuple[str, ...]) -> None:
         self.stopped: str | None = None
-        self._piece = tokenizer.piece
+        self._token_bytes = tokenizer.token_bytes
+        self._is_special = tokenizer.is_special
         self._stops = StopMatcher(stop) if stop else None
-        self._utf8: codecs.IncrementalDecoder | None = None
-        self._in_character = False
+        self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
         self._held = ""
 
     def push(self, token_id: int) -> str:
         """Take a token; return the text that may be shown now, which may be none."""
-        piece = self._piece(token_id)
-        text = piece if not self._in_character and piece.__class__ is str else self._decode(piece)
-        return text if self._stops is None else self._filter(text)
+        if self._is_special(token_id):
+            return ""
+        text = self._decode(self._token_bytes(token_id))
+        return text if self._stops is None else self._filter(text, self._stops)
 
     def flush(self) -> str:
         """The answer has ended: return what was held back. The rest of a character becomes U+FFFD."""
-        rest = self._utf8.decode(b"", final=True) if self._utf8 is not None else ""
-        self._in_character = False
-        text = self._filter(rest)
+        text = self._decode(b"", True)
+        if self._stops is not None:
+            text = self._filter(text, self._stops)
         text, self._held = text + self._held, ""
         return text
 
-    def _decode(self, piece: str | bytes) -> str:
-        """Text of a piece that begins, continues or ends inside a character."""
-        if self._utf8 is None:
-            self._utf8 = _UTF8(errors="replace")
-        text = self._utf8.decode(piece.encode() if isinstance(piece, str) else piece)
-        self._in_character = self._utf8.getstate()[0] != b""
-        return text
-
-    def _filter(self, text: str) -> str:
+    def _filter(self, text: str, stops: StopMatcher) -> str:
         """Cut ``text`` at a stop string, and hold back what may be the beginning of one."""
-        if self._stops is None:
-            return text
         if self.stopped is not None:
             return ""
         num_held = len(self._held)
-        found = self._stops.feed(text)
+        found = stops.feed(text)
         text = self._held + text
         if found is not None:
             end, self.stopped = found
             self._held = ""
             return text[: num_held + end - len(self.stopped)]
-        shown = len(text) - self._stops.num_matched
+        shown = len(text) - stops.num_matched
         self._held = text[shown:]
         return text[:shown]
 
@@ -106,10 +98,10 @@ class StopMatcher:
         if not self.num_matched and self._first.isdisjoint(text):
             return None
         for index, character in enumerate(text):
-            found = self._step(character)
-            if found:
-                return index + 1, found
-        self.num_matched = max(self._states)
+            if self.num_matched or character in self._first:
+                found = self._step(character)
+                if found:
+                    return index + 1, found
         return None
 
     def _step(self, character: str) -> str:
@@ -125,6 +117,7 @@ class StopMatcher:
                     state = fallbacks[state]
                     found = max(found, stop, key=len)
             states[i] = state
+        self.num_matched = max(states)
         return found
 
 

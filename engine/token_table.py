@@ -1,6 +1,6 @@
-"""What each token id shows: the bytes behind a token, and its text where it stands for whole characters.
+"""What each token id stands for: the bytes behind a token.
 
-Built by ``gguf_tokenizer`` and ``hf_tokenizer``, read by ``Tokenizer`` and ``IncrementalDetokenizer``. Invariants: the
+Built by ``gguf_tokenizer`` and ``hf_tokenizer``, read by ``Tokenizer``. Invariants: the
 table never changes what it answers, and joining the bytes of a sequence of ids gives the bytes of its text, so text can
 be produced token by token. The leading space that SentencePiece vocabularies put before a word is kept: what a model
 generates continues a prompt.
@@ -40,13 +40,13 @@ def byte_level_bytes(token: str) -> bytes:
 
 
 class TokenTable:
-    """Bytes and text of every token id, worked out when first asked for.
+    """The bytes of every token id, worked out when first asked for.
 
     Args:
         tokens: the vocabulary by id, None where an id has no token.
         to_bytes: the vocabulary's own spelling -> bytes.
         verbatim: ids whose spelling is their text, whatever ``to_bytes`` says.
-        special: ids of control tokens; they have text, but show none in an answer.
+        special: ids of control tokens; they have bytes, but show nothing in an answer.
         hidden: ids that never show anything, such as padding of the vocabulary.
     """
 
@@ -64,7 +64,7 @@ class TokenTable:
         self._to_bytes = to_bytes
         self._verbatim = verbatim
         self._hidden = hidden
-        self._pieces: list[str | bytes | None] = [None] * len(tokens)
+        self._bytes: list[bytes | None] = [None] * len(tokens)
 
     def __len__(self) -> int:
         """One more than the highest id."""
@@ -72,26 +72,18 @@ class TokenTable:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The token's bytes, a control token's too; none for ids outside the vocabulary."""
-        token = self._tokens[token_id] if 0 <= token_id < len(self._tokens) else None
+        if not 0 <= token_id < len(self._bytes):
+            return b""
+        data = self._bytes[token_id]
+        if data is None:
+            data = self._bytes[token_id] = self._spelled_out(token_id)
+        return data
+
+    def _spelled_out(self, token_id: int) -> bytes:
+        token = self._tokens[token_id]
         if token is None or token_id in self._hidden:
             return b""
         return token.encode() if token_id in self._verbatim else self._to_bytes(token)
-
-    def piece(self, token_id: int) -> str | bytes:
-        """What the token adds to an answer: text if it stands for whole characters by itself, else bytes."""
-        if not 0 <= token_id < len(self._pieces):
-            return ""
-        piece = self._pieces[token_id]
-        if piece is None:
-            piece = self._pieces[token_id] = self._make_piece(token_id)
-        return piece
-
-    def _make_piece(self, token_id: int) -> str | bytes:
-        data = b"" if token_id in self.special else self.token_bytes(token_id)
-        try:
-            return data.decode()
-        except UnicodeDecodeError:
-            return data
 
 
 def decoder_bytes(decoder: Mapping[str, Any] | None) -> ToBytes:

@@ -58,7 +58,6 @@ class Tokenizer:
         self.special_tokens: Mapping[str, str] = MappingProxyType(dict(parts.special_tokens))
         self.eos_ids = parts.eos_ids
         self.chat_template = parts.chat_template
-        self.piece = parts.table.piece
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
