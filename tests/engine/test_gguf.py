@@ -190,6 +190,14 @@ def test_text_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             GGUFFile.open(write_gguf(path, gguf_bytes(keys)))
 
 
+def test_strings_are_bounded_over_all_arrays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.weights.gguf.MAX_STRINGS", 3)
+    pair = array(w.STRING, ["a", "b"])
+    GGUFFile.open(write_gguf(path, gguf_bytes([("a", pair), ("b", array(w.STRING, ["c"]))])))
+    with pytest.raises(MalformedModel, match="claims 2 strings in metadata key 'b'; at most 1"):
+        GGUFFile.open(write_gguf(path, gguf_bytes([("a", pair), ("b", pair)])))
+
+
 @pytest.mark.parametrize(
     "content",
     [
