@@ -14,6 +14,7 @@ from starlette.types import Message
 
 from server.app import create_app
 from server.context import ServerContext
+from tests.support.contract import check_response
 from tests.support.fake_engine import MODEL, BytePrompts, ByteVocabulary, FakeEngine, Script
 
 CHAT = "/v1/chat/completions"
@@ -32,9 +33,10 @@ class Rig:
         self.app = create_app(self.context)
 
     def client(self, **options: Any) -> httpx.AsyncClient:
-        """An HTTP client on this app, without a socket."""
+        """An HTTP client on this app, without a socket; what it receives is held against openapi.yaml."""
         transport = httpx.ASGITransport(self.app)
-        return httpx.AsyncClient(transport=transport, base_url="http://localhost", **options)
+        hooks = {"response": [_hold_against_contract]}
+        return httpx.AsyncClient(transport=transport, base_url="http://localhost", event_hooks=hooks, **options)
 
     async def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
         """One request."""
@@ -64,6 +66,11 @@ class Rig:
         finally:
             server.should_exit = True
             await task
+
+
+async def _hold_against_contract(response: httpx.Response) -> None:
+    body, request = await response.aread(), response.request
+    check_response(request.method, request.url.path, response.status_code, response.headers, body)
 
 
 def chat(content: Any = "Hi", **fields: Any) -> dict[str, Any]:

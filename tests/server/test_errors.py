@@ -21,6 +21,8 @@ def leaves(cls: type[Exception]) -> set[type[Exception]]:
 def test_every_error_has_its_row_or_is_internal() -> None:
     internal = leaves(ModelError) | leaves(ConfigError)
     for cls in leaves(UpwellError) - NEVER_ANSWERED - internal:
+        if cls.__module__ != "engine.errors" and not cls.__module__.startswith("server."):
+            continue  # never crosses the socket
         assert any(base in ERROR_TABLE for base in cls.__mro__ if base is not Exception), cls
 
 
