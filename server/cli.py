@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from engine.config import EngineConfig
 from engine.errors import UpwellError
@@ -142,7 +143,8 @@ def _check_package_names() -> None:
         places = ", ".join(sorted(map(str, homes)))
         console.print(
             f"[red]error:[/red] the packages server, engine and kernels come from different places ({places}); "
-            "another distribution has taken one of the names. Install upwell into a fresh virtual environment."
+            "another distribution has taken one of the names. Install upwell into a fresh virtual environment.",
+            soft_wrap=True,
         )
         sys.exit(1)
 
@@ -158,7 +160,7 @@ def _errors_in_one_line() -> Iterator[None]:
     try:
         yield
     except UpwellError as error:
-        console.print("[red]error:[/red]", str(error), markup=True)
+        console.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import socket
 import time
@@ -120,7 +121,8 @@ def bind(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=2048)
     except OSError as error:
-        reason = error.strerror or str(error)
+        known = isinstance(error.errno, int) and error.errno > 0
+        reason = os.strerror(error.errno) if known else str(error.strerror or error)
         raise ConfigError(f"cannot listen on {host}:{port}: {reason}. Choose another --port or --host.") from error
 
 
@@ -152,7 +154,7 @@ async def _until_drained(
 def _weights_bar(console: Console) -> Iterator[_OnProgress]:
     """A progress bar that follows the engine's loading of weights, and goes when it is done."""
     columns = (TextColumn("Loading weights"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield _OnProgress(progress)
 
 

@@ -1,0 +1,188 @@
+"""The server as a process: a killed engine, Ctrl-C, a busy port, wrong flags, broken models."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+
+import httpx
+import pytest
+
+from tests.support.server_process import UPWELL, running_server
+from tests.support.tiny_models import GOLDEN
+
+TINY = "tiny-mistral"
+SERVE = (str(GOLDEN / TINY), "--device", "reference")
+
+
+def body(**options):
+    return {
+        "model": TINY,
+        "messages": [{"role": "user", "content": "hello"}],
+        "temperature": 0,
+        "ignore_eos": True,
+        "max_tokens": 900,
+        **options,
+    }
+
+
+def run(*args, **options):
+    return subprocess.run([UPWELL, *args], capture_output=True, text=True, timeout=60, check=False, **options)
+
+
+def test_a_killed_engine_ends_streams_with_an_error_and_comes_back():
+    with running_server(*SERVE) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        before = client.post("/v1/chat/completions", json=body(max_tokens=8)).json()["choices"]
+        with client.stream("POST", "/v1/chat/completions", json=body(stream=True)) as response:
+            lines = response.iter_lines()
+            assert json.loads(next(lines).removeprefix("data: "))["object"] == "chat.completion.chunk"
+            os.kill(server.engine_pid(), signal.SIGKILL)
+            rest = [line for line in lines if line.startswith("data: ")]
+        assert "error" in json.loads(rest[-1].removeprefix("data: "))
+        assert "data: [DONE]" not in rest
+        assert not any('"finish_reason":"' in line for line in rest)
+        assert client.get("/livez").status_code == 200
+        while client.get("/readyz").status_code != 200:
+            refused = client.post("/v1/chat/completions", json=body(max_tokens=8))
+            if refused.status_code != 200:
+                assert refused.status_code == 503
+                assert int(refused.headers["retry-after"]) >= 1
+        after = client.post("/v1/chat/completions", json=body(max_tokens=8)).json()["choices"]
+        assert after == before
+        assert client.get("/health").json()["restarts"] == 1
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_open_streams_finish(number):
+    with running_server(*SERVE) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        with client.stream("POST", "/v1/chat/completions", json=body(stream=True, max_tokens=300)) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(number)
+            rest = [line for line in lines if line.startswith("data: ")]
+        assert rest[-1] == "data: [DONE]"
+        assert server.process.wait(30) == 0
+        assert "Traceback" not in server.output()
+
+
+def test_while_it_drains_new_requests_are_sent_away():
+    with running_server(*SERVE) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        with client.stream("POST", "/v1/chat/completions", json=body(stream=True)) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            while "Finishing" not in server.output():
+                next(lines)
+            late = httpx.post(f"{server.url}/v1/chat/completions", json=body(), timeout=30)
+            assert late.status_code == 503
+            assert "retry-after" in late.headers
+            assert httpx.get(f"{server.url}/readyz", timeout=30).status_code == 503
+            assert list(lines)[-2] == "data: [DONE]"
+        assert server.process.wait(30) == 0
+
+
+def test_a_second_signal_stops_at_once_with_an_error_in_the_stream():
+    with running_server(*SERVE) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        with client.stream("POST", "/v1/chat/completions", json=body(stream=True)) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGINT)
+            while "Finishing" not in server.output():
+                next(lines)
+            server.process.send_signal(signal.SIGINT)
+            rest = [line for line in lines if line.startswith("data: ")]
+        assert "error" in json.loads(rest[-1].removeprefix("data: "))
+        assert server.process.wait(30) == 0
+
+
+def test_clients_that_leave_free_their_blocks():
+    with running_server(*SERVE) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+
+        def blocks(state):
+            text = client.get("/metrics").text
+            return float(text.split(f'upwell_kv_blocks{{state="{state}"}} ')[1].split()[0])
+
+        def leave(stream):
+            host, port = server.url.removeprefix("http://").split(":")
+            payload = json.dumps(body(stream=stream)).encode()
+            with socket.create_connection((host, int(port))) as sock:
+                head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+                sock.sendall(head.encode() + f"Content-Length: {len(payload)}\r\n\r\n".encode() + payload)
+                if stream:
+                    sock.recv(100)
+
+        threads = [threading.Thread(target=leave, args=(i % 2 == 0,)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        client.post("/v1/chat/completions", json=body(max_tokens=2))
+        assert blocks("used") == 0
+        assert server.stop() == 0
+
+
+def test_a_port_in_use_is_said_in_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = run("serve", *SERVE, "--port", str(taken.getsockname()[1]))
+    assert done.returncode == 1
+    assert "--port" in done.stderr
+    assert done.stderr.count("\n") <= 2
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ((str(GOLDEN / "no-such-folder"),), "no-such-folder"),
+        ((*SERVE, "--device", "abacus"), "abacus"),
+        ((*SERVE, "--max-model-len", "5000"), "--max-model-len"),
+        ((*SERVE, "--host", "0.0.0.0"), "--api-key"),
+        ((*SERVE, "--max-num-batched-tokens", "3"), "--max-num-seqs"),
+        ((*SERVE, "--kv-cache-memory-bytes", "lots"), "512M"),
+        ((*SERVE, "--kv-cache-memory-bytes", "1k"), "--kv-cache-memory-bytes"),
+        ((*SERVE, "--max-num-seqs", "0"), "--max-num-seqs"),
+        (("not-a-model",), "not-a-model"),
+    ],
+)
+def test_wrong_flags_are_said_plainly(args, words):
+    done = run("serve", *args)
+    assert done.returncode in {1, 2}
+    assert words in " ".join(done.stderr.replace("│", " ").split())
+    assert "Traceback" not in done.stderr
+
+
+def test_a_broken_model_is_said_in_one_line(tmp_path):
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + (2**62).to_bytes(8, "little") * 2)
+    done = run("serve", str(broken))
+    assert done.returncode == 1
+    assert "broken.gguf" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_upwell_chat_streams_an_answer_and_keeps_the_conversation():
+    with running_server(*SERVE) as server:
+        once = run("chat", "--url", server.url, "hello")
+        assert once.returncode == 0
+        talked = run("chat", "--url", server.url, input="hello\nand again\n")
+        assert talked.returncode == 0
+        assert server.output().count("path=/v1/chat/completions status=200") == 3
+        assert server.stop() == 0
+
+
+def test_upwell_chat_without_a_server_says_how_to_start_one():
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    done = run("chat", "--url", f"http://127.0.0.1:{port}", "hello")
+    assert done.returncode == 1
+    assert "upwell serve" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_version_and_help():
+    assert run("--version").stdout.startswith("upwell ")
+    assert "--max-model-len" in run("serve", "--help").stdout
