@@ -152,7 +152,8 @@ def _windows(fields: Fields, architecture: str, num_layers: int) -> tuple[int | 
         types = ["full_attention" if index < first else "sliding_attention" for index in range(num_layers)]
     elif window is None and "sliding_attention" in types:
         fields.fail("layer_types", "must be full_attention throughout, since sliding windows are off")
-    return tuple(window if kind == "sliding_attention" else None for kind in types) if window is not None else ()
+    windows = tuple(window if kind == "sliding_attention" else None for kind in types)
+    return windows if any(windows) else ()
 
 
 def _layer_types(fields: Fields, num_layers: int) -> list[str]:
