@@ -121,8 +121,8 @@ def bind(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=2048)
     except OSError as error:
-        known = isinstance(error.errno, int) and error.errno > 0
-        reason = os.strerror(error.errno) if known else str(error.strerror or error)
+        number = error.errno or 0  # a failed look-up has a negative one of its own
+        reason = os.strerror(number) if number > 0 else str(error.strerror or error)
         raise ConfigError(f"cannot listen on {host}:{port}: {reason}. Choose another --port or --host.") from error
 
 

@@ -76,7 +76,7 @@ LOGITS = OpSpec(
 def _moe_oracle(inputs: Inputs) -> Array:
     x, router = inputs["x"].astype(np.float64), _f64(inputs["router"])
     gate, up, down = (_f64(inputs[name]) for name in ("gate", "up", "down"))
-    out = np.zeros_like(x)
+    out = np.zeros(x.shape)
     for row, token in enumerate(x):
         scores = router @ token
         probabilities = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
