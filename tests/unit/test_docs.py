@@ -1,0 +1,86 @@
+"""The documentation says what the code does: the table of files, the flags, the commands and examples of the README."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from server.cli import app
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+ROWS = re.findall(r"^\| (.+?) \| `([^`]+\.py)` \| `(\w+)` \|$", ARCHITECTURE, re.MULTILINE)
+
+
+def defined_in(path):
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif hasattr(node, "name"):
+            names.add(node.name)
+    return names
+
+
+@pytest.mark.parametrize(("behaviour", "file", "name"), ROWS, ids=[row[1] for row in ROWS])
+def test_each_behaviour_is_where_the_table_says(behaviour, file, name):
+    assert name in defined_in(ROOT / file)
+
+
+def test_every_module_is_in_the_table():
+    modules = {
+        str(path.relative_to(ROOT))
+        for package in ("server", "engine", "kernels")
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert modules == {file for _, file, _ in ROWS}
+
+
+def test_links_lead_somewhere():
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_table_of_flags_is_the_command_lines():
+    serve = typer.main.get_command(app).commands["serve"]
+    options = {param.opts[0]: param for param in serve.params if param.param_type_name == "option"}
+    rows = dict(re.findall(r"^\| `(--[\w-]+)` \| (.+?) \|", README, re.MULTILINE))
+    assert set(rows) == set(options) - {"--help"}
+    for flag, shown in rows.items():
+        default = options[flag].default
+        if isinstance(default, bool):
+            assert shown == ("on" if default else "off")
+        elif isinstance(default, (str, int, float)):
+            assert shown == f"`{default:g}`" if isinstance(default, float) else shown == f"`{default}`"
+
+
+def test_ci_runs_the_readmes_test_command():
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+    ci = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert "make test" in commands
+    assert "make test" in ci
+    assert ci.index("make lint") < ci.index("make test")
+
+
+def test_make_says_what_is_wrong_with_an_old_python(tmp_path):
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\nexit 1\n")
+    fake.chmod(0o755)
+    (tmp_path / "pyproject.toml").touch()
+    done = subprocess.run(
+        ["make", "-f", str(ROOT / "Makefile"), "serve", f"PYTHON={fake}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "Python 3.11" in done.stdout + done.stderr
