@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from engine.errors import InvalidRequest
+from engine.tokenizer import Tokenizer
+from server.chat_template import ChatTemplate
 from server.engine_client import EngineClient
 
 
@@ -24,7 +26,7 @@ class PromptEncoder(Protocol):
         """
 
     def text(self, prompt: str) -> list[int]:
-        """The ids of a plain text, with the special tokens that the model begins a text with."""
+        """The ids of a plain text, with the control tokens that the model begins a text with."""
 
 
 class Vocabulary(Protocol):
@@ -40,24 +42,14 @@ class Vocabulary(Protocol):
         """Whether the token is a control token, which adds nothing to the answer."""
 
 
-class Tokenizer(Vocabulary, Protocol):
-    """The part of ``engine.tokenizer.Tokenizer`` that prompts need."""
-
-    def encode(self, text: str, *, add_special: bool) -> list[int]:
-        """The ids of ``text``."""
-
-
-class Template(Protocol):
-    """The part of ``chat_template.ChatTemplate`` that prompts need."""
-
-    def render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        """The conversation as the text the model was trained on."""
-
-
 class ModelPrompts:
-    """Prompts by a model's own tokenizer and chat template."""
+    """Prompts by a model's own tokenizer and chat template.
 
-    def __init__(self, tokenizer: Tokenizer, template: Template | None) -> None:
+    What a client writes never becomes a control token: in a conversation only the template's own are, and in a plain
+    text none is.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
         self._tokenizer = tokenizer
         self._template = template
 
@@ -66,14 +58,15 @@ class ModelPrompts:
         if self._template is None:
             raise InvalidRequest(
                 "This model has no chat template; send the whole text to /v1/completions instead.",
+                param="messages",
                 code="no_chat_template",
             )
-        text = self._template.render(messages, add_generation_prompt=True)
-        return self._tokenizer.encode(text, add_special=False)
+        guarded = self._tokenizer.guard(messages)
+        return self._tokenizer.encode_rendered(self._template.render(guarded.value), guarded.mark)
 
     def text(self, prompt: str) -> list[int]:
         """See ``PromptEncoder.text``."""
-        return self._tokenizer.encode(prompt, add_special=True)
+        return self._tokenizer.encode_ordinary(prompt, add_special=True)
 
 
 @dataclass(frozen=True, kw_only=True)

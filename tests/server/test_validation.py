@@ -162,7 +162,7 @@ async def test_out_of_bounds_or_of_the_wrong_type(path: str, field: str, value: 
         ({"stream": True, "stream_options": []}, "stream_options", INVALID),
         ({"echo": True}, "echo", UNKNOWN),
         ({"prompt": "x"}, "prompt", UNKNOWN),
-        *[({name: {}}, name, UNSUPPORTED) for name in CHAT_UNSUPPORTED],
+        *[({name: {}}, name, UNSUPPORTED) for name in sorted(CHAT_UNSUPPORTED)],
         *[
             ({name: 1}, name, UNKNOWN)
             for name in ("n_discard", "slot_id", "priority", "kv_transfer_params", "vllm_xargs", "prompt_embeds")
@@ -206,7 +206,7 @@ async def test_chat_refuses(fields: dict[str, Any], param: str, code: str) -> No
         ({"prompt": ["a"] * 100, "n": 16}, "n", INVALID),
         ({"messages": []}, "messages", UNKNOWN),
         ({"prompt_logprobs": -1}, "prompt_logprobs", UNKNOWN),
-        *[({name: ""}, name, UNSUPPORTED) for name in COMPLETION_UNSUPPORTED],
+        *[({name: ""}, name, UNSUPPORTED) for name in sorted(COMPLETION_UNSUPPORTED)],
     ],
     ids=lambda v: repr(v)[:60],
 )
