@@ -76,7 +76,8 @@ def completion_budget(num_prompt_tokens: int, requested: int | None, ready: Engi
     if left < (requested or 1):
         asked = f" and {requested} tokens were asked for" if requested else ", which leaves none for the answer"
         raise ContextLengthExceeded(
-            f"The model's context is {ready.max_model_len} tokens; the prompt has {num_prompt_tokens}{asked}.",
+            f"The model's context is {ready.max_model_len} tokens; the prompt has {num_prompt_tokens}{asked}. "
+            "Shorten the prompt or lower max_tokens.",
             param=param,
         )
     return requested or left

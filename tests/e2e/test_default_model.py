@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -82,3 +86,34 @@ def test_greedy_answers_equal_the_judges(answers, judge):
                 break
             num_compared += 1
     assert num_compared > 20 * NEW_TOKENS, "too many near-ties to say that the answers agree"
+
+
+ANSWER = """
+import sys
+from engine.config import EngineConfig
+from engine.loading import load_engine
+from engine.types import GenerateRequest, SamplingParams
+
+engine, _ = load_engine(EngineConfig(model_path=sys.argv[1], device="reference"), lambda *_: None)
+sampling = SamplingParams(max_tokens=6, seed=4, logprobs=3, ignore_eos=True)
+for name, prompt in {"short": range(300, 311), "long": range(1000, 1150)}.items():
+    engine.submit(GenerateRequest(name, list(prompt), sampling))
+while engine.has_work:
+    for delta in engine.step().deltas:
+        print(delta.request_id, delta.token_ids, delta.logprobs)
+"""
+
+
+def test_answers_do_not_depend_on_the_number_of_threads(default_model):
+    outputs = set()
+    for threads in ("1", "2", "3"):
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", ANSWER, str(default_model)],
+            env={**os.environ, "OPENBLAS_NUM_THREADS": threads},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.count("short") == 6
+        outputs.add(done.stdout)
+    assert len(outputs) == 1

@@ -150,7 +150,7 @@ def test_models(client):
     ("options", "error", "param", "code"),
     [
         ({"temperature": 3}, openai.BadRequestError, "temperature", None),
-        ({"max_tokens": 100000}, openai.BadRequestError, "max_tokens", "context_length_exceeded"),
+        ({"max_tokens": 100000}, openai.BadRequestError, "messages", "context_length_exceeded"),
         ({"extra_body": {"n": True}}, openai.BadRequestError, "n", None),
         ({"extra_body": {"tempreature": 1}}, openai.BadRequestError, "tempreature", "unknown_parameter"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, openai.BadRequestError, "tools", None),
