@@ -86,13 +86,14 @@ def _ends(backend: Tokenizer) -> tuple[list[int], list[int]]:
     Raises:
         UnsupportedModel: it does something other than that.
     """
-    plain = backend.encode("a", add_special_tokens=False).ids
-    whole = backend.encode("a", add_special_tokens=True).ids
-    for start in range(len(whole) - len(plain) + 1):
-        end = start + len(plain)
-        if whole[start:end] == plain:
-            return whole[:start], whole[end:]
-    raise UnsupportedModel("The post-processor of tokenizer.json does more than to put tokens around a text.")
+    for text in ("a", "1", "的", " "):
+        plain = backend.encode(text, add_special_tokens=False).ids
+        whole = backend.encode(text, add_special_tokens=True).ids
+        for start in range(len(whole) - len(plain) + 1):
+            end = start + len(plain)
+            if plain and whole[start:end] == plain:
+                return whole[:start], whole[end:]
+    raise UnsupportedModel("The post-processor of tokenizer.json does something else than put tokens around a text.")
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

@@ -14,7 +14,7 @@ import secrets
 from tokenizers import AddedToken, Tokenizer
 
 from engine.errors import InvalidRequest
-from engine.special_guard import MARK_CLASS
+from engine.special_guard import is_broken_up
 
 _BRACKET = "\U0001fffe"
 """A noncharacter around the secret names, and none of those that serve as marks."""
@@ -71,9 +71,16 @@ class InertEncoder:
                 ids.append(token_id)
         return ids
 
-    def vouch(self, text: str) -> str:
-        """``text`` with every control token in it by its secret name, so that ``encode`` takes it for one."""
-        return self._added.sub(lambda match: self._names.get(match[0], match[0]), text)
+    def vouch(self, text: str, mark: str | None) -> str:
+        """``text`` with the control tokens that no ``mark`` breaks up by their secret names; ``encode`` takes those."""
+
+        def rename(match: re.Match[str]) -> str:
+            token = match[0]
+            if mark is not None and len(token) == 1 and is_broken_up(text, match.end(), mark):
+                return token
+            return self._names.get(token, token)
+
+        return self._added.sub(rename, text)
 
     def _renamed_copy(self, backend: Tokenizer) -> Tokenizer:
         description = json.loads(backend.to_str())
@@ -94,8 +101,6 @@ class InertEncoder:
 
 
 def _pattern(token: AddedToken) -> str:
-    """Where the library would find ``token``; a control token of one character is broken up by a mark after it."""
+    """Where the library would find ``token``."""
     pattern = re.escape(token.content)
-    if token.special and len(token.content) == 1:
-        pattern += f"(?!{MARK_CLASS})"
     return rf"(?<!\w){pattern}(?!\w)" if token.single_word else pattern

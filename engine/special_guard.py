@@ -21,7 +21,6 @@ from typing import Any
 from engine.errors import InvalidRequest
 
 _MARKS = [*range(0xFDD0, 0xFDF0), *range(0xE000, 0xF900)]
-MARK_CLASS = "[\ufdd0-\ufdef\ue000-\uf8ff]"
 """Noncharacters and the private use area, all in the Basic Multilingual Plane: JSON escapes each as ``\\uxxxx``."""
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _NAME = re.compile(r"[A-Za-z0-9_.-]*", re.ASCII)
@@ -49,7 +48,8 @@ class SpecialGuard:
 
     def __init__(self, specials: Collection[str]) -> None:
         self._specials = [special for special in specials if special]
-        self._starts = re.compile(f"(?={alternatives(self._specials)})")
+        self._starts = re.compile(f"(?=({alternatives(self._specials)}))")
+        self._any_blank = any(special.isspace() for special in self._specials)
         self._joined = "\0".join(self._specials)
         self._longest = max(map(len, self._specials), default=0)
         self._heads = {special[:i] for special in self._specials for i in range(1, len(special))}
@@ -83,28 +83,36 @@ class SpecialGuard:
             return [self._marked(item, mark, key) for item in value]
         return value
 
-    def _places(self, text: str, key: str | None) -> set[int]:
-        """Where the mark has to go into ``text``."""
-        places = {match.start() + 1 for match in self._starts.finditer(text)}
+    def _places(self, text: str, key: str | None) -> list[int]:
+        """Where a mark has to go into ``text``: two into each control token, one to an edge."""
+        inside = [match.start() + self._inside(match[1]) for match in self._starts.finditer(text)]
+        edges: set[int] = set()
         if not _is_name(text, key):
-            places |= self._edges(text)
-        return places
+            end = len(text.rstrip())
+            start = min(end, len(text) - len(text.lstrip()))
+            for first, last in {(0, len(text)), (start, end)}:  # templates may trim white space
+                edges.update(first + place for place in self._edges(text[first:last]))
+        return [*inside, *inside, *edges]
+
+    def _inside(self, special: str) -> int:
+        """Where to break up a control token: behind its first character, but never apart from white space at its start.
+
+        So trimming a marked text takes away what it would have taken away without the mark.
+        """
+        num_spaces = len(special) - len(special.lstrip())
+        return num_spaces if num_spaces and not self._any_blank else 1
 
     def _edges(self, text: str) -> set[int]:
-        """Where ``text`` might form a control token with its neighbours, also if white space around it is trimmed."""
-        end = len(text.rstrip())
-        start = len(text) - len(text.lstrip())
-        if start >= end:
-            return set()
-        core = text[start:end]
-        longest = min(self._longest, len(core))
+        """0 or the length of ``text``, or both: where it might form a control token with its neighbours."""
+        longest = min(self._longest, len(text))
+        lengths = range(1, longest + 1)
         places: set[int] = set()
-        if not self._first.isdisjoint(core[-longest:]) and any(core[-i:] in self._heads for i in range(1, longest + 1)):
-            places.add(end)
-        if not self._last.isdisjoint(core[:longest]) and any(core[:i] in self._tails for i in range(1, longest + 1)):
-            places.add(start)
-        if len(core) < self._longest and core in self._joined:
-            places |= {start, end}
+        if not self._first.isdisjoint(text[-longest:]) and any(text[-i:] in self._heads for i in lengths):
+            places.add(len(text))
+        if not self._last.isdisjoint(text[:longest]) and any(text[:i] in self._tails for i in lengths):
+            places.add(0)
+        if 0 < len(text) < self._longest and text in self._joined:
+            places |= {0, len(text)}
         return places
 
 
@@ -142,6 +150,11 @@ def _unused_mark(value: Any) -> str:
     raise InvalidRequest(
         "The messages use every character of the private use area; leave those characters out.", param="messages"
     )
+
+
+def is_broken_up(text: str, place: int, mark: str) -> bool:
+    """Whether the control token of one character, too short for a mark inside, that ends at ``place`` is a client's."""
+    return text.startswith((mark * 2, f"\\u{ord(mark):04x}" * 2), place)
 
 
 def remove_mark(text: str, mark: str) -> str:

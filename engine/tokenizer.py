@@ -127,7 +127,7 @@ class Tokenizer:
         """
         if mark is None and not self._always_inert:
             return encode_ids(self._backend, rendered)
-        vouched = self._inert.vouch(rendered)
+        vouched = self._inert.vouch(rendered, mark)
         return self._inert.encode(vouched if mark is None else remove_mark(vouched, mark))
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
