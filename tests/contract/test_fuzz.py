@@ -19,7 +19,7 @@ READY_FOR_MUCH = replace(READY, max_model_len=1 << 16, vocab_size=1 << 31)
 
 SEMANTIC = {
     "context_length_exceeded": {"messages", "prompt"},
-    "invalid_value": {"stream_options", "top_logprobs", "min_tokens", "max_tokens", "prompt", "n"},
+    "invalid_value": {"stream_options", "top_logprobs", "min_tokens", "max_tokens", "prompt", "n", "logit_bias"},
     "unsupported_parameter": {"best_of"},
     "invalid_json": {None},  # half of a surrogate pair
 }
