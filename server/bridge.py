@@ -13,7 +13,7 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -42,13 +42,21 @@ log = logging.getLogger("upwell.bridge")
 
 
 class EngineBridge:
-    """Implements ``EngineClient`` over an engine process."""
+    """Implements ``EngineClient`` over an engine process.
+
+    Args:
+        config: what the engine loads.
+        silence_limit_s: silence after which an engine is taken for hung.
+        environment: the engine's environment variables; None gives it ours.
+        on_progress: told how far the loading of weights has come.
+    """
 
     def __init__(
         self,
         config: EngineConfig,
         *,
         silence_limit_s: float,
+        environment: Mapping[str, str] | None = None,
         on_progress: Callable[[LoadProgress], None] = lambda _: None,
     ) -> None:
         self.state = EngineState.LOADING
@@ -58,6 +66,7 @@ class EngineBridge:
         self._draining = False
         self._config = config
         self._silence_limit_s = silence_limit_s
+        self._environment = environment
         self._on_progress = on_progress
         self._streams: dict[str, TokenStream] = {}
         self._process: asyncio.subprocess.Process | None = None
@@ -148,6 +157,7 @@ class EngineBridge:
                 str(theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
+                env=self._environment,
                 start_new_session=True,
             )
         link = _Link(self._on_message)

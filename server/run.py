@@ -31,7 +31,7 @@ from server.bridge import EngineBridge
 from server.chat_template import ChatTemplate
 from server.context import ModelPrompts, ServerContext
 from server.guard import LOOPBACK_HOSTS
-from server.settings import ServeSettings, is_loopback
+from server.settings import ServeSettings, engine_environment, is_loopback
 
 MAX_HEADER_BYTES = 32 << 10
 KEEP_ALIVE_S = 30
@@ -50,7 +50,12 @@ async def run_server(settings: ServeSettings, console: Console) -> None:
         model = await asyncio.to_thread(resolve_model, settings.model, settings.cache_dir, console.print)
         config = msgspec.structs.replace(settings.engine, model_path=str(model.path))
         with _weights_bar(console) as on_progress:
-            bridge = EngineBridge(config, silence_limit_s=settings.engine_timeout_s, on_progress=on_progress)
+            bridge = EngineBridge(
+                config,
+                silence_limit_s=settings.engine_timeout_s,
+                environment=engine_environment(),
+                on_progress=on_progress,
+            )
             try:
                 await _serve(settings, model, bridge, sock, console, began_s)
             finally:

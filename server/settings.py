@@ -180,3 +180,13 @@ def cache_dir(flag: Path | None) -> Path:
         return flag.expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "upwell"
+
+
+def engine_environment() -> dict[str, str]:
+    """The environment of the engine process: ours, with one BLAS thread unless the user has said how many.
+
+    A BLAS that spins in two threads while the machine is busy is many times slower than one thread: measured on two
+    cores with a load of 3, the default model gave 6 tokens/s with one thread and 0.4 to 1.1 with two.
+    """
+    one_thread = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VECLIB_MAXIMUM_THREADS": "1"}
+    return {**one_thread, **os.environ}

@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the suites run side by side: see settings.engine_environment
 
 import pytest
 from hypothesis import settings

@@ -39,7 +39,7 @@ def prepare_linear(weights: Sequence[RawTensor], biases: Sequence[RawTensor] | N
     weight = np.empty((sum(part.shape[0] for part in weights), weights[0].shape[1]), dtype=np.float32)
     row = 0
     for part in weights:
-        weight[row : row + part.shape[0]] = dequantise(part)
+        dequantise(part, weight[row : row + part.shape[0]])
         row += part.shape[0]
     bias = np.concatenate([dequantise(part) for part in biases]) if biases else None
     return ReferenceLinear(weight, bias, row_tile_for(weight))
