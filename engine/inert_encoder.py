@@ -51,7 +51,7 @@ class InertEncoder:
         real_ids = {self._names.get(token.content, token.content): i for i, token in added.items()}
         self._real_ids = {i: real_ids[token.content] for i, token in self._copy.get_added_tokens_decoder().items()}
         unknown = backend.token_to_id(getattr(backend.model, "unk_token", None) or "")
-        self._control_ids = {i for i, token in added.items() if token.special and i != unknown}
+        self._controls = {i: token.content for i, token in added.items() if token.special and i != unknown}
         longest_first = sorted(added.values(), key=lambda token: len(token.content), reverse=True)
         self._added = re.compile("|".join(_pattern(token) for token in longest_first if token.content) or "(?!)")
 
@@ -65,8 +65,8 @@ class InertEncoder:
         for token_id in encode_ids(self._copy, text):
             if token_id in self._real_ids:
                 ids.append(self._real_ids[token_id])
-            elif token_id in self._control_ids:  # not matched as a whole, but arrived at by merges
-                ids.extend(self._spelled(self._copy.id_to_token(token_id)))
+            elif token_id in self._controls:  # not matched as a whole, but arrived at by merges
+                ids.extend(self._spelled(self._controls[token_id]))
             else:
                 ids.append(token_id)
         return ids
