@@ -2,7 +2,7 @@
 
 A chat template is a program that comes with a model, so it is trusted no further than to be wrong at a user's expense:
 it reaches nothing but its variables (``ImmutableSandboxedEnvironment``), and it cannot run or allocate for ever. Python
-cannot interrupt an expression, so the limits are kept by what a template is compiled to: every loop and macro reports
+cannot interrupt an expression, so the limits are kept by what a template is compiled to: every loop and call reports
 its turns, and every operation that can make a large value says how large before it makes it. Called by
 ``chat_template``, on any thread.
 """
@@ -146,7 +146,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         return result
 
     def tick(self) -> None:
-        """One turn of a loop, or one entry into a macro or block."""
+        """One turn of a loop; calls of macros and blocks come by ``call``."""
         _spend(0)
 
     def join_texts(self, *parts: Any) -> str:
@@ -180,7 +180,7 @@ def _insert_limits(node: nodes.Node) -> nodes.Node:
             setattr(node, field, _insert_limits(value))
         elif isinstance(value, list):
             value[:] = [_insert_limits(item) if isinstance(item, nodes.Node) else item for item in value]
-    if isinstance(node, nodes.For | nodes.Macro | nodes.CallBlock | nodes.Block):
+    if isinstance(node, nodes.For):
         node.body.insert(0, nodes.ExprStmt(_environment_call("tick", [], node), lineno=node.lineno))
     elif isinstance(node, nodes.Concat):
         return _environment_call("join_texts", node.nodes, node)

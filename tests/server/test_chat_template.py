@@ -108,6 +108,10 @@ MESSAGE = st.one_of(
     st.fixed_dictionaries({"role": st.just("assistant"), "content": TEXT.map(lambda t: f"<think>{t}</think>\n{t}")}),
     st.fixed_dictionaries({"role": TEXT}),
 )
+TURNS = st.lists(TEXT, max_size=5).map(
+    lambda texts: [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(texts)]
+)
+CHAT = st.one_of(TURNS, st.lists(MESSAGE, max_size=5))
 TOOL = {"type": "function", "function": {"name": "f", "description": "<b> & 'ü'", "parameters": {"type": "object"}}}
 
 
@@ -116,7 +120,7 @@ def test_rendered_as_transformers_does(name):
     template = ChatTemplate(TEMPLATES[name], SPECIAL)
 
     @settings(max_examples=150)
-    @given(st.lists(MESSAGE, max_size=5), st.booleans(), st.sampled_from([None, [TOOL]]))
+    @given(CHAT, st.booleans(), st.sampled_from([None, [TOOL]]))
     def check(messages, add_generation_prompt, tools):
         try:
             (expected,), _ = render_jinja_template(
