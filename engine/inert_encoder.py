@@ -96,7 +96,7 @@ class InertEncoder:
             raise InvalidRequest("The text holds a character that is a control token of this model; leave it out.")
         ids: list[int] = []
         for part in self._copy.model.tokenize(token[:1]) + self._copy.model.tokenize(token[1:]):
-            ids.extend(self._spelled(part.value) if part.id in self._control_ids else [part.id])
+            ids.extend(self._spelled(part.value) if part.id in self._controls else [part.id])
         return ids
 
 
