@@ -100,9 +100,12 @@ async def _serve(
     )
     stop = _signals(asyncio.get_running_loop())
     serving = asyncio.create_task(server.serve(sockets=[sock]))
-    ready = await loading
-    _banner(console, settings, names[0], ready, sock, time.monotonic() - began_s)
-    await _until_drained(bridge, stop, settings.drain_timeout_s, console)
+    stopped = asyncio.create_task(stop.get())
+    await asyncio.wait([loading, stopped], return_when=asyncio.FIRST_COMPLETED)
+    if loading.done():
+        _banner(console, settings, names[0], await loading, sock, time.monotonic() - began_s)
+        await stopped
+        await _drain(bridge, stop, settings.drain_timeout_s, console)
     server.should_exit = True
     await serving
 
@@ -138,11 +141,10 @@ def _signals(loop: asyncio.AbstractEventLoop) -> asyncio.Queue[signal.Signals]:
     return received
 
 
-async def _until_drained(
+async def _drain(
     bridge: EngineBridge, signals: asyncio.Queue[signal.Signals], timeout_s: float, console: Console
 ) -> None:
-    """Wait for a signal, then until open requests have ended, time is up, or a second signal comes."""
-    await signals.get()
+    """Wait until open requests have ended, time is up, or another signal comes."""
     bridge.drain()
     if bridge.num_open:
         console.print(f"Finishing {bridge.num_open} open requests; press Ctrl-C again to stop now.")

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 
 import httpx
 import pytest
@@ -124,6 +125,18 @@ def test_clients_that_leave_free_their_blocks():
         client.post("/v1/chat/completions", json=body(max_tokens=2))
         assert blocks("used") == 0
         assert server.stop() == 0
+
+
+@pytest.mark.parametrize("wait_s", [1.2, 2.0])
+def test_a_signal_while_it_loads_ends_it_and_its_engine(default_model, wait_s):
+    process = subprocess.Popen(
+        [UPWELL, "serve", str(default_model), "--port", "0"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    time.sleep(wait_s)
+    process.send_signal(signal.SIGINT)
+    _, output = process.communicate(timeout=30)  # the engine holds the pipe too: it is gone when this returns
+    assert process.returncode in {0, 130}
+    assert "Traceback" not in output
 
 
 def test_a_port_in_use_is_said_in_one_line():
