@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,17 +59,14 @@ class CacheEntry:
         """
         try:
             record = msgspec.json.decode((self.folder / _RECORD).read_bytes(), type=Record)
+            is_whole = all(self._is_whole(file, verify=verify) for file in record.files)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             return None
-        if record.source != self._source:
-            return None
-        for file in record.files:
-            path = self.folder / file.name
-            if not path.is_file() or path.stat().st_size != file.size:
-                return None
-            if verify and sha256_of(path) != file.sha256:
-                return None
-        return record
+        return record if is_whole and record.files and record.source == self._source else None
+
+    def _is_whole(self, file: FileRecord, *, verify: bool) -> bool:
+        path = self.folder / file.name
+        return path.stat().st_size == file.size and (not verify or sha256_of(path) == file.sha256)
 
     def fetch(self, fetch: Callable[[Path], list[Path]], say: Say, *, resume: bool, verify: bool) -> Record:
         """The record of a whole entry, fetched if need be. Needs no network, nor a lock, if it is whole already.
@@ -89,19 +87,31 @@ class CacheEntry:
             record = self.record(verify=verify)
             if record is not None:
                 return record
-            temporary = self.folder / _TEMPORARY
-            if not resume:
-                shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(exist_ok=True)
+            temporary = self._temporary_folder(resume=resume)
             try:
-                record = self._install(fetch(temporary))
-            finally:
+                record = self._install(fetch(temporary), temporary)
+            except BaseException:
                 if not resume:
                     shutil.rmtree(temporary, ignore_errors=True)
+                raise
             shutil.rmtree(temporary, ignore_errors=True)
             return record
 
-    def _install(self, paths: list[Path]) -> Record:
+    def _temporary_folder(self, *, resume: bool) -> Path:
+        """A folder to fetch into; what others have left behind goes first, since none of them holds the lock.
+
+        Unless there is something to resume its name is new: a child of a killed process may still write to the old one.
+        """
+        resumed = self.folder / _TEMPORARY
+        for stale in self.folder.glob(f"{_TEMPORARY}*"):
+            if not (resume and stale == resumed):
+                shutil.rmtree(stale, ignore_errors=True)
+        if not resume:
+            return Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}-", dir=self.folder))
+        resumed.mkdir(exist_ok=True)
+        return resumed
+
+    def _install(self, paths: list[Path], temporary: Path) -> Record:
         """Put fetched files into place. The old record goes first: it does not speak of the new files."""
         files = [FileRecord(path.name, path.stat().st_size, sha256_of(path)) for path in paths]
         record = Record(self._source, files)
@@ -110,7 +120,7 @@ class CacheEntry:
             _sync(path)
             path.replace(self.folder / path.name)
         _sync(self.folder)
-        written = self.folder / _TEMPORARY / _RECORD
+        written = temporary / _RECORD
         written.write_bytes(msgspec.json.encode(record))
         _sync(written)
         written.replace(self.folder / _RECORD)

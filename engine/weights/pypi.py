@@ -154,25 +154,30 @@ def _is_gguf(info: zipfile.ZipInfo) -> bool:
 
 
 class _BoundedFile(io.FileIO):
-    """An archive that never hands out more than a central directory of sane size at once.
+    """An archive of which ``zipfile`` can neither read too much at once nor seek out of bounds.
 
-    ``zipfile`` reads the whole directory as long as the archive says it is, and makes an object of every entry.
+    It reads the whole central directory, as long as the archive says that is, and makes an object of every entry.
     """
 
     def read(self, size: int | None = -1) -> bytes:
-        """As ``FileIO.read``, but refuse to read too much.
+        """As ``FileIO.read``.
 
         Raises:
             BadZipFile: more is asked for than a sane archive needs.
         """
         if size is None or size < 0:
-            size = self._remaining()
+            size = os.fstat(self.fileno()).st_size - self.tell()
         if size > _MAX_DIRECTORY_BYTES:
             raise zipfile.BadZipFile(f"a directory of {size} bytes")
-        return super().read(size)
+        return super().read(max(size, 0))
 
-    def _remaining(self) -> int:
-        here = self.tell()
-        end = self.seek(0, io.SEEK_END)
-        self.seek(here)
-        return end - here
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """As ``FileIO.seek``.
+
+        Raises:
+            BadZipFile: before the start, or farther than a file can be.
+        """
+        try:
+            return super().seek(offset, whence)
+        except OSError as error:
+            raise zipfile.BadZipFile(f"an offset of {offset}") from error
