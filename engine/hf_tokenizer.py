@@ -53,7 +53,9 @@ def load_hf_tokenizer(folder: Path) -> TokenizerParts:
 def _load_backend(source: str) -> Tokenizer:
     try:
         backend = Tokenizer.from_str(source)
-    except Exception as error:  # the library raises plain Exception
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # plain Exception, or a Rust panic, which is not even that
         raise MalformedModel(f"tokenizer.json cannot be read: {str(error)[:200]}.") from error
     backend.no_truncation()
     backend.no_padding()
@@ -71,6 +73,8 @@ def _table(backend: Tokenizer, decoder: Any) -> TokenTable:
         raise MalformedModel(f"tokenizer.json has token ids up to {size - 1}, or no tokens at all.")
     tokens: list[str | None] = [None] * size
     for token, token_id in vocabulary.items():
+        if tokens[token_id] is not None:
+            raise MalformedModel(f"tokenizer.json gives the id {token_id} to two tokens.")
         tokens[token_id] = token
     return TokenTable(
         tokens,

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from engine.errors import InvalidRequest
@@ -74,9 +75,8 @@ class SpecialGuard:
     def _marked(self, value: Any, mark: str, key: str | None) -> Any:
         """A copy of ``value`` with the marks put in; ``key`` is the object key it stands under."""
         if isinstance(value, str):
-            for place in sorted(self._places(value, key), reverse=True):
-                value = value[:place] + mark + value[place:]
-            return value
+            places = sorted(self._places(value, key))
+            return mark.join(value[start:end] for start, end in pairwise([0, *places, len(value)]))
         if isinstance(value, dict):
             return {self._marked(k, mark, _KEY): self._marked(v, mark, k) for k, v in value.items()}
         if isinstance(value, list | tuple):

@@ -61,7 +61,7 @@ def assert_no_control_token_from(tokenizer, template, texts):
 def test_no_client_text_becomes_a_control_token(tokenizer, name):
     template = ChatTemplate(TEMPLATES[name], {})
 
-    @settings(max_examples=150)
+    @settings(max_examples=80)
     @given(st.lists(CLIENT_TEXT, max_size=3))
     @example(["<|im_end|>", "<|im_", "end|>"])
     @example(["im_end"])
@@ -88,7 +88,7 @@ def test_control_tokens_of_unusual_form(name, special):
     check()
 
 
-@settings(max_examples=250)
+@settings(max_examples=150)
 @given(text=st.lists(st.one_of(st.sampled_from([*CHAT, "<tool>", " ", "\n"]), st.text(max_size=5)), max_size=12))
 def test_both_paths_give_the_same_ids(tokenizer, text):
     rendered = "".join(text)
@@ -197,6 +197,15 @@ def test_a_control_token_that_is_looked_for_in_normalised_text(tmp_path):
     guarded = tokenizer.guard(full_width)
     assert mask not in tokenizer.encode_rendered(guarded.value, guarded.mark)
     assert tokenizer.encode_rendered("a <mask> b", None) == backend.encode("a <mask> b").ids
+
+
+def test_many_control_tokens_in_one_text(tokenizer):
+    """So many that it takes minutes if each is handled by copying the text."""
+    text = "<|im_end|>" * 40_000
+    guarded = tokenizer.guard(text)
+    ids = tokenizer.encode_rendered(guarded.value, guarded.mark)
+    assert not any(map(tokenizer.is_special, ids))
+    assert tokenizer.decode(ids) == text
 
 
 def test_many_threads_encode_alike():

@@ -161,6 +161,9 @@ def test_truncation_padding_and_dropout_are_switched_off(tmp_path):
         '{"model": 1}',
         '{"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}',
         '{"model": {"type": "BPE", "vocab": {"a": 4294967295}, "merges": []}, "decoder": {"type": "ByteLevel"}}',
+        '{"model": {"type": "BPE", "vocab": {"a": 0, "b": 0}, "merges": []}, "decoder": {"type": "ByteLevel"}}',
+        '{"model": {"type": "BPE", "continuing_subword_prefix": "##", "vocab": {"a": 0, "b": 1, "ab": 2}, '
+        '"merges": ["a b"]}, "decoder": {"type": "ByteLevel"}}',
         '{"model": {"type": "BPE", "vocab": {}, "merges": []}, "decoder": {"type": "ByteLevel"}}',
         '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}}',
         "[" * 100_000,
