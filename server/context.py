@@ -45,8 +45,9 @@ class Vocabulary(Protocol):
 class ModelPrompts:
     """Prompts by a model's own tokenizer and chat template.
 
-    What a client writes never becomes a control token: in a conversation only the template's own are, and in a plain
-    text none is.
+    In a conversation only the template's own control tokens count: what a client writes never becomes one. A plain text
+    is the whole prompt, written by whoever knows the model, so control tokens written in it do count; otherwise a
+    client that renders its own template would get an answer to another prompt than it sent.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
@@ -66,7 +67,7 @@ class ModelPrompts:
 
     def text(self, prompt: str) -> list[int]:
         """See ``PromptEncoder.text``."""
-        return self._tokenizer.encode_ordinary(prompt, add_special=True)
+        return self._tokenizer.encode(prompt, add_special=True)
 
 
 @dataclass(frozen=True, kw_only=True)

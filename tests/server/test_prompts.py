@@ -45,11 +45,18 @@ async def test_control_tokens_that_a_client_types_stay_text(typed: str) -> None:
     rig = rig_with(CHATML)
     rig.engine.ready = replace(rig.engine.ready, max_model_len=1 << 20)
     control = [tokenizer().encode(name, add_special=False)[0] for name in CONTROL]
-    for path, body, number in ((CHAT, chat(typed), 3), (TEXT, text(typed), 0)):
-        assert (await rig.post(path, body)).status_code == 200
-        prompt_ids = rig.engine.submitted[-1].prompt_ids
-        assert sum(token_id in control for token_id in prompt_ids) == number
-        assert typed in tokenizer().decode(prompt_ids, skip_special=False)
+    assert (await rig.post(CHAT, chat(typed))).status_code == 200
+    prompt_ids = rig.engine.submitted[-1].prompt_ids
+    assert sum(token_id in control for token_id in prompt_ids) == 3
+    assert typed in tokenizer().decode(prompt_ids, skip_special=False)
+
+
+async def test_a_client_that_renders_its_own_template_gets_its_control_tokens() -> None:
+    rig = rig_with(CHATML)
+    await rig.post(CHAT, chat("Hi"))
+    await rig.post(TEXT, text("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"))
+    by_us, by_the_client = (request.prompt_ids for request in rig.engine.submitted)
+    assert by_us == by_the_client
 
 
 async def test_a_plain_text_begins_as_the_model_wants_it() -> None:
