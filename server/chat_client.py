@@ -18,12 +18,20 @@ class ChatFailed(UpwellError):
 
 
 class Chat:
-    """Keeps the messages and streams the answers to standard output."""
+    """Keeps the messages and streams the answers to standard output.
 
-    def __init__(self, url: str, api_key: str | None, system: str | None) -> None:
+    Args:
+        url: address of the server.
+        api_key: key to send, if it wants one.
+        system: system message to begin with.
+        options: further fields of each request; None leaves a field to the server.
+    """
+
+    def __init__(self, url: str, api_key: str | None, system: str | None, options: dict[str, float | None]) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._url = url.rstrip("/")
         self._client = httpx.Client(base_url=self._url, headers=headers, timeout=TIMEOUT)
+        self._options = options
         self._messages = [{"role": "system", "content": system}] if system else []
         self._model = self._first_model()
 
@@ -54,7 +62,7 @@ class Chat:
         self._messages.append({"role": "assistant", "content": answer})
 
     def _stream(self) -> Iterator[str]:
-        body = {"model": self._model, "messages": self._messages, "stream": True}
+        body = {"model": self._model, "messages": self._messages, "stream": True, **self._options}
         try:
             with self._client.stream("POST", "/v1/chat/completions", json=body) as response:
                 if response.status_code != httpx.codes.OK:

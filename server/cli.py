@@ -103,12 +103,14 @@ def chat(
     url: settings.Url = settings.DEFAULT_URL,
     api_key: settings.ClientKey = None,
     system: Annotated[str | None, typer.Option(help="System message to begin with.")] = None,
+    temperature: settings.Temperature = None,
+    max_tokens: settings.MaxTokens = 512,
 ) -> None:
     """Chat with a running server in the terminal."""
     from server.chat_client import Chat  # noqa: PLC0415  (only this command needs an HTTP client)
 
     with _errors_in_one_line():
-        conversation = Chat(url, api_key, system)
+        conversation = Chat(url, api_key, system, {"temperature": temperature, "max_tokens": max_tokens})
         if message is not None:
             conversation.ask(message)
         else:

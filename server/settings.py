@@ -123,6 +123,11 @@ CacheDir = Annotated[
         show_default="~/.cache/upwell",
     ),
 ]
+Temperature = Annotated[
+    float | None,
+    typer.Option(help="0 takes the likeliest token each time.", min=0, max=2, show_default="the server's"),
+]
+MaxTokens = Annotated[int, typer.Option(help="Tokens in an answer at most.", min=1)]
 Url = Annotated[str, typer.Option(envvar="UPWELL_URL", help="Address of a running server.")]
 ClientKey = Annotated[
     str | None, typer.Option("--api-key", envvar="UPWELL_API_KEY", help="Key to send.", show_default=False)

@@ -19,7 +19,7 @@ for _ in $(seq 600); do
   kill -0 "$server" || { cat log; exit 1; }
   sleep 0.1
 done
-answer=$(venv/bin/upwell chat --url "$url" "What is the capital of France? Answer in one word.")
+answer=$(venv/bin/upwell chat --url "$url" --temperature 0 "What is the capital of France? Answer in one word.")
 echo "the wheel answers: $answer"
 [ -n "$answer" ]
 kill -INT "$server"
