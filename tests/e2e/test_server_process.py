@@ -179,9 +179,9 @@ def test_a_broken_model_is_said_in_one_line(tmp_path):
 
 def test_upwell_chat_streams_an_answer_and_keeps_the_conversation():
     with running_server(*SERVE) as server:
-        once = run("chat", "--url", server.url, "hello")
+        once = run("chat", "--url", server.url, "--max-tokens", "20", "hello")
         assert once.returncode == 0
-        talked = run("chat", "--url", server.url, input="hello\nand again\n")
+        talked = run("chat", "--url", server.url, "--max-tokens", "20", input="hello\nand again\n")
         assert talked.returncode == 0
         assert server.output().count("path=/v1/chat/completions status=200") == 3
         assert server.stop() == 0
