@@ -6,10 +6,12 @@ never goes back. Label values are fixed sets, so the number of series does not d
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from engine.types import EngineStats
 from server.engine_client import EngineClient
@@ -35,18 +37,15 @@ class Metrics:
     """Everything that is measured; one for each app, used on its event loop."""
 
     def __init__(self, engine: EngineClient) -> None:
+        self._engine = engine
+        self._counters = MonotonicCounters()
+        self._finished = dict.fromkeys(FINISH_REASONS, 0)
+        self._first_token = Histogram("time_to_first_token", "From arrival to the first token.", _LONG_S)
+        self._inter_token = Histogram("inter_token", "Between two tokens of a request.", _SHORT_S)
+        self._queue = Histogram("queue", "From arrival to the first step.", _LONG_S)
+        self._end_to_end = Histogram("end_to_end", "From arrival to the last token.", _LONG_S)
         self._registry = CollectorRegistry()
-        self._engine = _EngineCollector(engine)
-        self._registry.register(self._engine)
-        self._finished = Counter(
-            "upwell_requests_finished", "Requests that ended, by reason.", ["reason"], registry=self._registry
-        )
-        for reason in FINISH_REASONS:
-            self._finished.labels(reason)
-        self._first_token = self._histogram("time_to_first_token", "From arrival to the first token.", _LONG_S)
-        self._inter_token = self._histogram("inter_token", "Between two tokens of a request.", _SHORT_S)
-        self._queue = self._histogram("queue", "From arrival to the first step.", _LONG_S)
-        self._end_to_end = self._histogram("end_to_end", "From arrival to the last token.", _LONG_S)
+        self._registry.register(self)
 
     def first_token(self, seconds: float) -> None:
         """A request has its first token, ``seconds`` after its arrival."""
@@ -58,21 +57,68 @@ class Metrics:
 
     def finished(self, reason: str, seconds: float, queue_s: float) -> None:
         """A request is complete, ``seconds`` after its arrival."""
-        self._finished.labels(reason).inc()
+        self._finished[reason] += 1
         self._end_to_end.observe(seconds)
         self._queue.observe(queue_s)
-        self._engine.observe()
+        self._counters.observe(self._engine.stats)
 
     def ended_early(self, reason: str, num_requests: int) -> None:
         """Requests ended by the client's leaving (``abort``) or by an ``error``."""
-        self._finished.labels(reason).inc(num_requests)
+        self._finished[reason] += num_requests
 
     def render(self) -> bytes:
         """The text that Prometheus reads."""
         return generate_latest(self._registry)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"upwell_{name}_seconds", text, buckets=buckets, registry=self._registry)
+    def describe(self) -> list[Metric]:
+        """Part of the registry's protocol: no names to check, so that registering does not collect."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Part of the registry's protocol: all families, with the values of now."""
+        stats = self._engine.stats
+        self._counters.observe(stats)
+        yield GaugeMetricFamily("upwell_requests_running", "Requests in the running batch.", stats.running)
+        yield GaugeMetricFamily("upwell_requests_waiting", "Requests waiting for their turn.", stats.waiting)
+        blocks = GaugeMetricFamily("upwell_kv_blocks", "Blocks of the KV cache, by state.", labels=["state"])
+        for state in ("free", "cached", "used"):
+            blocks.add_metric([state], getattr(stats, f"blocks_{state}"))
+        yield blocks
+        for name, text in _ENGINE_COUNTERS.items():
+            yield CounterMetricFamily(f"upwell_{name}", text, self._counters.totals[name])
+        yield CounterMetricFamily("upwell_engine_restarts", "Engines started anew.", self._engine.restarts)
+        finished = CounterMetricFamily("upwell_requests_finished", "Requests that ended, by reason.", labels=["reason"])
+        for reason, number in self._finished.items():
+            finished.add_metric([reason], number)
+        yield finished
+        for histogram in (self._first_token, self._inter_token, self._queue, self._end_to_end):
+            yield histogram.family()
+
+
+class Histogram:
+    """Counts of durations by size. Without the locks and labels of prometheus_client's, since one is moved every token.
+
+    Args:
+        bounds_s: upper bounds of the buckets, ascending.
+    """
+
+    def __init__(self, name: str, text: str, bounds_s: tuple[float, ...]) -> None:
+        self._name = f"upwell_{name}_seconds"
+        self._text = text
+        self._bounds_s = bounds_s
+        self._counts = [0] * (len(bounds_s) + 1)
+        self._sum_s = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one duration."""
+        self._counts[bisect_left(self._bounds_s, seconds)] += 1
+        self._sum_s += seconds
+
+    def family(self) -> Metric:
+        """What has been counted, each bucket with all smaller ones in it."""
+        names = [*map(str, self._bounds_s), "+Inf"]
+        buckets = list(zip(names, accumulate(self._counts), strict=True))
+        return HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum_s)
 
 
 class MonotonicCounters:
@@ -94,33 +140,3 @@ class MonotonicCounters:
             now, last = getattr(stats, name), getattr(self._last, name)
             self.totals[name] += now - last if now >= last else now
         self._last = stats
-
-
-class _EngineCollector:
-    """Reads the engine's state when it is asked for it."""
-
-    def __init__(self, engine: EngineClient) -> None:
-        self._engine = engine
-        self._counters = MonotonicCounters()
-
-    def observe(self) -> None:
-        """Bring the counters up to date."""
-        self._counters.observe(self._engine.stats)
-
-    def describe(self) -> list[Metric]:
-        """Nothing to check names against: spares a collection when registering."""
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        """All families, with the values of now."""
-        self.observe()
-        stats = self._engine.stats
-        yield GaugeMetricFamily("upwell_requests_running", "Requests in the running batch.", stats.running)
-        yield GaugeMetricFamily("upwell_requests_waiting", "Requests waiting for their turn.", stats.waiting)
-        blocks = GaugeMetricFamily("upwell_kv_blocks", "Blocks of the KV cache, by state.", labels=["state"])
-        for state in ("free", "cached", "used"):
-            blocks.add_metric([state], getattr(stats, f"blocks_{state}"))
-        yield blocks
-        for name, text in _ENGINE_COUNTERS.items():
-            yield CounterMetricFamily(f"upwell_{name}", text, self._counters.totals[name])
-        yield CounterMetricFamily("upwell_engine_restarts", "Engines started anew.", self._engine.restarts)

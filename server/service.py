@@ -22,7 +22,7 @@ from server.guard import read_json_body
 from server.metrics import Metrics
 from server.sampling import check_vocabulary
 from server.schemas import SamplingFields
-from server.sse import EventWriter, event, stream_answer
+from server.sse import EventWriter, StreamLimits, event, stream_answer
 
 
 class CompletionService:
@@ -98,21 +98,18 @@ class CompletionService:
         scope: Scope,
         send: Send,
     ) -> None:
-        writer = EventWriter(send, write_stall_s=self.context.write_stall_s)
+        writer = EventWriter(send)
+        limits = StreamLimits(self.context.keep_alive_s, self.context.write_stall_s)
         try:
             await stream_answer(
-                deltas,
-                progress,
-                answer_format,
-                writer,
-                include_usage=call.include_usage,
-                keep_alive_s=self.context.keep_alive_s,
+                deltas, progress, answer_format, writer, include_usage=call.include_usage, limits=limits
             )
         except ClientDisconnected:
             raise
         except Exception as error:
             if writer.started:
-                await writer.write(event(answer_for(error, record_of(scope).request_id).body), last=True)
+                told = event(answer_for(error, record_of(scope).request_id).body)
+                await writer.write_within(limits.write_stall_s, told, last=True)
             raise
 
 

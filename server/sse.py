@@ -7,6 +7,8 @@ HTTP error; ``data: [DONE]`` ends complete answers and nothing else; after an er
 from __future__ import annotations
 
 import asyncio
+import math
+from dataclasses import dataclass
 
 import msgspec
 from starlette.types import Send
@@ -15,6 +17,7 @@ from engine.types import TokenDelta
 from server.disconnect import ClientDisconnected
 from server.engine_client import TokenStream
 from server.generation import AnswerFormat, CallProgress
+from server.patience import Patience
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -24,7 +27,17 @@ _HEADERS = [
     (b"x-accel-buffering", b"no"),
 ]
 
+_STALLED = "The client has stopped reading."
+
 _encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True)
+class StreamLimits:
+    """Attributes as in ``context.ServerContext``."""
+
+    keep_alive_s: float
+    write_stall_s: float
 
 
 def event(data: msgspec.Struct) -> bytes:
@@ -37,27 +50,34 @@ class EventWriter:
 
     Attributes:
         started: whether HTTP 200 has been sent.
+        writing: whether events are being sent at this moment.
     """
 
-    def __init__(self, send: Send, *, write_stall_s: float) -> None:
+    def __init__(self, send: Send) -> None:
         self._send = send
-        self._write_stall_s = write_stall_s
         self.started = False
+        self.writing = False
 
     async def write(self, events: bytes, *, last: bool = False) -> None:
-        """Send ``events``, and with ``last`` the end of the response.
+        """Send ``events``, and with ``last`` the end of the response; waits for as long as the client does not read."""
+        self.writing = True
+        if not self.started:
+            self.started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+        await self._send({"type": "http.response.body", "body": events, "more_body": not last})
+        self.writing = False
+
+    async def write_within(self, seconds: float, events: bytes, *, last: bool = False) -> None:
+        """``write``, but for a client that has stopped reading.
 
         Raises:
-            ClientDisconnected: the client has not read for ``write_stall_s``.
+            ClientDisconnected: the client has not read for ``seconds``.
         """
         try:
-            async with asyncio.timeout(self._write_stall_s):
-                if not self.started:
-                    self.started = True
-                    await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-                await self._send({"type": "http.response.body", "body": events, "more_body": not last})
+            async with asyncio.timeout(seconds):
+                await self.write(events, last=last)
         except TimeoutError:
-            raise ClientDisconnected("The client has stopped reading.") from None
+            raise ClientDisconnected(_STALLED) from None
 
 
 async def stream_answer(
@@ -67,34 +87,47 @@ async def stream_answer(
     writer: EventWriter,
     *,
     include_usage: bool,
-    keep_alive_s: float,
+    limits: StreamLimits,
 ) -> None:
-    """Send every delta as it comes.
+    """Send every delta as it comes, and comments while none does.
 
     Raises:
         UpwellError: the engine died or a choice failed; an error event is for the caller to send.
         ClientDisconnected: the client does not read.
     """
-    while (batch := await _next_batch(deltas, writer, keep_alive_s)) is not None:
+    while True:
+        try:
+            async with Patience() as patience:
+                await _pump(deltas, progress, answer_format, writer, patience, limits)
+            break
+        except TimeoutError:
+            if writer.writing:
+                raise ClientDisconnected(_STALLED) from None
+            await writer.write_within(limits.write_stall_s, KEEP_ALIVE)
+    tail = event(answer_format.usage_chunk(progress.usage())) if include_usage else b""
+    await writer.write_within(limits.write_stall_s, tail + DONE, last=True)
+
+
+async def _pump(
+    deltas: TokenStream,
+    progress: CallProgress,
+    answer_format: AnswerFormat,
+    writer: EventWriter,
+    patience: Patience,
+    limits: StreamLimits,
+) -> None:
+    """From the engine to the client until the answer is complete; nothing is lost if it is cancelled while waiting."""
+    while True:
+        patience.allow(limits.keep_alive_s if writer.started else math.inf)
+        batch = await anext(deltas, None)
+        if batch is None:
+            return
         events = b"".join([_events(progress, answer_format, delta) for delta in batch])
         if events:
+            patience.allow(limits.write_stall_s)
             await writer.write(events)
-    tail = event(answer_format.usage_chunk(progress.usage())) if include_usage else b""
-    await writer.write(tail + DONE, last=True)
 
 
 def _events(progress: CallProgress, answer_format: AnswerFormat, delta: TokenDelta) -> bytes:
     chunk = answer_format.chunk(progress.take(delta), delta)
     return b"" if chunk is None else event(chunk)
-
-
-async def _next_batch(deltas: TokenStream, writer: EventWriter, keep_alive_s: float) -> list[TokenDelta] | None:
-    """The next deltas, or None after the last; comments are sent while there are none."""
-    if not writer.started:
-        return await anext(deltas, None)
-    while True:
-        try:
-            async with asyncio.timeout(keep_alive_s):
-                return await anext(deltas, None)
-        except TimeoutError:
-            await writer.write(KEEP_ALIVE)

@@ -56,7 +56,9 @@ class Rig:
     @contextlib.asynccontextmanager
     async def socket(self) -> AsyncIterator[tuple[str, int]]:
         """The app on a real loopback socket, as the command line serves it; yields host and port."""
-        config = uvicorn.Config(self.app, port=0, http="h11", ws="none", lifespan="off", log_config=None)
+        config = uvicorn.Config(
+            self.app, port=0, http="h11", ws="none", lifespan="off", log_config=None, timeout_graceful_shutdown=1
+        )
         server = uvicorn.Server(config)
         task = asyncio.create_task(server.serve())
         while not server.started:
