@@ -50,6 +50,14 @@ async def test_leaving_over_asgi(path: str, stream: bool, first_token: bool, cap
     assert asyncio.all_tasks() == {asyncio.current_task()}, "no watcher is left behind"
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_stays_leaves_no_watcher_behind(stream: bool) -> None:
+    call = AsgiCall(Rig(), CHAT, chat(stream=stream))
+    await call.task
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
 async def ended(rig: Rig) -> dict[str, float]:
     """Requests that ended, by reason, as /metrics has them."""
     families = text_string_to_metric_families((await rig.get("/metrics")).text)

@@ -118,9 +118,8 @@ async def test_nothing_is_sent_before_the_first_delta() -> None:
         yield begin
         yield from deltas_for(request, "x")
 
-    call = AsgiCall(Rig(script), CHAT, chat(stream=True))
-    for _ in range(20):
-        await asyncio.sleep(0)
+    call = AsgiCall(Rig(script, keep_alive_s=0.001), CHAT, chat(stream=True))
+    await asyncio.sleep(0.02)
     assert call.sent.empty()
     begin.set()
     await call.task
