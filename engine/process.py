@@ -8,6 +8,7 @@ server. A failure it cannot mend is reported as ``EngineFailed`` and ends the pr
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import select
 import signal
@@ -135,12 +136,14 @@ def main() -> int:
     except (EOFError, ConnectionError):
         return 0
     except (ModelError, ConfigError) as error:
-        link.send(EngineFailed(str(error), expected=True))
+        failure = EngineFailed(str(error), expected=True)
     except MemoryError:
-        link.send(EngineFailed("the machine has not enough memory for this model and its KV cache.", expected=True))
+        failure = EngineFailed("the machine has not enough memory for this model and its KV cache.", expected=True)
     except Exception as error:
         log.exception("the engine failed")
-        link.send(EngineFailed(f"{type(error).__name__} in the engine; see the log", expected=False))
+        failure = EngineFailed(f"{type(error).__name__} in the engine; see the log", expected=False)
+    with contextlib.suppress(ConnectionError):  # a server that has gone need not be told
+        link.send(failure)
     return 1
 
 

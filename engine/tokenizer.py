@@ -74,6 +74,11 @@ class Tokenizer:
         """One more than the highest token id; a model's own vocabulary may be padded to more."""
         return len(self._table)
 
+    @cached_property
+    def longest_token_bytes(self) -> int:
+        """Bytes of the longest token, so at most as many characters."""
+        return max((len(self._table.token_bytes(i)) for i in range(len(self._table))), default=1)
+
     @property
     def bos_token(self) -> str | None:
         """Text of the token that begins a sequence."""
@@ -129,6 +134,10 @@ class Tokenizer:
             return encode_ids(self._backend, rendered)
         vouched = self._inert.vouch(rendered, mark)
         return self._inert.encode(vouched if mark is None else remove_mark(vouched, mark))
+
+    def prepare(self) -> None:
+        """Build what is otherwise built when it is first needed, which takes a few tenths of a second."""
+        _ = self._inert, self.longest_token_bytes
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of a sequence of ids; what is not valid UTF-8 becomes U+FFFD."""

@@ -37,6 +37,8 @@ MAX_PAUSE_S = 30.0
 STEADY_AFTER_S = 60.0
 """An engine that lived this long was healthy: the next restart is immediate again."""
 STOP_GRACE_S = 5.0
+LOADING_PATIENCE = 4
+"""How many times the silence limit an engine may be silent while it loads; every tensor laid out counts as a word."""
 
 log = logging.getLogger("upwell.bridge")
 
@@ -90,12 +92,14 @@ class EngineBridge:
     async def close(self) -> None:
         """End the engine and its supervision; open streams fail."""
         self.state = EngineState.STOPPED
-        if self._supervisor is not None:
-            self._supervisor.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._supervisor
-        await self._end_process()
-        self._fail_streams("The server is shutting down.")
+        try:
+            if self._supervisor is not None:
+                self._supervisor.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self._supervisor
+        finally:
+            await self._end_process()
+            self._fail_streams("The server is shutting down.")
 
     def drain(self) -> None:
         """Take no new requests; open ones go on."""
@@ -127,10 +131,13 @@ class EngineBridge:
 
     async def _supervise(self) -> None:
         """Run one engine after another."""
-        pause_s = 0.0
+        pause_s: float | None = None
         while not self._draining:
             began_s = time.monotonic()
-            reason = await self._run_engine()
+            try:
+                reason = await self._run_engine()
+            except OSError as error:  # no process or no descriptor to be had: it may be another time
+                reason = f"no engine could be started: {error}"
             if self._started is not None and not self._started.done():
                 self._started.set_exception(_start_failure(self._failure, reason))
                 return
@@ -139,16 +146,16 @@ class EngineBridge:
             self.stats = EngineStats()
             num_failed = self._fail_streams("The engine ended unexpectedly; this request was lost. Send it again.")
             log.error("%s; %d open requests failed; starting a new engine", reason, num_failed)
-            if time.monotonic() - began_s > STEADY_AFTER_S:
-                pause_s = 0.0
+            lived_s = time.monotonic() - began_s
+            pause_s = next_pause(pause_s, lived_s)
             await asyncio.sleep(pause_s)
-            pause_s = min(max(2 * pause_s, 1.0), MAX_PAUSE_S)
 
     async def _run_engine(self) -> str:
         """Start an engine and wait until it is gone; returns why."""
         self._failure = None
         ours, theirs = socket.socketpair()
-        with theirs:
+        with contextlib.ExitStack() as unless_started, theirs:
+            unless_started.enter_context(ours)
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-P",
@@ -160,6 +167,7 @@ class EngineBridge:
                 env=self._environment,
                 start_new_session=True,
             )
+            unless_started.pop_all()
         link = _Link(self._on_message)
         await asyncio.get_running_loop().create_connection(lambda: link, sock=ours)
         self._link = link
@@ -173,15 +181,17 @@ class EngineBridge:
             link.close()
         code = await self._process.wait()
         if self.state is EngineState.HUNG:
-            return f"the engine said nothing for {self._silence_limit_s:.0f} s and was killed"
-        return f"the engine ended with {'signal' if code < 0 else 'exit code'} {abs(code)}"
+            return "the engine said nothing for too long and was killed"
+        why = f": {self._failure.message}" if self._failure is not None else ""
+        return f"the engine ended with {'signal' if code < 0 else 'exit code'} {abs(code)}{why}"
 
     async def _kill_if_silent(self, link: _Link) -> None:
-        """Kill an engine that hangs; while it loads it may be silent for longer."""
+        """Kill an engine that hangs; while it loads, one tensor may take longer than any step."""
         while True:
             await asyncio.sleep(min(1.0, self._silence_limit_s / 4))
-            loaded = self.state in {EngineState.READY, EngineState.DRAINING}
-            if loaded and time.monotonic() - link.last_heard_s > self._silence_limit_s:
+            loading = self.state in {EngineState.LOADING, EngineState.RESTARTING}
+            limit_s = self._silence_limit_s * (LOADING_PATIENCE if loading else 1)
+            if time.monotonic() - link.last_heard_s > limit_s:
                 self.state = EngineState.HUNG
                 self._kill()
                 return  # the link breaks, and the engine's end is dealt with where every end is
@@ -268,6 +278,13 @@ class _Link(asyncio.Protocol):
         """Close the socket, which ends the engine."""
         if self._transport is not None:
             self._transport.close()
+
+
+def next_pause(last_pause_s: float | None, lived_s: float) -> float:
+    """Seconds to wait before the next engine: none the first time and after a steady one, then 1, 2, 4, ... 30."""
+    if last_pause_s is None or lived_s > STEADY_AFTER_S:
+        return 0.0
+    return min(max(2 * last_pause_s, 1.0), MAX_PAUSE_S)
 
 
 def _start_failure(failure: EngineFailed | None, reason: str) -> Exception:

@@ -76,6 +76,7 @@ class ServerContext:
 
     Attributes:
         model_names: the names this model goes by in requests; the first is shown in /health.
+        max_chars_per_token: no text has more characters a token; longer ones are refused without tokenising them.
         max_waiting: requests (each choice of each prompt is one) that may be open at once.
         api_keys: keys that clients may use; none means that no key is asked for.
         allowed_hosts: host names to accept in the Host header, or None for any; see ``guard.LOOPBACK_HOSTS``.
@@ -91,6 +92,7 @@ class ServerContext:
     prompts: PromptEncoder
     vocabulary: Vocabulary
     model_names: tuple[str, ...]
+    max_chars_per_token: int = 16
     max_waiting: int = 256
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     allowed_hosts: frozenset[str] | None = None

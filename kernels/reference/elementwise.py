@@ -12,6 +12,9 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
 
+ROPE_SLAB = 4096
+"""Positions whose angles are computed at once, so that a long context costs little transient memory."""
+
 
 def prepare_vector(raw: RawTensor) -> F32:
     """A one-dimensional weight, unpacked."""
@@ -35,8 +38,13 @@ def prepare_rope(inv_freq: F64, scale: float, num_positions: int) -> F32:
 
     The angle is computed in float64, so that a late position is as exact as an early one.
     """
-    angles = np.arange(num_positions, dtype=np.float64)[:, None] * inv_freq
-    return np.stack([np.cos(angles) * scale, np.sin(angles) * scale]).astype(np.float32)
+    table = np.empty((2, num_positions, len(inv_freq)), dtype=np.float32)
+    for start in range(0, num_positions, ROPE_SLAB):
+        positions = np.arange(start, min(start + ROPE_SLAB, num_positions), dtype=np.float64)
+        angles = positions[:, None] * inv_freq
+        table[0, start : start + ROPE_SLAB] = np.cos(angles) * scale
+        table[1, start : start + ROPE_SLAB] = np.sin(angles) * scale
+    return table
 
 
 def rope(x: F32, positions: I32, table: F32) -> F32:

@@ -40,11 +40,12 @@ class ChatCompletions:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         service, arrived_at_s = self._service, time.monotonic()
-        request = parse_chat(await service.read_body(scope, receive))
+        body = await service.read_body(scope, receive)
+        request = await off_loop_if_long(len(body), lambda: parse_chat(body))
         ready = service.check(request)
         messages = [{"role": _template_role(m.role), "content": m.text} for m in request.messages]
         num_chars = sum(len(message["content"]) for message in messages)
-        check_text_length(num_chars, ready, "messages")
+        check_text_length(num_chars, ready, service.context.max_chars_per_token, "messages")
         requested, n, seed = requested_max_tokens(request), request.n or 1, seed_of(request)
         with service.admission.reserve(n):
             async with DisconnectWatch(receive):

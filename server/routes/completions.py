@@ -39,11 +39,12 @@ class Completions:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         service, arrived_at_s = self._service, time.monotonic()
-        request = parse_completion(await service.read_body(scope, receive))
+        body = await service.read_body(scope, receive)
+        request = await off_loop_if_long(len(body), lambda: parse_completion(body))
         ready = service.check(request)
         prompts = prompts_of(request)
         for prompt in prompts:
-            _check_prompt(prompt, ready)
+            _check_prompt(prompt, ready, service.context.max_chars_per_token)
         num_chars = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
         with service.admission.reserve(len(prompts) * (request.n or 1)):
             async with DisconnectWatch(receive):
@@ -75,9 +76,9 @@ def prompts_of(request: CompletionRequest) -> list[Prompt]:
     return prompts
 
 
-def _check_prompt(prompt: Prompt, ready: EngineReady) -> None:
+def _check_prompt(prompt: Prompt, ready: EngineReady, max_chars_per_token: int) -> None:
     if isinstance(prompt, str):
-        check_text_length(len(prompt), ready, "prompt")
+        check_text_length(len(prompt), ready, max_chars_per_token, "prompt")
     else:
         check_token_ids(prompt, ready, "prompt")
 
@@ -89,10 +90,10 @@ def _encode_all(prompts: Sequence[Prompt], encoder: PromptEncoder) -> list[list[
 def _with_sampling(
     request: CompletionRequest, prompts: Sequence[list[int]], ready: EngineReady
 ) -> list[tuple[list[int], SamplingParams]]:
-    seed = seed_of(request)
     pairs = []
     for prompt_ids in prompts:
         budget = completion_budget(len(prompt_ids), request.max_tokens, ready, "prompt")
+        seed = seed_of(request)  # without one in the request, equal prompts get answers that differ
         sampling = sampling_params(request, max_tokens=budget, logprobs=request.logprobs, seed=seed)
         pairs.append((prompt_ids, sampling))
     return pairs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -101,6 +102,30 @@ def test_a_second_signal_stops_at_once_with_an_error_in_the_stream():
         assert server.process.wait(30) == 0
 
 
+def test_a_connection_without_a_request_is_closed():
+    with running_server(*SERVE) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        silent = socket.create_connection((host, int(port)), timeout=30)
+        slow = socket.create_connection((host, int(port)), timeout=30)
+        with silent, slow:
+            slow.sendall(b"GET /livez HTTP/1.1\r\n")
+            time.sleep(5)
+            slow.sendall(b"X-Slow: 1\r\n")
+            assert silent.recv(10) == b""
+            assert slow.recv(10) == b""
+        assert httpx.get(f"{server.url}/livez", timeout=10).status_code == 200
+        assert server.stop() == 0
+
+
+def test_a_request_that_takes_longer_than_a_head_may_is_not_cut():
+    with running_server(*SERVE) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        assert client.get("/livez").status_code == 200
+        os.kill(server.engine_pid(), signal.SIGSTOP)
+        threading.Timer(12, os.kill, (server.engine_pid(), signal.SIGCONT)).start()
+        assert client.post("/v1/chat/completions", json=body(max_tokens=3)).status_code == 200
+        assert server.stop() == 0
+
+
 def test_clients_that_leave_free_their_blocks():
     with running_server(*SERVE) as server, httpx.Client(base_url=server.url, timeout=60) as client:
 
@@ -183,7 +208,10 @@ def test_upwell_chat_streams_an_answer_and_keeps_the_conversation():
         assert once.returncode == 0
         talked = run("chat", "--url", server.url, "--max-tokens", "20", input="hello\nand again\n")
         assert talked.returncode == 0
-        assert server.output().count("path=/v1/chat/completions status=200") == 3
+        sizes = re.findall(r"path=/v1/chat/completions status=200 .*?prompt_tokens=(\d+)", server.output())
+        alone, first, second = map(int, sizes)
+        assert alone == first
+        assert second > first + len("and again"), "the second question came with the first and its answer"
         assert server.stop() == 0
 
 

@@ -158,10 +158,12 @@ class BreaksFor(EchoRunner):
 
 
 def test_numbers_that_are_none_end_that_request_alone_and_are_not_cached():
-    engine = make_engine(runner=BreaksFor(CacheConfig(12, 4)))
+    engine = make_engine(runner=BreaksFor(CacheConfig(12, 4)), budget=8)  # so that a chunk is cached before it breaks
     bad = request("bad", prompt=[BreaksFor.poison, *range(12)])
     for _ in range(2):
         engine.submit(bad)
+        engine.step()
+        assert engine.sequences["bad"].num_committed > 0
         engine.submit(request("good"))
         deltas = finish(engine)
         (end,) = [delta for delta in deltas if delta.request_id == "bad"]

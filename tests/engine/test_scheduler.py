@@ -122,6 +122,40 @@ def test_a_preempted_sequence_finds_its_own_blocks_again():
     assert last.num_computed > 12, "its first blocks came from the prefix cache, not from a new computation"
 
 
+def test_what_was_just_preempted_does_not_come_back_in_the_same_step():
+    bench = Bench(num_blocks=8, block_size=4, caching=True, budget=64)
+    first, last = bench.add("first", 15), bench.add("last", 12)
+    last.token_ids[:] = range(100, 112)
+    while not last.num_preemptions:
+        plan = bench.step()
+    assert list(plan) == ["first"]
+    assert last in bench.scheduler.waiting
+    assert first.num_preemptions == 0
+
+
+def test_the_least_recently_used_block_is_evicted_first_and_a_prefix_from_its_end():
+    bench = Bench(num_blocks=6, block_size=4, caching=True, budget=64)
+    for name, start in (("old", 0), ("new", 100)):
+        seq = bench.add(name, 11)
+        seq.token_ids[:] = range(start, start + 11)
+        bench.step()
+        bench.scheduler.remove(seq)
+    assert (bench.pool.num_free, bench.pool.num_cached) == (2, 4)
+    other = bench.add("other", 9)  # takes two free blocks and evicts one
+    other.token_ids[:] = range(200, 209)
+    bench.step()
+    bench.scheduler.remove(other)
+    found = {}
+    for name, start in (("new", 100), ("old", 0)):
+        seq = bench.add(name, 11)
+        seq.token_ids[:] = range(start, start + 11)
+        bench.pool.admit(seq)
+        found[name] = seq.num_computed
+        bench.scheduler.waiting.remove(seq)
+        bench.pool.release(seq)
+    assert found == {"new": 8, "old": 4}
+
+
 def test_an_empty_scheduler_plans_nothing():
     assert Bench().step() == {}
 

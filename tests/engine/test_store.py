@@ -97,6 +97,10 @@ class TestPaths:
         with pytest.raises(ModelNotFound):
             resolve_model("", cache)
 
+    def test_a_name_too_long_for_any_file(self, tmp_path: Path) -> None:
+        with pytest.raises(ModelNotFound, match="no model 'aaa"):
+            resolve_model("a" * 5000, tmp_path)
+
     def test_aliases(self) -> None:
         assert known_aliases() == ("smollm2-135m",)
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from starlette.routing import Route
 
-from tests.server.rig import CHAT, Rig, chat, error_of
+from tests.server.rig import CHAT, TEXT, Rig, chat, error_of, text
 
 KEY = "sk-correct-horse"
 
@@ -69,9 +69,10 @@ async def test_the_host_header_opens_nothing(host: str) -> None:
 
 
 @pytest.mark.parametrize("key", [KEY, "another"])
-async def test_a_known_key_opens(key: str) -> None:
+@pytest.mark.parametrize(("path", "body"), [(CHAT, chat()), (TEXT, text())])
+async def test_a_known_key_opens(path: str, body: dict[str, object], key: str) -> None:
     rig = Rig(api_keys=(KEY, "another"))
-    assert (await rig.post(CHAT, chat(), headers=bearer(key))).status_code == 200
+    assert (await rig.post(path, body, headers=bearer(key))).status_code == 200
     assert rig.engine.submitted[0].tenant == hashlib.sha256(key.encode()).hexdigest()[:16]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +17,7 @@ from engine.config import EngineConfig
 from engine.errors import EngineDead, ModelError
 from engine.types import FinishReason, GenerateRequest, SamplingParams
 from engine.wire import FrameReader, encode_frame
-from server.bridge import EngineBridge
+from server.bridge import STEADY_AFTER_S, EngineBridge, next_pause
 from server.engine_client import EngineState, EngineUnavailable
 from tests.support.tiny_models import GOLDEN, tiny_engine
 
@@ -118,6 +120,62 @@ async def test_a_hung_engine_is_killed_and_replaced():
         assert len(await collect(bridge.submit([request()]))) == 8
     finally:
         await bridge.close()
+
+
+async def test_an_engine_that_hangs_while_it_loads_is_killed_too(bridge, monkeypatch):
+    monkeypatch.setattr(bridge, "_silence_limit_s", 0.5)
+    os.kill(bridge._process.pid, signal.SIGKILL)
+    await until(lambda: bridge.state is EngineState.RESTARTING)
+    await until(lambda: bridge._process.returncode is None)
+    os.kill(bridge._process.pid, signal.SIGSTOP)
+    await until(lambda: bridge.restarts == 2)
+    bridge._silence_limit_s = 30
+    await until(lambda: bridge.state is EngineState.READY)
+
+
+async def no_process(*_args, **_options):
+    raise OSError(errno.EAGAIN, "no more processes")
+
+
+async def test_a_first_engine_that_cannot_be_started_is_said(monkeypatch):
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", no_process)
+    bridge = EngineBridge(config(), silence_limit_s=30)
+    with pytest.raises(EngineDead, match="no more processes"):
+        await bridge.start()
+    await bridge.close()
+
+
+async def test_a_machine_that_cannot_start_an_engine_for_a_while(bridge, monkeypatch, caplog):
+    stream = bridge.submit([request(max_tokens=1000)])
+    await anext(stream)
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio, "create_subprocess_exec", no_process)
+        os.kill(bridge._process.pid, signal.SIGKILL)
+        with pytest.raises(EngineDead):
+            await collect(stream)
+        await until(lambda: bridge.restarts >= 2)
+    await until(lambda: bridge.state is EngineState.READY)
+    assert "no more processes" in caplog.text
+
+
+async def test_a_restart_that_fails_says_why(tmp_path, caplog):
+    model = tmp_path / "model"
+    shutil.copytree(GOLDEN / "tiny-mistral", model)
+    bridge = EngineBridge(config(model_path=str(model)), silence_limit_s=30)
+    await bridge.start()
+    try:
+        (model / "config.json").write_text("{}")
+        os.kill(bridge._process.pid, signal.SIGKILL)
+        await until(lambda: bridge.restarts >= 2)
+        assert "config.json" in caplog.text
+    finally:
+        await bridge.close()
+
+
+def test_pauses_between_engines():
+    assert next_pause(None, 0.1) == 0
+    assert [next_pause(pause, 0.1) for pause in (0.0, 1.0, 2.0, 16.0, 30.0)] == [1, 2, 4, 30, 30]
+    assert next_pause(16.0, STEADY_AFTER_S + 1) == 0
 
 
 async def test_an_idle_engine_is_not_taken_for_hung():

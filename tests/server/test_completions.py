@@ -8,7 +8,7 @@ import pytest
 
 from engine.types import FinishReason, GenerateRequest, TokenDelta, TokenLogprobs
 from tests.server.rig import TEXT, Rig, error_of, events_of, text
-from tests.support.fake_engine import MODEL, READY, deltas_for, says
+from tests.support.fake_engine import MODEL, READY, BytePrompts, deltas_for, says
 
 
 async def test_a_whole_answer() -> None:
@@ -110,3 +110,21 @@ async def test_a_stream() -> None:
     assert {chunk["usage"] for chunk in chunks} == {None}
     assert (usage["choices"], usage["usage"]["total_tokens"]) == ([], 6)
     assert {chunk["object"] for chunk in [*chunks, usage]} == {"text_completion"}
+
+
+async def test_equal_prompts_without_a_seed_get_seeds_of_their_own() -> None:
+    rig = Rig()
+    await rig.post(TEXT, text(prompt=["once"] * 4))
+    assert len({request.sampling.seed for request in rig.engine.submitted}) == 4
+    rig = Rig()
+    await rig.post(TEXT, text(prompt=["once"] * 4, seed=7))
+    assert {request.sampling.seed for request in rig.engine.submitted} == {7}
+
+
+async def test_the_longest_text_is_bounded_by_the_longest_token() -> None:
+    rig = Rig(max_chars_per_token=64)
+    assert (await rig.post(TEXT, text(prompt="x" * (64 * READY.max_model_len + 1)))).status_code == 400
+    tokens_of_64 = BytePrompts()
+    tokens_of_64.text = lambda prompt: [1] * -(-len(prompt) // 64)
+    rig = Rig(max_chars_per_token=64, prompts=tokens_of_64)
+    assert (await rig.post(TEXT, text(prompt=" " * (60 * READY.max_model_len), max_tokens=1))).status_code == 200
