@@ -21,8 +21,8 @@ F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 
 ROW_TILE = 16
-"""Measured with OpenBLAS 0.3.31 on the default model, 2 cores: a step of one row takes 37, 46 and 65 ms with tiles of
-8, 16 and 32 rows; a thousand rows go through at 58, 94 and 133 GFLOP/s."""
+"""Measured with OpenBLAS 0.3.31 on the default model, one thread: a step takes 93, 96 and 120 ms with tiles of 8, 16
+and 32 rows, which is 23, 45 and 72 GFLOP/s. See docs/decisions/0003-row-tiles.md."""
 
 
 @dataclass(frozen=True)
