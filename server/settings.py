@@ -95,7 +95,7 @@ MaxBatchedTokens = Annotated[
 ]
 EngineTimeout = Annotated[
     float,
-    typer.Option(help="Seconds of silence after which the engine is restarted.", min=1, rich_help_panel=_ENGINE),
+    typer.Option(help="Seconds of silence after which the engine is restarted.", min=5, rich_help_panel=_ENGINE),
 ]
 BlockSize = Annotated[
     int, typer.Option(help="Tokens in a KV block; a divisor of 128.", min=1, max=128, rich_help_panel=_CACHE)

@@ -179,10 +179,10 @@ def test_pauses_between_engines():
 
 
 async def test_an_idle_engine_is_not_taken_for_hung():
-    bridge = EngineBridge(config(), silence_limit_s=2.0)
+    bridge = EngineBridge(config(), silence_limit_s=3.0)
     await bridge.start()
     try:
-        await asyncio.sleep(4.5)
+        await asyncio.sleep(5.5)
         assert (bridge.state, bridge.restarts) == (EngineState.READY, 0)
     finally:
         await bridge.close()
