@@ -48,6 +48,8 @@ class Link:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._reader = FrameReader()
+        self._readable = select.poll()  # unlike select(), it takes descriptors of any number
+        self._readable.register(sock, select.POLLIN)
 
     def send(self, message: Outbound) -> None:
         """Write one message; waits while the server does not read."""
@@ -59,8 +61,7 @@ class Link:
         Raises:
             EOFError: the server closed the socket.
         """
-        readable, _, _ = select.select([self._socket], [], [], wait_s)
-        if not readable:
+        if not self._readable.poll(None if wait_s is None else 1000 * wait_s):
             return []
         data = self._socket.recv(1 << 18)
         if not data:

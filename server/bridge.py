@@ -136,8 +136,8 @@ class EngineBridge:
             began_s = time.monotonic()
             try:
                 reason = await self._run_engine()
-            except OSError as error:  # no process or no descriptor to be had: it may be another time
-                reason = f"no engine could be started: {error}"
+            except Exception as error:  # no process or descriptor to be had, most likely: it may be another time
+                reason = f"no engine could be started: {type(error).__name__}: {error}"
             if self._started is not None and not self._started.done():
                 self._started.set_exception(_start_failure(self._failure, reason))
                 return

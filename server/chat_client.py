@@ -9,6 +9,7 @@ import httpx
 import msgspec
 
 from engine.errors import UpwellError
+from server.settings import check_key, is_loopback
 
 TIMEOUT = httpx.Timeout(10.0, read=600.0)
 
@@ -28,9 +29,17 @@ class Chat:
     """
 
     def __init__(self, url: str, api_key: str | None, system: str | None, options: dict[str, float | None]) -> None:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        headers = {}
+        if api_key is not None:
+            check_key(api_key)
+            headers["Authorization"] = f"Bearer {api_key}"
         self._url = url.rstrip("/")
-        self._client = httpx.Client(base_url=self._url, headers=headers, timeout=TIMEOUT)
+        try:
+            local = is_loopback(httpx.URL(self._url).host)
+            # A proxy for the way out does not know this machine's own servers.
+            self._client = httpx.Client(base_url=self._url, headers=headers, timeout=TIMEOUT, trust_env=not local)
+        except httpx.InvalidURL as error:
+            raise ChatFailed(f"--url {url} is not an address: {error}.") from error
         self._options = options
         self._messages = [{"role": "system", "content": system}] if system else []
         self._model = self._first_model()
@@ -78,7 +87,10 @@ class Chat:
             raise ChatFailed(f"no server answers on {self._url} ({error}); start one with: upwell serve") from error
         if response.status_code != httpx.codes.OK:
             raise ChatFailed(_error_text(response.content))
-        return str(msgspec.json.decode(response.content)["data"][0]["id"])
+        try:
+            return str(msgspec.json.decode(response.content)["data"][0]["id"])
+        except (msgspec.DecodeError, LookupError, TypeError):
+            raise ChatFailed(f"what answers on {self._url} is not an OpenAI-compatible server.") from None
 
 
 def _pieces(lines: Iterator[str]) -> Iterator[str]:

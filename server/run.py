@@ -51,7 +51,7 @@ async def run_server(settings: ServeSettings, console: Console) -> None:
     sock = bind(settings.host, settings.port)
     with contextlib.closing(sock):
         model = await asyncio.to_thread(resolve_model, settings.model, settings.cache_dir, console.print)
-        config = msgspec.structs.replace(settings.engine, model_path=str(model.path))
+        config = msgspec.structs.replace(settings.engine, model_path=utf8_path(model.path))
         with _weights_bar(console) as on_progress:
             bridge = EngineBridge(
                 config,
@@ -124,6 +124,20 @@ class Server(uvicorn.Server):
         yield
 
 
+def utf8_path(path: Path) -> str:
+    """A path as text, which is how it goes to the engine.
+
+    Raises:
+        ConfigError: it is not valid UTF-8.
+    """
+    text = str(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"the model's path {text!a} is not valid UTF-8; give it another name.") from None
+    return text
+
+
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket.
 
@@ -188,7 +202,7 @@ def _banner(
 ) -> None:
     """Say that it is ready, and what to try."""
     host, port = sock.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    url = escape(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     key = " -H 'Authorization: Bearer YOUR_KEY'" if settings.api_keys else ""
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     question = json.dumps({"model": name, "messages": messages})

@@ -19,6 +19,9 @@ from engine.errors import ConfigError
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_URL = "http://127.0.0.1:8000"
+MAX_BYTES = 1 << 60
+MAX_COUNT = (1 << 31) - 1
+"""Numbers of tokens, blocks and requests are 32-bit further down."""
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
@@ -35,8 +38,8 @@ def parse_bytes(text: str) -> int:
         value = int(float(number) * _UNITS[unit])
     except (ValueError, KeyError, OverflowError):
         raise typer.BadParameter(f"'{text}' is not a size; write for example 512M or 1GiB") from None
-    if value <= 0:
-        raise typer.BadParameter("must be positive")
+    if not 0 < value < MAX_BYTES:
+        raise typer.BadParameter(f"'{text}' is not between 1 byte and 1 EiB")
     return value
 
 
@@ -76,7 +79,10 @@ ServedNames = Annotated[
     ),
 ]
 MaxWaiting = Annotated[
-    int, typer.Option(help="Requests open at once before new ones get a 429.", min=1, rich_help_panel=_SERVER)
+    int,
+    typer.Option(
+        help="Requests open at once before new ones get a 429.", min=1, max=MAX_COUNT, rich_help_panel=_SERVER
+    ),
 ]
 DrainTimeout = Annotated[
     float,
@@ -86,12 +92,21 @@ Device = Annotated[str, typer.Option(help="Backend: auto or reference.", rich_he
 MaxModelLen = Annotated[
     int | None,
     typer.Option(
-        help="Tokens of prompt and answer together.", min=1, show_default="the model's own", rich_help_panel=_ENGINE
+        help="Tokens of prompt and answer together.",
+        min=1,
+        max=MAX_COUNT,
+        show_default="the model's own",
+        rich_help_panel=_ENGINE,
     ),
 ]
-MaxNumSeqs = Annotated[int, typer.Option(help="Sequences that run at once.", min=1, rich_help_panel=_ENGINE)]
+MaxNumSeqs = Annotated[
+    int, typer.Option(help="Sequences that run at once.", min=1, max=MAX_COUNT, rich_help_panel=_ENGINE)
+]
 MaxBatchedTokens = Annotated[
-    int, typer.Option("--max-num-batched-tokens", help="Tokens computed in one step.", min=1, rich_help_panel=_ENGINE)
+    int,
+    typer.Option(
+        "--max-num-batched-tokens", help="Tokens computed in one step.", min=1, max=MAX_COUNT, rich_help_panel=_ENGINE
+    ),
 ]
 EngineTimeout = Annotated[
     float,
@@ -105,7 +120,7 @@ CacheBytes = Annotated[
 ]
 NumBlocks = Annotated[
     int | None,
-    typer.Option(help="Number of KV blocks.", min=1, show_default="by memory", rich_help_panel=_CACHE),
+    typer.Option(help="Number of KV blocks.", min=1, max=MAX_COUNT, show_default="by memory", rich_help_panel=_CACHE),
 ]
 PrefixCaching = Annotated[
     bool,
@@ -127,7 +142,7 @@ Temperature = Annotated[
     float | None,
     typer.Option(help="0 takes the likeliest token each time.", min=0, max=2, show_default="the server's"),
 ]
-MaxTokens = Annotated[int, typer.Option(help="Tokens in an answer at most.", min=1)]
+MaxTokens = Annotated[int, typer.Option(help="Tokens in an answer at most.", min=1, max=MAX_COUNT)]
 Url = Annotated[str, typer.Option(envvar="UPWELL_URL", help="Address of a running server.")]
 ClientKey = Annotated[
     str | None, typer.Option("--api-key", envvar="UPWELL_API_KEY", help="Key to send.", show_default=False)
@@ -160,13 +175,23 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
                 f"--host {self.host} opens this server to other machines; set --api-key, "
                 "or say --insecure if whoever can reach it may use it."
             )
-        if any(not key or not key.isascii() or not key.isprintable() for key in self.api_keys):
-            raise ConfigError("--api-key must be printable ASCII and not empty.")
+        for key in self.api_keys:
+            check_key(key)
         if self.engine.max_num_batched_tokens < self.engine.max_num_seqs:
             raise ConfigError(
                 f"--max-num-batched-tokens ({self.engine.max_num_batched_tokens}) must be at least --max-num-seqs "
                 f"({self.engine.max_num_seqs}): each running sequence needs one token a step."
             )
+
+
+def check_key(key: str) -> None:
+    """Refuse a key that no HTTP header can carry.
+
+    Raises:
+        ConfigError: naming the flag.
+    """
+    if not key or not key.isascii() or not key.isprintable():
+        raise ConfigError("--api-key must be printable ASCII and not empty.")
 
 
 def is_loopback(host: str) -> bool:

@@ -12,6 +12,7 @@ set -m # each server is a process group of its own
 start() {
   local log="$work/$1.log"
   shift
+  : >"$log"
   "$@" >"$log" 2>&1 &
   server=$!
   for _ in $(seq 3000); do

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -184,6 +186,9 @@ def test_a_port_in_use_is_said_in_one_line():
         ((*SERVE, "--kv-cache-memory-bytes", "1k"), "--kv-cache-memory-bytes"),
         ((*SERVE, "--max-num-seqs", "0"), "--max-num-seqs"),
         (("not-a-model",), "not-a-model"),
+        ((*SERVE, "--kv-cache-memory-bytes", "1e30"), "1 EiB"),
+        ((*SERVE, "--num-blocks", "99999999999999999999"), "--num-blocks"),
+        ((*SERVE, "--max-num-seqs", "99999999999999999999"), "--max-num-seqs"),
     ],
 )
 def test_wrong_flags_are_said_plainly(args, words):
@@ -222,6 +227,43 @@ def test_upwell_chat_without_a_server_says_how_to_start_one():
     assert done.returncode == 1
     assert "upwell serve" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_upwell_chat_finds_its_own_machine_past_a_proxy():
+    with running_server(*SERVE) as server:
+        proxied = {**os.environ, "http_proxy": "http://127.0.0.1:9"}
+        assert run("chat", "--url", server.url, "--max-tokens", "3", "hello", env=proxied).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [(("--api-key", "clé"), "--api-key"), (("--url", "http://[::1"), "--url"), (("--url", "nonsense"), "upwell serve")],
+)
+def test_upwell_chat_says_what_is_wrong_with_its_flags(args, words):
+    done = run("chat", *args, "hello")
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_upwell_chat_with_a_server_of_another_kind():
+    handler = http.server.SimpleHTTPRequestHandler
+    handler.do_GET = lambda self: (self.send_response(200), self.end_headers(), self.wfile.write(b"<html>"))
+    handler.log_message = lambda *_: None
+    with http.server.HTTPServer(("127.0.0.1", 0), handler) as other:
+        threading.Thread(target=other.handle_request).start()
+        done = run("chat", "--url", f"http://127.0.0.1:{other.server_port}", "hello")
+    assert done.returncode == 1
+    assert "not an OpenAI-compatible server" in done.stderr
+
+
+def test_a_model_path_that_is_not_utf8(tmp_path):
+    model = os.fsencode(tmp_path) + b"/mod\xe9le"
+    shutil.copytree(os.fsencode(GOLDEN / TINY), model)
+    done = subprocess.run([UPWELL, "serve", model, "--port", "0"], capture_output=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert b"UTF-8" in done.stderr
+    assert b"Traceback" not in done.stderr
 
 
 def test_version_and_help():

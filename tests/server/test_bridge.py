@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
+import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -156,6 +159,25 @@ async def test_a_machine_that_cannot_start_an_engine_for_a_while(bridge, monkeyp
         await until(lambda: bridge.restarts >= 2)
     await until(lambda: bridge.state is EngineState.READY)
     assert "no more processes" in caplog.text
+
+
+async def test_an_engine_restarts_whatever_the_number_of_its_descriptor(bridge):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as many:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+        many.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(1100):
+            many.enter_context(Path(os.devnull).open())
+        os.kill(bridge._process.pid, signal.SIGKILL)
+        await until(lambda: bridge.restarts == 1 and bridge.state is EngineState.READY)
+        assert len(await collect(bridge.submit([request()]))) == 8
+
+
+async def test_a_configuration_that_cannot_be_sent_is_said():
+    bridge = EngineBridge(config(num_blocks=10**30), silence_limit_s=30)
+    with pytest.raises(EngineDead, match="OverflowError"):
+        await bridge.start()
+    await bridge.close()
 
 
 async def test_a_restart_that_fails_says_why(tmp_path, caplog):
