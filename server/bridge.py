@@ -81,8 +81,7 @@ class EngineBridge:
         """Start the engine and its supervision; returns when it is ready.
 
         Raises:
-            ModelError: the model cannot be served.
-            ConfigError: the settings do not fit.
+            ModelError: the model cannot be served, or not with these settings.
             EngineDead: the engine ended while loading, for a reason of its own.
         """
         self._started = asyncio.get_running_loop().create_future()
@@ -154,29 +153,19 @@ class EngineBridge:
         """Start an engine and wait until it is gone; returns why."""
         self._failure = None
         ours, theirs = socket.socketpair()
-        with contextlib.ExitStack() as unless_started, theirs:
-            unless_started.enter_context(ours)
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",
-                "-m",
-                "engine.process",
-                str(theirs.fileno()),
-                pass_fds=(theirs.fileno(),),
-                stdin=asyncio.subprocess.DEVNULL,
-                env=self._environment,
-                start_new_session=True,
-            )
-            unless_started.pop_all()
         link = _Link(self._on_message)
         await asyncio.get_running_loop().create_connection(lambda: link, sock=ours)
-        self._link = link
-        link.send(self._config)
-        watch = asyncio.create_task(self._kill_if_silent(link))
         try:
-            await link.lost.wait()
+            with theirs:
+                link.send(self._config)  # what cannot be sent fails before there is a process
+                self._process = await self._spawn(theirs.fileno())
+            self._link = link
+            watch = asyncio.create_task(self._kill_if_silent(link))
+            try:
+                await link.lost.wait()
+            finally:
+                watch.cancel()
         finally:
-            watch.cancel()
             self._link = None
             link.close()
         code = await self._process.wait()
@@ -184,6 +173,20 @@ class EngineBridge:
             return "the engine said nothing for too long and was killed"
         why = f": {self._failure.message}" if self._failure is not None else ""
         return f"the engine ended with {'signal' if code < 0 else 'exit code'} {abs(code)}{why}"
+
+    async def _spawn(self, descriptor: int) -> asyncio.subprocess.Process:
+        """An engine process that inherits a descriptor, in a session of its own: Ctrl-C is not for it."""
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",
+            "-m",
+            "engine.process",
+            str(descriptor),
+            pass_fds=(descriptor,),
+            stdin=asyncio.subprocess.DEVNULL,
+            env=self._environment,
+            start_new_session=True,
+        )
 
     async def _kill_if_silent(self, link: _Link) -> None:
         """Kill an engine that hangs; while it loads, one tensor may take longer than any step."""
