@@ -2,13 +2,12 @@
 
 ``Tokenizer`` is used by the server to encode prompts and by the engine to turn ids into text; it never changes after it
 is built, and may be used from any thread (encoding releases the GIL). It wraps the ``tokenizers`` library and decides
-the one thing that library leaves open: which parts of a text may become control tokens. Trusted text (``encode``) may,
-ordinary text (``encode_ordinary``) may not, and of a rendered chat (``encode_rendered``) only what the template wrote.
+the one thing that library leaves open: which parts of a text may become control tokens. Of a plain text (``encode``)
+all may, of a rendered chat (``guard``, ``encode_rendered``) only what the template wrote.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any, Self
 from engine.gguf_tokenizer import build_gguf_tokenizer
 from engine.hf_tokenizer import load_hf_tokenizer
 from engine.inert_encoder import InertEncoder, encode_ids
-from engine.special_guard import Guarded, SpecialGuard, alternatives, remove_mark
+from engine.special_guard import Guarded, SpecialGuard, remove_mark
 from engine.tokenizer_parts import TokenizerParts
 from engine.weights.gguf import GGUFFile
 
@@ -51,7 +50,6 @@ class Tokenizer:
         self._prefix_ids = parts.prefix_ids
         self._suffix_ids = parts.suffix_ids
         control = [token for token in parts.backend.get_added_tokens_decoder().values() if token.special]
-        self._control_text = re.compile(alternatives([token.content for token in control if token.content]))
         # A control token that is looked for in normalised text may be there although its own text is not.
         self._always_inert = parts.backend.normalizer is not None and any(token.normalized for token in control)
         self._guard = SpecialGuard([token.content for token in control])
@@ -101,16 +99,6 @@ class Tokenizer:
             InvalidRequest: the text holds a lone surrogate.
         """
         return self._ends(encode_ids(self._backend, text), add_special)
-
-    def encode_ordinary(self, text: str, *, add_special: bool = False) -> list[int]:
-        """The ids of a text from outside: no control token comes out of it, whatever it says.
-
-        Raises:
-            InvalidRequest: the text holds a lone surrogate.
-        """
-        if self._always_inert or self._control_text.search(text):
-            return self._ends(self._inert.encode(text), add_special)
-        return self.encode(text, add_special=add_special)
 
     def guard(self, value: Any) -> Guarded:
         """Make messages (and tools) safe to render: see ``special_guard``.

@@ -25,9 +25,6 @@ class Checkpoint(Protocol):
     def total_bytes(self) -> int:
         """Bytes of all tensors as stored."""
 
-    def has(self, name: str) -> bool:
-        """Whether a tensor of that name is there."""
-
     def tensor(self, name: str) -> RawTensor:
         """The tensor of that name.
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import ModelConfig
 from engine.errors import MalformedModel
 from engine.weights.gguf import GGUFFile
 from engine.weights.gguf_config import family_of, read_config
@@ -52,6 +51,8 @@ class GGUFCheckpoint:
 
     Attributes:
         file: the file itself, with its vocabulary and chat template.
+        config: the model's configuration, complete and checked.
+        total_bytes: bytes of all tensors that the model needs, as stored.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,26 +65,12 @@ class GGUFCheckpoint:
         """
         self.file = GGUFFile.open(path)
         self._family = family_of(self.file)
-        self._config = read_config(self.file, self._family)
-        check_shapes(self.file.name, self._config, self._shape)
-        names = {name: self._file_name(name) for name in expected_shapes(self._config)}
+        self.config = read_config(self.file, self._family)
+        check_shapes(self.file.name, self.config, self._shape)
+        names = {name: self._file_name(name) for name in expected_shapes(self.config)}
         used = {*names.values(), "rope_freqs.weight"}
-        check_no_others(self.file.name, self._config.architecture, (n for n in self.file.tensors if n not in used))
-        self._total_bytes = sum(self.file.tensors[name].nbytes for name in names.values() if name is not None)
-
-    @property
-    def config(self) -> ModelConfig:
-        """The model's configuration, complete and checked."""
-        return self._config
-
-    @property
-    def total_bytes(self) -> int:
-        """Bytes of all tensors that the model needs, as stored."""
-        return self._total_bytes
-
-    def has(self, name: str) -> bool:
-        """Whether a tensor of that Hugging Face name is there."""
-        return self._shape(name) is not None
+        check_no_others(self.file.name, self.config.architecture, (n for n in self.file.tensors if n not in used))
+        self.total_bytes = sum(self.file.tensors[name].nbytes for name in names.values() if name is not None)
 
     def tensor(self, name: str) -> RawTensor:
         """The tensor of that Hugging Face name.
@@ -98,8 +85,8 @@ class GGUFCheckpoint:
         rotated = _ROTATED.fullmatch(name) if self._family.interleaved_rope else None
         if rotated is None:
             return raw
-        num_heads = self._config.num_heads if rotated[1] == "q" else self._config.num_kv_heads
-        return _pick(raw, split_halves(num_heads, self._config.head_dim))
+        num_heads = self.config.num_heads if rotated[1] == "q" else self.config.num_kv_heads
+        return _pick(raw, split_halves(num_heads, self.config.head_dim))
 
     def _shape(self, name: str) -> Shape | None:
         file_name = self._file_name(name)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.config import ModelConfig
 from engine.errors import MalformedModel, ModelNotFound, UnsupportedModel
 from engine.weights.hf_config import read_config
 from engine.weights.mapped import shown
@@ -26,7 +25,12 @@ _EXPERTS = re.compile(r"(model\.layers\.\d+\.mlp\.experts)\.(gate|up|down)_proj\
 
 
 class HFCheckpoint:
-    """An opened Hugging Face folder."""
+    """An opened Hugging Face folder.
+
+    Attributes:
+        config: the model's configuration, complete and checked.
+        total_bytes: bytes of all tensors that the model needs, as stored.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Read the configuration, map the files, and check them against each other.
@@ -37,29 +41,15 @@ class HFCheckpoint:
             UnsupportedModel: pickled or quantised weights, or something else this build does not have.
         """
         self._name = folder.name or str(folder)
-        self._config = read_config(folder)
+        self.config = read_config(folder)
         _refuse_pickles(folder)
         self._files = open_folder(folder)
-        check_shapes(self._name, self._config, self._shape)
-        names = expected_shapes(self._config)
+        check_shapes(self._name, self.config, self._shape)
+        names = expected_shapes(self.config)
         used = {part for name in names for part in self._parts(name)}
         others = (name for name in self._files if name not in used and not self._is_spare(name))
-        check_no_others(self._name, self._config.architecture, others)
-        self._total_bytes = sum(prod(shape) * self._info(name).format.block_bytes for name, shape in names.items())
-
-    @property
-    def config(self) -> ModelConfig:
-        """The model's configuration, complete and checked."""
-        return self._config
-
-    @property
-    def total_bytes(self) -> int:
-        """Bytes of all tensors that the model needs, as stored."""
-        return self._total_bytes
-
-    def has(self, name: str) -> bool:
-        """Whether a tensor of that name is there."""
-        return self._shape(name) is not None
+        check_no_others(self._name, self.config.architecture, others)
+        self.total_bytes = sum(prod(shape) * self._info(name).format.block_bytes for name, shape in names.items())
 
     def tensor(self, name: str) -> RawTensor:
         """The tensor of that name.
@@ -85,13 +75,13 @@ class HFCheckpoint:
         ``experts.down_proj``), which transformers writes when asked not to keep the model's original layout.
         """
         experts = _EXPERTS.fullmatch(name)
-        if experts is None or self._config.moe is None:
+        if experts is None or self.config.moe is None:
             return [name] if name in self._files else []
         prefix, part = experts.groups()
         fused = f"{prefix}.{'down' if part == 'down' else 'gate_up'}_proj"
         if fused in self._files:
             return [fused]
-        single = [f"{prefix}.{index}.{part}_proj.weight" for index in range(self._config.moe.num_experts)]
+        single = [f"{prefix}.{index}.{part}_proj.weight" for index in range(self.config.moe.num_experts)]
         return single if all(part in self._files for part in single) else []
 
     def _shape(self, name: str) -> Shape | None:
@@ -113,7 +103,7 @@ class HFCheckpoint:
 
     def _is_spare(self, name: str) -> bool:
         """Tensors that say nothing new: frequencies that older files store, and a tied head stored all the same."""
-        tied = self._config.tie_word_embeddings and name == "lm_head.weight"
+        tied = self.config.tie_word_embeddings and name == "lm_head.weight"
         return tied or name.endswith("rotary_emb.inv_freq")
 
 

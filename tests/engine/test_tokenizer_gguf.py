@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from engine.errors import InvalidRequest, MalformedModel, UnsupportedModel
 from engine.gguf_tokenizer import PRE_TOKENIZERS
 from engine.tokenizer import Tokenizer, load_tokenizer
-from tests.support.tiny_bpe import golden_table, metadata, tiny_tokenizer
+from tests.support.tiny_bpe import encode_client_text, golden_table, metadata, tiny_tokenizer
 
 
 def assert_rows(tokenizer, rows):
     for row in rows:
         text = row["text"]
-        assert tokenizer.encode_ordinary(text) == row["ids"], repr(text)
+        assert encode_client_text(tokenizer, text) == row["ids"], repr(text)
         assert tokenizer.encode(text, add_special=False) == row.get("trusted_ids", row["ids"]), repr(text)
 
 
@@ -77,14 +77,14 @@ def test_ids_are_those_of_the_familys_own_tokenizer(pre, judge):
 def test_decoding_gives_the_text_back(text):
     tokenizer = tiny_tokenizer("llama-bpe")
     assert tokenizer.decode(tokenizer.encode(text, add_special=False), skip_special=False) == text
-    assert tokenizer.decode(tokenizer.encode_ordinary(text)) == text
+    assert tokenizer.decode(encode_client_text(tokenizer, text)) == text
 
 
 def test_control_tokens_only_where_the_text_is_trusted():
     tokenizer = tiny_tokenizer()
     end = tokenizer.eos_ids[0]
     assert tokenizer.encode("a<|end|>", add_special=False)[-1] == end
-    assert end not in tokenizer.encode_ordinary("a<|end|>")
+    assert end not in encode_client_text(tokenizer, "a<|end|>")
     assert tokenizer.decode([end]) == ""
     assert tokenizer.decode([end], skip_special=False) == "<|end|>"
     assert tokenizer.token_text(end) == "<|end|>"
@@ -94,7 +94,7 @@ def test_control_tokens_only_where_the_text_is_trusted():
 def test_user_defined_tokens_are_whole_and_shown():
     tokenizer = tiny_tokenizer()
     for text in ("<tool>", "<|pad pad|>", "naïve"):
-        (token_id,) = tokenizer.encode_ordinary(text)
+        (token_id,) = encode_client_text(tokenizer, text)
         assert not tokenizer.is_special(token_id)
         assert tokenizer.token_bytes(token_id) == text.encode()
 
@@ -129,7 +129,6 @@ def test_what_the_file_says_about_special_tokens():
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|bos|>", "<|end|>")
     assert tokenizer.chat_template == "{{ messages }}"
     assert tokenizer.encode("a", add_special=True) == [bos, *tokenizer.encode("a", add_special=False), eos]
-    assert tokenizer.encode_ordinary("<|end|>", add_special=True)[0] == bos
 
 
 def test_a_file_may_switch_the_familys_bos_off():
@@ -139,7 +138,7 @@ def test_a_file_may_switch_the_familys_bos_off():
 
 def test_without_token_types_nothing_is_special():
     tokenizer = Tokenizer.from_gguf(metadata(token_type=None))
-    assert tokenizer.encode("<|end|>", add_special=False) == tokenizer.encode_ordinary("<|end|>")
+    assert tokenizer.encode("<|end|>", add_special=False) == encode_client_text(tokenizer, "<|end|>")
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udfffb", "<|end|>\udc00"])
@@ -147,7 +146,7 @@ def test_half_a_surrogate_pair_is_the_callers_error(text):
     tokenizer = tiny_tokenizer()
     for encode in (
         lambda: tokenizer.encode(text, add_special=False),
-        lambda: tokenizer.encode_ordinary(text),
+        lambda: encode_client_text(tokenizer, text),
         lambda: tokenizer.encode_rendered(text, None),
         lambda: tokenizer.encode_rendered(text, "\ufdd0"),
     ):

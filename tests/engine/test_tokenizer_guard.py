@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 from hypothesis import assume, example, given, settings
@@ -14,7 +15,7 @@ from engine.errors import InvalidRequest
 from engine.special_guard import SpecialGuard
 from engine.tokenizer import load_tokenizer
 from server.chat_template import ChatTemplate
-from tests.support.tiny_bpe import tiny_tokenizer, with_control_tokens
+from tests.support.tiny_bpe import encode_client_text, tiny_tokenizer, with_control_tokens
 
 CHAT = ["<|im_start|>", "<|im_end|>", "</s>", "[INST]", "<|"]
 HUMAN = "\n\nHuman:"
@@ -98,7 +99,7 @@ def test_both_paths_give_the_same_ids(tokenizer, text):
 
 @given(text=CLIENT_TEXT)
 def test_ordinary_text_is_encoded_without_control_tokens(tokenizer, text):
-    ids = tokenizer.encode_ordinary(text)
+    ids = encode_client_text(tokenizer, text)
     assert not any(map(tokenizer.is_special, ids))
     assert tokenizer.decode(ids) == text
 
@@ -152,7 +153,7 @@ def test_a_control_token_that_is_a_word_is_not_reached_by_merges_either(pre):
     end = tokenizer.encode("STOPWORD", add_special=False)
     assert len(end) == 1
     for text in ("STOPWORD", "x STOPWORD", "TOP OP STOPWORDS"):
-        ids = tokenizer.encode_ordinary(text)
+        ids = encode_client_text(tokenizer, text)
         assert not any(map(tokenizer.is_special, ids))
         assert tokenizer.decode(ids) == text
     guarded = tokenizer.guard("STOPWORD")
@@ -167,7 +168,7 @@ def test_a_control_token_of_one_character():
     assert [tokenizer.is_special(i) for i in (ids[0], ids[-1])] == [True, True]
     assert not any(map(tokenizer.is_special, ids[1:-1]))
     assert tokenizer.decode(ids, skip_special=False) == "☃a☃b☃"
-    assert not any(map(tokenizer.is_special, tokenizer.encode_ordinary("☃")))
+    assert not any(map(tokenizer.is_special, encode_client_text(tokenizer, "☃")))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_flags_of_control_tokens_are_kept(tmp_path, flags):
     for text in ("<mask>", "a <mask> b", "a<mask>b", " \n<mask>\t <mask>", "x<mask> y"):
         expected = backend.encode(text, add_special_tokens=False).ids
         assert tokenizer.encode_rendered(text, None) == tokenizer.encode_rendered(text, "\ufdd0") == expected
-        assert tokenizer.decode(tokenizer.encode_ordinary(text)) == text
+        assert tokenizer.decode(encode_client_text(tokenizer, text)) == text
 
 
 def test_a_control_token_that_is_looked_for_in_normalised_text(tmp_path):
@@ -193,7 +194,7 @@ def test_a_control_token_that_is_looked_for_in_normalised_text(tmp_path):
     full_width = "＜mask＞"
     mask = backend.token_to_id("<mask>")
     assert mask in tokenizer.encode(full_width, add_special=False)
-    assert mask not in tokenizer.encode_ordinary(full_width)
+    assert mask not in encode_client_text(tokenizer, full_width)
     guarded = tokenizer.guard(full_width)
     assert mask not in tokenizer.encode_rendered(guarded.value, guarded.mark)
     assert tokenizer.encode_rendered("a <mask> b", None) == backend.encode("a <mask> b").ids
@@ -213,7 +214,7 @@ def test_many_threads_encode_alike():
 
     tokenizer = with_control_tokens(CHAT)
     texts = [f"{i} <|im_end|> and {i * i} more words" for i in range(40)]
-    alone = [tokenizer.encode_ordinary(text) for text in texts]
+    alone = [encode_client_text(tokenizer, text) for text in texts]
     fresh = with_control_tokens(CHAT)
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(fresh.encode_ordinary, texts)) == alone
+        assert list(pool.map(partial(encode_client_text, fresh), texts)) == alone

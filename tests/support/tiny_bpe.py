@@ -49,3 +49,9 @@ def with_control_tokens(texts: list[str], pre: str = "gpt-2") -> Tokenizer:
     data["tokenizer.ggml.tokens"] = [*tokens, *texts]
     data["tokenizer.ggml.token_type"] = np.concatenate([kinds, np.full(len(texts), 3, dtype=np.int32)])
     return Tokenizer.from_gguf(data)
+
+
+def encode_client_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text that all comes from a client, by the way that the messages of a chat go."""
+    guarded = tokenizer.guard(text)
+    return tokenizer.encode_rendered(guarded.value, guarded.mark)
