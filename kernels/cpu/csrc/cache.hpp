@@ -1,0 +1,117 @@
+// The paged KV cache as the native kernels lay it out: for each block and head, first the numbers, then (for integers)
+// one scale a token.
+//
+// d is the head size rounded up to 16, s the block size, a multiple of 16.
+//   keys, integers    [s/16][d/2][16 tokens][2]: a vector is two dimensions of 16 tokens, ready for dot2
+//   values, integers  [s/2][d][2 tokens]: a vector is two tokens of 16 dimensions
+//   keys, floats      [s/16][d][16 tokens]
+//   values, floats    [s][d]
+// Keys are rounded to 14 bits and values to 12 (8 and 8 in the i8 cache), so that no sum over a head of up to 256
+// dimensions or a tile of 128 tokens can overflow 32 bits; see attention.hpp.
+#pragma once
+#include "rows.hpp"
+
+namespace {
+
+constexpr int64_t kMaxHead = 256;
+
+INLINE int64_t padded_head(int64_t d) { return (d + 15) / 16 * 16; }
+INLINE int64_t cache_item_bytes(int kind) { return kind == UPWELL_KV_F32 ? 4 : kind == UPWELL_KV_I8 ? 1 : 2; }
+INLINE bool has_scales(int kind) { return kind == UPWELL_KV_I16 || kind == UPWELL_KV_I8; }
+INLINE float key_range(int kind) { return kind == UPWELL_KV_I8 ? 127.0f : 8191.0f; }
+INLINE float value_range(int kind) { return kind == UPWELL_KV_I8 ? 127.0f : 2047.0f; }
+
+INLINE int64_t cache_head_bytes(int kind, int64_t block_size, int64_t head_dim) {
+    return padded_head(head_dim) * block_size * cache_item_bytes(kind) + (has_scales(kind) ? 4 * block_size : 0);
+}
+
+INLINE uint8_t* head_of(const upwell_cache& c, uint8_t* base, int64_t head_bytes, int64_t block, int64_t head) {
+    return base + (block * c.kv_heads + head) * head_bytes;
+}
+
+// The scales of a block and head: f32[block_size].
+INLINE float* scales_of(const upwell_cache& c, uint8_t* head) {
+    return (float*)(head + padded_head(c.head_dim) * c.block_size * cache_item_bytes(c.kind));
+}
+
+INLINE int64_t key_index(const upwell_cache& c, int64_t offset, int64_t i) {
+    int64_t d = padded_head(c.head_dim);
+    if (has_scales(c.kind)) return ((offset / 16 * (d / 2) + i / 2) * 16 + offset % 16) * 2 + i % 2;
+    return (offset / 16 * d + i) * 16 + offset % 16;
+}
+
+INLINE int64_t value_index(const upwell_cache& c, int64_t offset, int64_t i) {
+    int64_t d = padded_head(c.head_dim);
+    return has_scales(c.kind) ? (offset / 2 * d + i) * 2 + offset % 2 : offset * d + i;
+}
+
+// Store one head's row, zeros beyond the head size included.
+static void store_head(const upwell_cache& c, uint8_t* head, int64_t offset, const float* x, bool is_value) {
+    int64_t d = padded_head(c.head_dim);
+    float range = is_value ? value_range(c.kind) : key_range(c.kind), inverse = 1;
+    if (has_scales(c.kind)) {
+        F peak = fset(0), sum = fset(0);
+        for (int64_t i = 0; i < d; i += kLanes) peak = fmax(peak, fabs_(fload(x + i))), sum = fadd(sum, fload(x + i));
+        float top = fpeak(peak), total = fsum(sum), scale = top / range;
+        inverse = top > 0 ? range / top : 0;
+        scales_of(c, head)[offset] = total - total == 0 ? scale : total - total;
+    }
+    for (int64_t i = 0; i < d; i += kLanes) {
+        F y = fload(x + i);
+        alignas(64) int16_t ints[16];
+        alignas(64) uint16_t halves[16];
+        if (has_scales(c.kind)) store_i16(ints, to_int(fmul(y, fset(inverse))));
+        if (c.kind == UPWELL_KV_F16) hstore(halves, y);
+        for (int64_t j = 0; j < kLanes; j++) {
+            int64_t at = is_value ? value_index(c, offset, i + j) : key_index(c, offset, i + j);
+            switch (c.kind) {
+                case UPWELL_KV_F32: ((float*)head)[at] = x[i + j]; break;
+                case UPWELL_KV_F16: ((uint16_t*)head)[at] = halves[j]; break;
+                case UPWELL_KV_I16: ((int16_t*)head)[at] = ints[j]; break;
+                default: ((int8_t*)head)[at] = (int8_t)ints[j];
+            }
+        }
+    }
+}
+
+// Keys are normalised and rotated on their way if there are a weight and a table.
+static void run_write_kv(const Work& work, const upwell_batch& batch, const upwell_cache& c, const float* k,
+                         int64_t k_ld, const float* v, int64_t v_ld, const float* norm, float eps,
+                         const RopeTable& rope) {
+    alignas(64) float row[kMaxHead];
+    int64_t d = c.head_dim;
+    for (int64_t i = 0; i < kMaxHead; i++) row[i] = 0;
+    for (Range range = work.next(batch.num_tokens); range.more(); range = work.next(batch.num_tokens))
+        for (int64_t t = range.first; t < range.last; t++) {
+            int64_t block = batch.slots[t] / c.block_size, offset = batch.slots[t] % c.block_size;
+            for (int64_t h = 0; h < c.kv_heads; h++) {
+                prepare_head(k + t * k_ld + h * d, d, norm, eps, rope, batch.positions ? batch.positions[t] : 0, row);
+                store_head(c, head_of(c, c.k, c.head_bytes_k, block, h), offset, row, false);
+                __builtin_memcpy(row, v + t * v_ld + h * d, sizeof(float) * (size_t)d);
+                store_head(c, head_of(c, c.v, c.head_bytes_v, block, h), offset, row, true);
+            }
+        }
+}
+
+static void read_cache(const upwell_cache& c, int64_t num_blocks, bool is_value, float* out) {
+    for (int64_t block = 0; block < num_blocks; block++)
+        for (int64_t offset = 0; offset < c.block_size; offset++)
+            for (int64_t h = 0; h < c.kv_heads; h++) {
+                uint8_t* head = is_value ? head_of(c, c.v, c.head_bytes_v, block, h) : head_of(c, c.k, c.head_bytes_k, block, h);
+                for (int64_t i = 0; i < c.head_dim; i++, out++) {
+                    int64_t at = is_value ? value_index(c, offset, i) : key_index(c, offset, i);
+                    uint16_t half[16] = {0};
+                    switch (c.kind) {
+                        case UPWELL_KV_F32: *out = ((float*)head)[at]; break;
+                        case UPWELL_KV_F16:
+                            half[0] = ((uint16_t*)head)[at];
+                            *out = lane(hload(half), 0);
+                            break;
+                        case UPWELL_KV_I16: *out = (float)((int16_t*)head)[at] * scales_of(c, head)[offset]; break;
+                        default: *out = (float)((int8_t*)head)[at] * scales_of(c, head)[offset];
+                    }
+                }
+            }
+}
+
+}  // namespace

@@ -1,0 +1,27 @@
+// Exponentials in sixteen lanes, the same to the last bit on every instruction set.
+#pragma once
+
+namespace {
+
+// 2**x, to about 1e-7; 0 below -120, and 2**126 above 126. A NaN stays one.
+INLINE F exp2_(F x) {
+    F bounded = fmin(fset(126.0f), fmax(fset(-126.0f), x));
+    F whole = fround(bounded);
+    F t = fsub(bounded, whole);
+    // Coefficients of the Taylor series of 2**t, with the last two adjusted for [-0.5, 0.5].
+    F y = fset(1.5403530394e-4f);
+    y = fma(y, t, fset(1.3333558146e-3f));
+    y = fma(y, t, fset(9.6181291076e-3f));
+    y = fma(y, t, fset(5.5504108665e-2f));
+    y = fma(y, t, fset(2.4022650696e-1f));
+    y = fma(y, t, fset(6.9314718056e-1f));
+    y = fma(y, t, fset(1.0f));
+    return zero_below(x, fset(-120.0f), fmul(y, exponent(whole)));
+}
+
+INLINE F silu_times(F gate, F up) {
+    F e = exp2_(fmul(gate, fset(-1.44269504089f)));
+    return fmul(fdiv(gate, fadd(fset(1.0f), e)), up);
+}
+
+}  // namespace

@@ -1,0 +1,205 @@
+// Runs programs: the threads of a pool go through the instructions together, sharing out the items of each.
+//
+// Threads wait for each other by spinning for a moment and then giving way; between programs they spin for a moment and
+// then sleep. So a step pays for no system call, and an idle server uses no processor.
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <climits>
+#include <cstring>
+
+#include "isa.hpp"
+
+namespace {
+
+constexpr int kMaxThreads = 256;
+constexpr int kSpins = 4000;         // of about 40 ns: how long a thread waits before it gives way
+constexpr int64_t kMaxProgram = 1 << 14;
+
+const Isa* isa = nullptr;
+
+const Isa* const kIsas[] = {
+#if defined(__x86_64__)
+    &kAvx512,
+#elif defined(__aarch64__)
+    &kNeon,
+#endif
+    // SCALAR
+};
+
+void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+void futex(std::atomic<int32_t>* word, int op, int32_t value) {
+    syscall(SYS_futex, (int32_t*)word, op | FUTEX_PRIVATE_FLAG, value, nullptr, nullptr, 0);
+}
+
+int64_t now() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+}  // namespace
+
+struct upwell_pool {
+    int threads;  // the caller included
+    pthread_t ids[kMaxThreads];
+    uint8_t* scratch[kMaxThreads];
+    std::atomic<int64_t>* taken;  // one counter an instruction
+    const upwell_instr* program;
+    int64_t count;
+    const upwell_batch* batch;
+    int64_t* nanoseconds;
+    alignas(64) std::atomic<int32_t> generation;  // of programs; -1 ends the threads
+    alignas(64) std::atomic<int64_t> arrived;     // at barriers, over all threads and the whole program
+    alignas(64) std::atomic<int32_t> left;        // threads that are done with the program
+};
+
+namespace {
+
+template <class Done>
+void wait_until(const Done& done) {
+    for (int spins = 0; !done(); spins++) {
+        if (spins < kSpins) relax();
+        else sched_yield();
+    }
+}
+
+void go_through(upwell_pool* pool, int index) {
+    int64_t barriers = 0;
+    for (int64_t i = 0; i < pool->count; i++) {
+        const upwell_instr& instr = pool->program[i];
+        int64_t began = pool->nanoseconds && index == 0 ? now() : 0;
+        isa->run({pool->taken + i, pool->threads, pool->scratch[index]}, instr, *pool->batch);
+        if (!(instr.flags & UPWELL_NO_BARRIER) && pool->threads > 1) {
+            int64_t all = ++barriers * pool->threads;
+            pool->arrived.fetch_add(1, std::memory_order_acq_rel);
+            wait_until([&] { return pool->arrived.load(std::memory_order_acquire) >= all; });
+        }
+        if (pool->nanoseconds && index == 0) pool->nanoseconds[i] += now() - began;
+    }
+}
+
+struct Start {
+    upwell_pool* pool;
+    int index;
+};
+
+void* serve(void* argument) {
+    Start start = *(Start*)argument;
+    free(argument);
+    upwell_pool* pool = start.pool;
+    int32_t seen = 0;
+    for (;;) {
+        for (int spins = 0; pool->generation.load(std::memory_order_acquire) == seen; spins++) {
+            if (spins < kSpins) relax();
+            else futex(&pool->generation, FUTEX_WAIT, seen);
+        }
+        seen = pool->generation.load(std::memory_order_acquire);
+        if (seen < 0) return nullptr;
+        go_through(pool, start.index);
+        pool->left.fetch_add(1, std::memory_order_acq_rel);
+    }
+}
+
+}  // namespace
+
+extern "C" int upwell_abi(void) { return UPWELL_ABI; }
+
+extern "C" const char* upwell_isas(void) {
+    static char names[128];
+    names[0] = 0;
+    for (const Isa* each : kIsas)
+        if (each->works()) {
+            if (names[0]) strcat(names, " ");
+            strcat(names, each->name);
+        }
+    return names;
+}
+
+extern "C" int upwell_use(const char* name) {
+    for (const Isa* each : kIsas)
+        if (!strcmp(each->name, name) && each->works()) {
+            isa = each;
+            return 1;
+        }
+    return 0;
+}
+
+extern "C" upwell_pool* upwell_pool_new(int threads) {
+    if (threads < 1 || threads > kMaxThreads) return nullptr;
+    upwell_pool* pool = (upwell_pool*)aligned_alloc(64, (sizeof(upwell_pool) + 63) / 64 * 64);
+    if (!pool) return nullptr;
+    memset((void*)pool, 0, sizeof(*pool));
+    pool->taken = (std::atomic<int64_t>*)calloc(kMaxProgram, sizeof(int64_t));
+    bool sound = pool->taken != nullptr;
+    for (int i = 0; i < threads && sound; i++)
+        sound = (pool->scratch[i] = (uint8_t*)aligned_alloc(64, (size_t)kScratchBytes)) != nullptr;
+    for (pool->threads = 1; pool->threads < threads && sound; pool->threads++) {
+        Start* start = (Start*)malloc(sizeof(Start));
+        if (start) *start = {pool, pool->threads};
+        if (start && pthread_create(&pool->ids[pool->threads], nullptr, serve, start) == 0) continue;
+        free(start);
+        sound = false;
+        break;
+    }
+    if (sound) return pool;
+    upwell_pool_free(pool);
+    return nullptr;
+}
+
+extern "C" void upwell_pool_free(upwell_pool* pool) {
+    pool->generation.store(-1, std::memory_order_release);
+    futex(&pool->generation, FUTEX_WAKE, INT_MAX);
+    for (int i = 1; i < pool->threads; i++) pthread_join(pool->ids[i], nullptr);
+    for (uint8_t* scratch : pool->scratch) free(scratch);
+    free((void*)pool->taken);
+    free(pool);
+}
+
+extern "C" void upwell_profile(upwell_pool* pool, const upwell_instr* program, int64_t count, const upwell_batch* batch,
+                               int64_t* nanoseconds) {
+    if (count > kMaxProgram) abort();  // Python refuses longer programs when it records them
+    pool->program = program;
+    pool->count = count;
+    pool->batch = batch;
+    pool->nanoseconds = nanoseconds;
+    for (int64_t i = 0; i < count; i++) pool->taken[i].store(0, std::memory_order_relaxed);
+    pool->arrived.store(0, std::memory_order_relaxed);
+    pool->left.store(0, std::memory_order_relaxed);
+    if (pool->threads > 1) {
+        int32_t next = (pool->generation.load(std::memory_order_relaxed) + 1) & INT_MAX;
+        pool->generation.store(next, std::memory_order_release);
+        futex(&pool->generation, FUTEX_WAKE, INT_MAX);
+    }
+    go_through(pool, 0);
+    wait_until([&] { return pool->left.load(std::memory_order_acquire) == pool->threads - 1; });
+}
+
+extern "C" void upwell_run(upwell_pool* pool, const upwell_instr* program, int64_t count, const upwell_batch* batch) {
+    upwell_profile(pool, program, count, batch, nullptr);
+}
+
+extern "C" int64_t upwell_header_bytes(void) { return 24; }
+
+extern "C" int64_t upwell_cache_head_bytes(int kind, int64_t block_size, int64_t head_dim, int is_value) {
+    (void)is_value;
+    int64_t item = kind == UPWELL_KV_F32 ? 4 : kind == UPWELL_KV_I8 ? 1 : 2;
+    bool scales = kind == UPWELL_KV_I16 || kind == UPWELL_KV_I8;
+    return (head_dim + 15) / 16 * 16 * block_size * item + (scales ? 4 * block_size : 0);
+}
+
+extern "C" void upwell_cache_read(const upwell_cache* cache, int64_t num_blocks, int is_value, float* out) {
+    isa->read_cache(*cache, num_blocks, is_value != 0, out);
+}

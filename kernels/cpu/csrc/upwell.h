@@ -1,0 +1,133 @@
+// The C ABI of the native CPU backend: what Python sees, and nothing else. kernels/cpu/abi.py mirrors it.
+#pragma once
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define UPWELL_ABI 1
+
+// How a packed weight lies in memory: panels of 16 output rows, interleaved for one 512-bit vector (see formats.hpp).
+enum upwell_format {
+    UPWELL_F32 = 0,
+    UPWELL_F16 = 1,
+    UPWELL_BF16 = 2,
+    UPWELL_Q8_0 = 3,
+    UPWELL_Q4_0 = 4,
+    UPWELL_Q4_1 = 5,
+    UPWELL_Q4_K = 6,
+    UPWELL_Q6_K = 7,
+};
+
+// How keys and values lie in the cache. The integers carry a scale for each token and head.
+enum upwell_cache_kind { UPWELL_KV_F32 = 0, UPWELL_KV_F16 = 1, UPWELL_KV_I16 = 2, UPWELL_KV_I8 = 3 };
+
+// A packed weight matrix [n, k].
+typedef struct {
+    int32_t format, n, k, reserved;
+    const uint8_t* panels;
+    const float* bias;  // f32[n], or null
+} upwell_matrix;
+
+// Rows of activations: as f32, or as int8 with one scale a block of 32 columns, or both.
+typedef struct {
+    float* x;       // f32[rows, ld], or null
+    int64_t ld;     // floats from row to row
+    int8_t* q;      // i8[rows, columns rounded up to 32], or null
+    void* headers;  // one 24-byte header a row and block of 32 (see activation.hpp), or null
+} upwell_rows;
+
+// One layer's paged cache.
+typedef struct {
+    int32_t kind, block_size, kv_heads, head_dim;
+    uint8_t* k;
+    uint8_t* v;
+    int64_t head_bytes_k, head_bytes_v;  // of one block and head
+} upwell_cache;
+
+// What an instruction does, and what lies in its `a`, in order. Structs are given by address.
+enum upwell_op {
+    UPWELL_EMBED = 0,          // matrix, out, ld
+    UPWELL_NORM = 1,           // rows in, residual or null, weight, sum, rows out, columns, heads, eps
+    UPWELL_QUANTISE = 2,       // rows, columns
+    UPWELL_LINEAR = 3,         // rows in, matrix, out, ld
+    UPWELL_SILU_LINEAR = 4,    // rows in, matrix [2f, k], rows out
+    UPWELL_ROPE = 5,           // x, ld, out, ld, heads, head_dim, table, positions in it
+    UPWELL_WRITE_KV = 6,       // cache, k, ld, v, ld, table or null, positions in it, norm weight or null, eps
+    UPWELL_ATTENTION = 7,      // cache, q, ld, rows out, heads, scale, window, table or null, positions, norm or null, eps
+    UPWELL_SILU_MUL = 8,       // x, ld, rows out, columns
+    UPWELL_GATHER = 9,         // x, ld, rows out, columns: the rows that are sampled
+    UPWELL_ARGMAX = 10,        // x, ld, columns, best
+    UPWELL_ROUTE = 11,         // experts, scores, ld: which experts each token goes to
+    UPWELL_EXPERT_ORDER = 12,  // experts: which rows each expert gets
+    UPWELL_EXPERT_GATHER = 13, // experts, rows in
+    UPWELL_EXPERT_UP = 14,     // experts
+    UPWELL_EXPERT_DOWN = 15,   // experts
+    UPWELL_EXPERT_SUM = 16,    // experts, out, ld
+};
+
+// One native call of a step. Pointers and integers lie in `a` as they are, floats as their bits.
+typedef struct {
+    int32_t op;
+    int32_t flags;
+    int64_t a[15];
+} upwell_instr;
+
+enum upwell_flags {
+    UPWELL_ROWS_SAMPLED = 1,  // the operation runs over the rows that are sampled, not over all tokens
+    UPWELL_NO_BARRIER = 2,    // the next operation reads nothing that this one writes
+};
+
+// What changes from step to step.
+typedef struct {
+    int64_t num_tokens, num_seqs, max_blocks, num_rows;
+    const int32_t *token_ids, *positions, *slots, *q_starts, *kv_lens, *block_table, *logit_rows;
+} upwell_batch;
+
+// Routed experts of one layer: matrices [2f, h] and [h, f], one an expert, and the memory that routing works in.
+// A token's pair is one of its top_k experts; pairs are kept by token and rising expert, rows by expert and token.
+typedef struct {
+    int64_t num_experts, top_k, normalise, hidden, inner;
+    const upwell_matrix *up, *down;
+    int32_t *expert_of, *row_of;    // i32[tokens * top_k]
+    float* gate_of;                 // f32[tokens * top_k]
+    int32_t* token_of;              // i32[rows]
+    int32_t* first_row;             // i32[num_experts + 1]
+    upwell_rows gathered, between;  // [rows, hidden], [rows, inner]
+    float* result;                  // f32[rows, hidden]
+} upwell_experts;
+
+int upwell_abi(void);
+// The instruction sets that this machine and build have, best first, separated by spaces.
+const char* upwell_isas(void);
+// Choose one of them; 0 if there is none of that name.
+int upwell_use(const char* isa);
+
+typedef struct upwell_pool upwell_pool;
+upwell_pool* upwell_pool_new(int threads);
+void upwell_pool_free(upwell_pool* pool);
+// Run a program over a batch: every thread of the pool and the caller work on it.
+void upwell_run(upwell_pool* pool, const upwell_instr* program, int64_t count, const upwell_batch* batch);
+// As upwell_run, writing the nanoseconds of each instruction.
+void upwell_profile(upwell_pool* pool, const upwell_instr* program, int64_t count, const upwell_batch* batch,
+                    int64_t* nanoseconds);
+
+int64_t upwell_packed_bytes(int format, int64_t n, int64_t k);
+// Interleave rows of a stored weight into panels, from row `first` on.
+void upwell_pack(int format, int64_t rows, int64_t k, const uint8_t* stored, int64_t row_bytes, uint8_t* panels,
+                 int64_t first);
+int64_t upwell_header_bytes(void);
+int64_t upwell_cache_head_bytes(int kind, int64_t block_size, int64_t head_dim, int is_value);
+// Read a cache back as f32[num_blocks, block_size, kv_heads, head_dim].
+void upwell_cache_read(const upwell_cache* cache, int64_t num_blocks, int is_value, float* out);
+
+// One token a row, from what temperature, top_k, top_p and min_p leave: f32[rows, vocab] with `ld` floats from row to
+// row -> i32[rows].
+void upwell_draw(upwell_pool* pool, const float* logits, int64_t ld, int64_t rows, int64_t vocab,
+                 const double* temperature, const int32_t* top_k, const double* top_p, const double* min_p,
+                 const double* uniform, int32_t* out);
+
+#ifdef __cplusplus
+}
+#endif

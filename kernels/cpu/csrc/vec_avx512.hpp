@@ -1,0 +1,87 @@
+// Sixteen lanes as one 512-bit register: AVX-512 with VNNI.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace {
+
+#define INLINE static inline __attribute__((always_inline))
+
+using F = __m512;   // 16 x f32
+using I = __m512i;  // 16 x i32, or 32 x i16, or 64 x u8
+
+constexpr bool kSignedWeights = false;  // dot4 wants unsigned weights
+
+INLINE F fload(const float* p) { return _mm512_loadu_ps(p); }
+INLINE F fload_n(const float* p, int n) { return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
+INLINE void fstore(float* p, F x) { _mm512_storeu_ps(p, x); }
+INLINE void fstore_n(float* p, F x, int n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), x); }
+INLINE F fset(float x) { return _mm512_set1_ps(x); }
+INLINE F fadd(F a, F b) { return _mm512_add_ps(a, b); }
+INLINE F fsub(F a, F b) { return _mm512_sub_ps(a, b); }
+INLINE F fmul(F a, F b) { return _mm512_mul_ps(a, b); }
+INLINE F fdiv(F a, F b) { return _mm512_div_ps(a, b); }
+INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE F fmax(F a, F b) { return _mm512_max_ps(a, b); }  // b where either is NaN
+INLINE F fmin(F a, F b) { return _mm512_min_ps(a, b); }
+INLINE F fabs_(F a) { return _mm512_abs_ps(a); }
+INLINE F fround(F a) { return _mm512_roundscale_ps(a, 8); }
+INLINE F zero_below(F x, F limit, F y) {  // y, but 0 where x < limit
+    return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(x, limit, _CMP_LT_OQ), _mm512_setzero_ps());
+}
+INLINE F keep_lanes(F x, int first, int last, F other) {  // x in lanes [first, last), other elsewhere
+    __mmask16 m = (__mmask16)(((1u << last) - 1) & ~((1u << first) - 1));
+    return _mm512_mask_mov_ps(other, m, x);
+}
+INLINE float lane(F x, int i) { return ((const float*)&x)[i]; }
+
+INLINE F hload(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+INLINE void hstore(uint16_t* p, F x) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(x, 8)); }
+INLINE F bload(const uint16_t* p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
+}
+INLINE F u8load(const uint8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p))); }
+INLINE F s8load(const int8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p))); }
+
+INLINE I iload(const void* p) { return _mm512_loadu_si512(p); }
+INLINE void istore(void* p, I x) { _mm512_storeu_si512(p, x); }
+INLINE I izero() { return _mm512_setzero_si512(); }
+INLINE I iset(int32_t x) { return _mm512_set1_epi32(x); }
+INLINE I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
+INLINE F to_float(I x) { return _mm512_cvtepi32_ps(x); }
+INLINE I to_int(F x) { return _mm512_cvtps_epi32(x); }
+INLINE F exponent(F r) {  // 2**r for whole r in [-126, 127]
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(r), _mm512_set1_epi32(127)), 23));
+}
+INLINE void store_i8(int8_t* p, I x) { _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(x)); }
+INLINE void store_i16(int16_t* p, I x) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtsepi32_epi16(x)); }
+INLINE I load_i8_pairs(const int8_t* p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p)); }
+
+INLINE I low_nibbles(I x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
+INLINE I high_nibbles(I x) { return _mm512_and_si512(_mm512_srli_epi16(x, 4), _mm512_set1_epi8(15)); }
+template <int SHIFT>
+INLINE I upper_pair(I x) {  // (byte >> SHIFT & 3) << 4
+    I y = SHIFT < 4 ? _mm512_slli_epi16(x, SHIFT < 4 ? 4 - SHIFT : 0) : _mm512_srli_epi16(x, SHIFT < 4 ? 0 : SHIFT - 4);
+    return _mm512_and_si512(y, _mm512_set1_epi8(48));
+}
+INLINE I bits_or(I a, I b) { return _mm512_or_si512(a, b); }
+
+// 16 sums of 4 products: u8 weights by s8 activations.
+INLINE I dot4(I sum, I weights, I activations) { return _mm512_dpbusd_epi32(sum, weights, activations); }
+// The same for weights that use all eight bits, stored plus 128.
+INLINE I dot4_wide(I sum, I weights, I activations) { return _mm512_dpbusd_epi32(sum, weights, activations); }
+// 16 sums of 2 products of s16.
+INLINE I dot2(I sum, I a, I b) { return _mm512_dpwssd_epi32(sum, a, b); }
+
+// Halves are folded onto each other: 16, 8, 4, 2, 1. Every instruction set sums in this order.
+INLINE float fsum(F x) {
+    __m256 a = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+    __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
+}
+INLINE float fpeak(F x) { return _mm512_reduce_max_ps(x); }
+INLINE int32_t isum(I x) { return _mm512_reduce_add_epi32(x); }
+
+}  // namespace
