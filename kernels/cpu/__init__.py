@@ -1,0 +1,1 @@
+"""The operations as native code for CPUs."""

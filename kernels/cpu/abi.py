@@ -1,0 +1,178 @@
+"""The C ABI of ``csrc/upwell.h``, for ctypes: structures, operation numbers, and the library with typed functions.
+
+Every pointer is given as an address; whoever builds a structure keeps the memory behind it alive.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kernels.formats import WeightFormat
+
+ABI_VERSION = 1
+HEADER_BYTES = 24
+"""Of a block of 32 quantised activations."""
+MAX_HEAD_DIM = 256
+MAX_GROUP = 48
+"""Query heads that share a key head, at most."""
+MAX_EXPERTS = 1024
+MAX_PROGRAM = 1 << 14
+"""Instructions of a program, at most."""
+
+FORMATS = {
+    WeightFormat.F32: 0,
+    WeightFormat.F16: 1,
+    WeightFormat.BF16: 2,
+    WeightFormat.Q8_0: 3,
+    WeightFormat.Q4_0: 4,
+    WeightFormat.Q4_1: 5,
+    WeightFormat.Q4_K: 6,
+    WeightFormat.Q6_K: 7,
+}
+CACHE_KINDS = {"f32": 0, "f16": 1, "i16": 2, "i8": 3}
+ROWS_SAMPLED, NO_BARRIER = 1, 2
+
+
+class Op(enum.IntEnum):
+    """``upwell_op``."""
+
+    EMBED = 0
+    NORM = 1
+    QUANTISE = 2
+    LINEAR = 3
+    SILU_LINEAR = 4
+    ROPE = 5
+    WRITE_KV = 6
+    ATTENTION = 7
+    SILU_MUL = 8
+    GATHER = 9
+    ARGMAX = 10
+    ROUTE = 11
+    EXPERT_ORDER = 12
+    EXPERT_GATHER = 13
+    EXPERT_UP = 14
+    EXPERT_DOWN = 15
+    EXPERT_SUM = 16
+
+
+class Matrix(ctypes.Structure):
+    """``upwell_matrix``."""
+
+    _fields_ = (
+        ("format", ctypes.c_int32),
+        ("n", ctypes.c_int32),
+        ("k", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("panels", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+    )
+
+
+class Rows(ctypes.Structure):
+    """``upwell_rows``."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("ld", ctypes.c_int64),
+        ("q", ctypes.c_void_p),
+        ("headers", ctypes.c_void_p),
+    )
+
+
+class Cache(ctypes.Structure):
+    """``upwell_cache``."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("block_size", ctypes.c_int32),
+        ("kv_heads", ctypes.c_int32),
+        ("head_dim", ctypes.c_int32),
+        ("k", ctypes.c_void_p),
+        ("v", ctypes.c_void_p),
+        ("head_bytes_k", ctypes.c_int64),
+        ("head_bytes_v", ctypes.c_int64),
+    )
+
+
+class Experts(ctypes.Structure):
+    """``upwell_experts``."""
+
+    _fields_ = (
+        ("num_experts", ctypes.c_int64),
+        ("top_k", ctypes.c_int64),
+        ("normalise", ctypes.c_int64),
+        ("hidden", ctypes.c_int64),
+        ("inner", ctypes.c_int64),
+        ("up", ctypes.c_void_p),
+        ("down", ctypes.c_void_p),
+        ("expert_of", ctypes.c_void_p),
+        ("row_of", ctypes.c_void_p),
+        ("gate_of", ctypes.c_void_p),
+        ("token_of", ctypes.c_void_p),
+        ("first_row", ctypes.c_void_p),
+        ("gathered", Rows),
+        ("between", Rows),
+        ("result", ctypes.c_void_p),
+    )
+
+
+class Batch(ctypes.Structure):
+    """``upwell_batch``."""
+
+    _fields_ = (
+        ("num_tokens", ctypes.c_int64),
+        ("num_seqs", ctypes.c_int64),
+        ("max_blocks", ctypes.c_int64),
+        ("num_rows", ctypes.c_int64),
+        ("token_ids", ctypes.c_void_p),
+        ("positions", ctypes.c_void_p),
+        ("slots", ctypes.c_void_p),
+        ("q_starts", ctypes.c_void_p),
+        ("kv_lens", ctypes.c_void_p),
+        ("block_table", ctypes.c_void_p),
+        ("logit_rows", ctypes.c_void_p),
+    )
+
+
+class Library:
+    """The shared library, its functions typed.
+
+    Raises:
+        OSError: it cannot be loaded, or is not of this version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._dll = ctypes.CDLL(str(path))
+        i32, i64, pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
+        version = self._function("upwell_abi", i32)()
+        if version != ABI_VERSION:
+            raise OSError(f"{path} is of version {version}, not {ABI_VERSION}; install Upwell again")
+        self.isas: Callable[[], bytes] = self._function("upwell_isas", ctypes.c_char_p)
+        self.use: Callable[[bytes], int] = self._function("upwell_use", i32, ctypes.c_char_p)
+        self.pool_new: Callable[[int], int | None] = self._function("upwell_pool_new", pointer, i32)
+        self.pool_free: Callable[[int], None] = self._function("upwell_pool_free", None, pointer)
+        self.run: Callable[[int, int, int, Any], None] = self._function(
+            "upwell_run", None, pointer, pointer, i64, ctypes.POINTER(Batch)
+        )
+        self.profile: Callable[[int, int, int, Any, int], None] = self._function(
+            "upwell_profile", None, pointer, pointer, i64, ctypes.POINTER(Batch), pointer
+        )
+        self.packed_bytes: Callable[[int, int, int], int] = self._function("upwell_packed_bytes", i64, i32, i64, i64)
+        self.pack: Callable[[int, int, int, int, int, int, int], None] = self._function(
+            "upwell_pack", None, i32, i64, i64, pointer, i64, pointer, i64
+        )
+        self.cache_head_bytes: Callable[[int, int, int, int], int] = self._function(
+            "upwell_cache_head_bytes", i64, i32, i64, i64, i32
+        )
+        self.cache_read: Callable[[Any, int, int, int], None] = self._function(
+            "upwell_cache_read", None, ctypes.POINTER(Cache), i64, i32, pointer
+        )
+
+    def _function(self, name: str, result: Any, *arguments: Any) -> Any:
+        function = getattr(self._dll, name)
+        function.restype, function.argtypes = result, arguments
+        return function

@@ -1,0 +1,329 @@
+"""The CPU backend: the operation table filled with native code.
+
+An operation called on arrays is computed at once. While a forward pass is recorded, operations append nodes instead;
+the nodes become one program, and a step is one call of it. Products with block-quantised weights round their input to
+int8, a scale for each 32; the cache holds 16-bit integers with a scale for each token and head unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels.cpu import graph as g
+from kernels.cpu.abi import CACHE_KINDS, Batch, Library
+from kernels.cpu.library import find_library
+from kernels.cpu.lowering import Program
+from kernels.cpu.memory import BLOCK_MULTIPLE, CacheHalf, address, alloc_cache
+from kernels.cpu.threads import default_threads
+from kernels.cpu.weights import PackedExperts, PackedLinear, pack_experts, pack_linear
+from kernels.formats import RawTensor
+from kernels.ops import (
+    Arithmetic,
+    AttentionBatch,
+    BackendInfo,
+    BackendOptions,
+    BackendUnavailable,
+    LayerCache,
+    Memory,
+    Ops,
+    Scores,
+    StepInputs,
+    StepLimits,
+)
+from kernels.reference.dequant import dequantise
+from kernels.reference.elementwise import prepare_rope
+from kernels.reference.sampling import draw
+
+F32 = npt.NDArray[np.float32]
+DEFAULT_CACHE = "i16"
+
+
+def cpu_ops(options: BackendOptions) -> Ops:
+    """The table.
+
+    Raises:
+        BackendUnavailable: there is no native library here, or an option is not one of its own.
+    """
+    backend = CpuBackend(options)
+    return Ops(
+        info=backend.info,
+        memory=Memory(
+            alloc_cache=backend.alloc_cache,
+            read_cache=_read_cache,
+            cache_token_bytes=backend.cache_token_bytes,
+            block_multiple=BLOCK_MULTIPLE,
+            upload=backend.upload,
+            download=_download,
+            sync=_nothing,
+        ),
+        prepare_linear=backend.prepare_linear,
+        prepare_vector=dequantise,
+        prepare_rope=prepare_rope,
+        prepare_experts=backend.prepare_experts,
+        embed=backend.embed,
+        rms_norm=backend.rms_norm,
+        add_rms_norm=backend.add_rms_norm,
+        linear=backend.linear,
+        rope=backend.rope,
+        write_kv=backend.write_kv,
+        paged_attention=backend.paged_attention,
+        silu_mul=backend.silu_mul,
+        moe=backend.moe,
+        logits=backend.logits,
+        record=backend.record,
+        draw=draw,
+    )
+
+
+class Runner:
+    """The library and its threads."""
+
+    def __init__(self, library: Library, threads: int) -> None:
+        pool = library.pool_new(threads)
+        if pool is None:
+            raise BackendUnavailable(f"--threads: {threads} threads cannot be started.")
+        self.threads = threads
+        self._library = library
+        self._pool = pool
+        weakref.finalize(self, library.pool_free, pool)
+
+    def run(self, program: Program, batch: Batch) -> None:
+        """Run a program to its end."""
+        self._library.run(self._pool, address(program.instructions), program.num_calls, ctypes.byref(batch))
+
+    def profile(self, program: Program, batch: Batch, nanoseconds: npt.NDArray[np.int64]) -> None:
+        """``run``, adding to i64[num_calls] what each call took."""
+        self._library.profile(
+            self._pool, address(program.instructions), program.num_calls, ctypes.byref(batch), address(nanoseconds)
+        )
+
+
+class CpuBackend:
+    """Appends nodes, and runs them."""
+
+    def __init__(self, options: BackendOptions) -> None:
+        kind = DEFAULT_CACHE if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
+        if kind not in CACHE_KINDS:
+            raise BackendUnavailable(f"--kv-cache-dtype must be auto or one of {', '.join(CACHE_KINDS)}, but is {kind}.")
+        self._library = load_library()
+        isa = self._library.isas().decode().split()[0]
+        self._library.use(isa.encode())
+        self._cache_kind = kind
+        self._runner = Runner(self._library, options.threads or default_threads())
+        self._nodes: list[g.Node] | None = None
+        self.info = BackendInfo(
+            "cpu",
+            f"native, {isa}, {self._runner.threads} threads, {kind} cache",
+            Arithmetic("int8 blocks of 32", kind),  # type: ignore[arg-type]
+        )
+
+    def alloc_cache(self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> LayerCache:
+        """An empty cache."""
+        return alloc_cache(self._library, self._cache_kind, num_blocks, block_size, kv_heads, head_dim)
+
+    def cache_token_bytes(self, kv_heads: int, head_dim: int) -> int:
+        """Bytes of one token's keys and values in one layer."""
+        kind = CACHE_KINDS[self._cache_kind]
+        block = sum(self._library.cache_head_bytes(kind, BLOCK_MULTIPLE, head_dim, is_value) for is_value in (0, 1))
+        return block * kv_heads // BLOCK_MULTIPLE
+
+    def prepare_linear(self, weights: Sequence[RawTensor], biases: Sequence[RawTensor] | None) -> PackedLinear:
+        """Pack weights that share their input."""
+        return pack_linear(self._library, weights, biases)
+
+    def prepare_experts(self, gate: RawTensor, up: RawTensor, down: RawTensor) -> PackedExperts:
+        """Pack routed experts."""
+        return pack_experts(self._library, gate, up, down)
+
+    def upload(self, array: npt.NDArray[Any]) -> Any:
+        """Floats become a tensor, integers stay as they are."""
+        if array.dtype == np.float32:
+            return _tensor(array)
+        return np.ascontiguousarray(array, dtype=np.int32)
+
+    def embed(self, ids: g.Integers, weight: PackedLinear) -> g.Tensor:
+        """Rows of the embedding."""
+        out = self._value(weight.num_inputs, _length(ids))
+        return self._append(g.Embed(ids, weight, out), (weight.num_inputs,), _length(ids), token_ids=ids)
+
+    def rms_norm(self, x: g.Tensor, weight: F32, eps: float) -> g.Tensor:
+        """Over the last axis of x."""
+        out = self._value(x.columns, _rows(x))
+        return self._append(g.Norm(x, None, weight, eps, out, None), x.shape, _rows(x))
+
+    def add_rms_norm(self, x: g.Tensor, residual: g.Tensor, weight: F32, eps: float) -> tuple[g.Tensor, g.Tensor]:
+        """The norm of the sum, and the sum."""
+        out, total = self._value(x.columns, _rows(x)), self._value(x.columns, _rows(x))
+        normed = self._append(g.Norm(x, residual, weight, eps, out, total), x.shape, _rows(x))
+        return normed, g.Tensor(total, 0, x.shape)
+
+    def linear(self, x: g.Tensor, weight: PackedLinear) -> g.Tensor:
+        """X W^T + b."""
+        out = self._value(weight.num_outputs, _rows(x))
+        return self._append(g.Product(x, weight, out), (weight.num_outputs,), _rows(x))
+
+    def rope(self, x: g.Tensor, positions: g.Integers, table: F32) -> g.Tensor:
+        """Rotary embedding of [T,heads,d]."""
+        out = self._value(x.columns, _rows(x))
+        return self._append(g.Rope(x, positions, table, out), x.shape, _rows(x), positions=positions)
+
+    def write_kv(self, cache: LayerCache, k: g.Tensor, v: g.Tensor, slots: g.Integers) -> None:
+        """Keys and values into the cache."""
+        node = g.WriteKv(cache.k.struct, k, v, slots, g.HeadPath())
+        self._append(node, (), _rows(k), slots=slots)
+
+    def paged_attention(
+        self, q: g.Tensor, cache: LayerCache, batch: AttentionBatch, scale: float, window: int | None
+    ) -> g.Tensor:
+        """Attention over the cache."""
+        out = self._value(q.columns, _rows(q))
+        arrays = {"q_starts": batch.q_starts, "kv_lens": batch.kv_lens, "block_table": batch.block_table}
+        node = g.Attention(cache.k.struct, q, *arrays.values(), scale, window, g.HeadPath(), out)
+        return self._append(node, q.shape, _rows(q), **arrays)
+
+    def silu_mul(self, x: g.Tensor) -> g.Tensor:
+        """silu(gate) * up of [T,2F]."""
+        out = self._value(x.columns // 2, _rows(x))
+        return self._append(g.SiluMul(x, out), (x.columns // 2,), _rows(x))
+
+    def moe(
+        self, x: g.Tensor, router: PackedLinear, experts: PackedExperts, top_k: int, normalise: bool
+    ) -> g.Tensor:
+        """Routed experts."""
+        out = self._value(x.columns, _rows(x))
+        return self._append(g.Moe(x, router, experts, top_k, normalise, out), (x.columns,), _rows(x))
+
+    def logits(self, x: g.Tensor, rows: g.Integers, weight: PackedLinear) -> g.Tensor:
+        """Scores of some rows."""
+        out = self._value(weight.num_outputs, _length(rows), g.Axis.SAMPLED)
+        node = g.Logits(x, rows, weight, out)
+        return self._append(node, (weight.num_outputs,), _rows(x), logit_rows=rows)
+
+    def record(
+        self, forward: Callable[[StepInputs], g.Tensor], limits: StepLimits
+    ) -> Callable[[StepInputs], Scores]:
+        """Record a forward pass; what comes back runs it."""
+        s = g.StepArray
+        self._nodes = nodes = []
+        try:
+            forward(
+                StepInputs(
+                    s.TOKEN_IDS, s.POSITIONS, s.SLOTS, AttentionBatch(s.Q_STARTS, s.KV_LENS, s.BLOCK_TABLE), s.LOGIT_ROWS
+                )
+            )
+        finally:
+            self._nodes = None
+        return RecordedStep(Program(g.fuse(nodes), limits.max_tokens, limits.max_rows), self._runner, limits)
+
+    def _value(self, columns: int, rows: int, axis: g.Axis = g.Axis.TOKENS) -> g.Value:
+        data = None if self._nodes is not None else np.zeros((rows, columns), dtype=np.float32)
+        return g.Value(columns, axis, data)
+
+    def _append(self, node: g.Node, shape: tuple[int, ...], rows: int, **arrays: g.Integers) -> g.Tensor:
+        """Take a node into the recording, or compute it; returns its first result as a tensor."""
+        if self._nodes is not None:
+            self._nodes.append(node)
+        else:
+            num_rows = _length(arrays["logit_rows"]) if "logit_rows" in arrays else rows
+            program = Program([node], max(rows, 1), max(num_rows, 1))
+            self._runner.run(program, _batch(rows, num_rows, arrays))
+        made = node.writes()
+        return g.Tensor(made[0] if made else g.Value(0), 0, shape)
+
+
+class RecordedStep:
+    """A forward pass as one program."""
+
+    def __init__(self, program: Program, runner: Runner, limits: StepLimits) -> None:
+        if program.logits is None:
+            raise ValueError("a forward pass ends in logits")
+        self.program = program
+        self.runner = runner
+        self._logits = program.logits
+        self._limits = limits
+
+    def __call__(self, inputs: StepInputs) -> Scores:
+        """Run it.
+
+        Raises:
+            ValueError: the step is larger than what was recorded for.
+        """
+        num_rows = len(inputs.logit_rows)
+        self.runner.run(self.program, self.batch(inputs))
+        return Scores(self._logits[:num_rows], self.program.best[:num_rows])
+
+    def batch(self, inputs: StepInputs) -> Batch:
+        """The struct of a step's inputs."""
+        num_tokens, num_rows = len(inputs.token_ids), len(inputs.logit_rows)
+        if num_tokens > self._limits.max_tokens or num_rows > self._limits.max_rows:
+            raise ValueError(f"a step of {num_tokens} tokens and {num_rows} rows is larger than {self._limits}")
+        arrays = {name: getattr(inputs, name) for name in ("token_ids", "positions", "slots", "logit_rows")}
+        return _batch(num_tokens, num_rows, arrays | vars(inputs.attention))
+
+
+def load_library() -> Library:
+    """The native library of this installation.
+
+    Raises:
+        BackendUnavailable: why there is none.
+    """
+    path: Path | None = find_library()
+    if path is None:
+        raise BackendUnavailable("Upwell was installed without its native library, as there was no C++ compiler.")
+    try:
+        return Library(path)
+    except OSError as error:
+        raise BackendUnavailable(f"the native library cannot be loaded: {error}") from error
+
+
+def _batch(num_tokens: int, num_rows: int, arrays: dict[str, Any]) -> Batch:
+    """The struct of integer arrays, which the caller keeps until the program has run."""
+    table = arrays.get("block_table")
+    batch = Batch(num_tokens=num_tokens, num_rows=num_rows)
+    if table is not None:
+        batch.num_seqs, batch.max_blocks = table.shape
+    for name, array in arrays.items():
+        setattr(batch, name, address(array))
+    return batch
+
+
+def _tensor(array: F32) -> g.Tensor:
+    array = np.ascontiguousarray(array)
+    shape = array.shape[1:]
+    columns = int(np.prod(shape))
+    return g.Tensor(g.Value(columns, data=array.reshape(len(array), columns)), 0, shape)
+
+
+def _download(tensor: g.Tensor) -> npt.NDArray[Any]:
+    """f32[rows, *shape]; of a tensor computed at once, not of a recording."""
+    if tensor.value.data is None:
+        raise ValueError("a recorded tensor has no numbers of its own")
+    data = tensor.value.data[:, tensor.first : tensor.first + tensor.columns]
+    return data.reshape(len(data), *tensor.shape)
+
+
+def _read_cache(cache: LayerCache) -> tuple[F32, F32]:
+    halves: tuple[CacheHalf, CacheHalf] = (cache.k, cache.v)
+    return halves[0].read(), halves[1].read()
+
+
+def _rows(tensor: g.Tensor) -> int:
+    """Rows of a tensor; 0 while recording."""
+    return 0 if tensor.value.data is None else len(tensor.value.data)
+
+
+def _length(array: g.Integers) -> int:
+    return 0 if isinstance(array, g.StepArray) else len(array)
+
+
+def _nothing() -> None:
+    """Operations have finished when they return."""
+
+

@@ -1,0 +1,337 @@
+"""From nodes to a program of native calls, and the memory it works in.
+
+A value gets memory from where it is made to where it is last read, so that all layers share a few buffers. A value that
+a product reads as int8 is quantised by whoever makes it, where that operation can; else by a call of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels.cpu import graph as g
+from kernels.cpu.abi import HEADER_BYTES, MAX_GROUP, MAX_PROGRAM, NO_BARRIER, ROWS_SAMPLED, Experts, Op, Rows
+from kernels.cpu.memory import address, aligned
+from kernels.cpu.weights import PackedLinear, PackedMatrix, struct_address
+
+INSTRUCTION = np.dtype([("op", np.int32), ("flags", np.int32), ("a", np.int64, 15)])
+"""``upwell_instr``."""
+
+
+class Arena:
+    """Memory that is given back is given out again."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[npt.NDArray[np.uint8]]] = {}
+        self.num_bytes = 0
+
+    def take(self, num_bytes: int) -> npt.NDArray[np.uint8]:
+        """Aligned memory of that size, with anything in it."""
+        free = self._free.get(num_bytes)
+        if free:
+            return free.pop()
+        self.num_bytes += num_bytes
+        return aligned(num_bytes)
+
+    def give(self, memory: npt.NDArray[np.uint8]) -> None:
+        """Memory that ``take`` gave."""
+        self._free.setdefault(len(memory), []).append(memory)
+
+
+class Storage:
+    """Where a value lies: as f32, as int8 with headers, or both."""
+
+    def __init__(self, value: g.Value, max_rows: int, arena: Arena, *, floats: bool, integers: bool) -> None:
+        self.columns = value.columns
+        blocks = -(-value.columns // 32)
+        self._memory: list[npt.NDArray[np.uint8]] = []
+        self.x = self._array(value, max_rows, arena) if floats else None
+        self.q = self._take(arena, max_rows * blocks * 32) if integers else 0
+        self.headers = self._take(arena, max_rows * blocks * HEADER_BYTES) if integers else 0
+
+    def _array(self, value: g.Value, max_rows: int, arena: Arena) -> npt.NDArray[np.float32]:
+        if value.data is not None:
+            return value.data
+        self._take(arena, 4 * max_rows * value.columns)
+        return self._memory[-1].view(np.float32).reshape(max_rows, value.columns)
+
+    def _take(self, arena: Arena, num_bytes: int) -> int:
+        self._memory.append(arena.take(num_bytes))
+        return address(self._memory[-1])
+
+    def release(self, arena: Arena) -> None:
+        """Give the memory back."""
+        for memory in self._memory:
+            arena.give(memory)
+
+    def rows(self, first: int = 0) -> Rows:
+        """The struct of it, with f32 columns from ``first`` on."""
+        x = 0 if self.x is None else address(self.x) + 4 * first
+        return Rows(x=x, ld=self.columns, q=self.q, headers=self.headers)
+
+
+class Program:
+    """Nodes, lowered.
+
+    Attributes:
+        best: i32[max_rows], the greatest logit of each sampled row, once it has run.
+        logits: f32[max_rows, V], likewise; None without a ``Logits`` node.
+    """
+
+    def __init__(self, nodes: Sequence[g.Node], max_tokens: int, max_rows: int) -> None:
+        """Lower nodes.
+
+        Raises:
+            ValueError: there are too many, or one has a shape that the kernels do not have.
+        """
+        self._max = {g.Axis.TOKENS: max_tokens, g.Axis.SAMPLED: max_rows}
+        self._arena = Arena()
+        self._kept: list[Any] = []
+        self._storage: dict[g.Value, Storage] = {}
+        self._scratch: list[Storage] = []
+        self._calls: list[tuple[int, int, list[int]]] = []
+        self._wants = _wants(nodes)
+        self.best = np.zeros(max_rows, dtype=np.int32)
+        self.logits: npt.NDArray[np.float32] | None = None
+        last_reader = {value: node for node in nodes for value in [*node.writes(), *node.reads()]}
+        for node in nodes:
+            self._lower(node)
+            self._kept.append(self._scratch)
+            for storage in self._scratch:
+                storage.release(self._arena)
+            self._scratch = []
+            for value in {*node.reads(), *node.writes()}:
+                if last_reader[value] is node and value.data is None and not isinstance(node, g.Logits):
+                    storage = self._storage.pop(value)
+                    self._kept.append(storage)
+                    storage.release(self._arena)
+        if len(self._calls) > MAX_PROGRAM:
+            raise ValueError(f"a step of {len(self._calls)} native calls is longer than {MAX_PROGRAM}")
+        self.instructions = np.zeros(max(len(self._calls), 1), dtype=INSTRUCTION)
+        for row, (op, flags, arguments) in zip(self.instructions, self._calls, strict=False):
+            row["op"], row["flags"] = op, flags
+            row["a"][: len(arguments)] = arguments
+        self.num_calls = len(self._calls)
+
+    @property
+    def ops(self) -> list[Op]:
+        """What the calls are, in order."""
+        return [Op(op) for op, _, _ in self._calls]
+
+    def _call(self, op: Op, *arguments: int | ctypes.Structure | None, flags: int = 0) -> None:
+        """Append a call; structures are kept and given by address."""
+        plain = []
+        for argument in arguments:
+            if isinstance(argument, ctypes.Structure):
+                self._kept.append(argument)
+                argument = struct_address(argument)  # noqa: PLW2901
+            plain.append(argument or 0)
+        self._calls.append((int(op), flags, plain))
+
+    def _keep(self, array: npt.NDArray[Any]) -> int:
+        self._kept.append(array)
+        return address(array)
+
+    def _store(self, value: g.Value, *, can_quantise: bool = False, wants_floats: bool = False) -> Storage:
+        """Memory for a value that is about to be made."""
+        floats, integers = self._wants.get(value, (True, False))
+        floats = floats or wants_floats or (integers and not can_quantise) or value.data is not None
+        storage = Storage(
+            value, self._max[value.axis], self._arena, floats=floats, integers=integers and can_quantise
+        )
+        self._storage[value] = storage
+        return storage
+
+    def _source(self, tensor: g.Tensor) -> tuple[int, int]:
+        """(address of the f32 view, floats from row to row)."""
+        storage = self._of(tensor.value)
+        if storage.x is None:
+            raise ValueError("a value is read as f32 that was kept as int8 only")
+        return address(storage.x) + 4 * tensor.first, storage.columns
+
+    def _of(self, value: g.Value) -> Storage:
+        if value not in self._storage:  # an input, given as an array
+            self._storage[value] = Storage(value, self._max[value.axis], self._arena, floats=True, integers=False)
+        return self._storage[value]
+
+    def _inputs(self, tensor: g.Tensor, weight: PackedLinear, flags: int = 0) -> Rows:
+        """A product's input: as it is, or quantised here if it was not where it was made."""
+        storage = self._of(tensor.value)
+        if not weight.needs_integers or (storage.q and tensor.is_whole):
+            return storage.rows(tensor.first)
+        x, ld = self._source(tensor)
+        rows = self._scratch_rows(tensor.columns, tensor.value.axis, floats=False, integers=True)
+        rows = Rows(x=x, ld=ld, q=rows.q, headers=rows.headers)
+        self._call(Op.QUANTISE, rows, tensor.columns, flags=flags)
+        return rows
+
+    def _scratch_rows(self, columns: int, axis: g.Axis, *, floats: bool, integers: bool, factor: int = 1) -> Rows:
+        """Rows that nobody reads after this node."""
+        value = g.Value(columns, axis)
+        storage = Storage(value, self._max[axis] * factor, self._arena, floats=floats, integers=integers)
+        self._scratch.append(storage)
+        return storage.rows()
+
+    def _products(self, rows: Rows, weight: PackedLinear, out: int, ld: int, flags: int = 0) -> None:
+        """One call a part; they write different columns, so only the last waits."""
+        column = 0
+        for index, part in enumerate(weight.parts):
+            is_last = index + 1 == len(weight.parts)
+            more = 0 if is_last else NO_BARRIER
+            self._call(Op.LINEAR, rows, part.struct, out + 4 * column, ld, flags=flags | more)
+            column += part.struct.n
+
+    def _lower(self, node: g.Node) -> None:
+        match node:
+            case g.Embed():
+                self._embed(node)
+            case g.Norm():
+                self._norm(node)
+            case g.Product():
+                rows, out = self._inputs(node.x, node.weight), self._store(node.out)
+                self._products(rows, node.weight, out.rows().x, out.columns)
+            case g.SiluProduct():
+                rows, out = self._inputs(node.x, node.weight), self._store(node.out, can_quantise=True)
+                self._call(Op.SILU_LINEAR, rows, node.weight.parts[0].struct, out.rows())
+            case g.Rope():
+                x, ld = self._source(node.x)
+                out, (heads, dim) = self._store(node.out), node.x.shape
+                table, positions = self._keep(node.table), node.table.shape[1]
+                self._call(Op.ROPE, x, ld, out.rows().x, out.columns, heads, dim, table, positions)
+            case g.WriteKv():
+                (k, k_ld), (v, v_ld) = self._source(node.k), self._source(node.v)
+                table, positions, norm, eps = self._path(node.path)
+                self._call(Op.WRITE_KV, node.cache, k, k_ld, v, v_ld, table, positions, norm, eps)
+            case g.Attention():
+                self._attention(node)
+            case g.SiluMul():
+                x, ld = self._source(node.x)
+                out = self._store(node.out, can_quantise=True)
+                self._call(Op.SILU_MUL, x, ld, out.rows(), node.out.columns)
+            case g.Moe():
+                self._moe(node)
+            case g.Logits():
+                self._logits(node)
+            case _:
+                raise TypeError(f"no native call for {type(node).__name__}")
+
+    def _embed(self, node: g.Embed) -> None:
+        if len(node.weight.parts) != 1:
+            raise ValueError("an embedding has one weight")
+        out = self._store(node.out)
+        self._call(Op.EMBED, node.weight.parts[0].struct, out.rows().x, out.columns)
+
+    def _norm(self, node: g.Norm) -> None:
+        x = self._of(node.x.value).rows(node.x.first)
+        columns = len(node.weight)
+        residual = 0
+        if node.residual is not None:
+            residual, ld = self._source(node.residual)
+            if node.heads != 1 or ld != columns:
+                raise ValueError("a residual has the rows of the sum, whole")
+        out = self._store(node.out, can_quantise=node.heads == 1)
+        total = 0 if node.total is None else self._store(node.total).rows().x
+        weight = self._keep(node.weight)
+        self._call(Op.NORM, x, residual, weight, total, out.rows(), columns, node.heads, _bits(node.eps))
+
+    def _path(self, path: g.HeadPath) -> tuple[int, int, int, int]:
+        table = 0 if path.table is None else self._keep(path.table)
+        norm = 0 if path.norm is None else self._keep(path.norm)
+        return table, 0 if path.table is None else path.table.shape[1], norm, _bits(path.eps)
+
+    def _attention(self, node: g.Attention) -> None:
+        heads, dim = node.q.shape
+        if heads % node.cache.kv_heads or heads // node.cache.kv_heads > MAX_GROUP:
+            raise ValueError(f"{heads} query heads cannot share {node.cache.kv_heads} key heads (at most {MAX_GROUP})")
+        q, ld = self._source(node.q)
+        out = self._store(node.out, can_quantise=dim % 32 == 0)
+        table, positions, norm, eps = self._path(node.path)
+        self._call(
+            Op.ATTENTION, node.cache, q, ld, out.rows(), heads, _bits(node.scale), node.window or 0,
+            table, positions, norm, eps,
+        )  # fmt: skip
+
+    def _moe(self, node: g.Moe) -> None:
+        experts, top_k = node.experts, node.top_k
+        num_experts, max_tokens = len(experts.up), self._max[g.Axis.TOKENS]
+        pairs = max_tokens * top_k
+        router = self._inputs(node.x, node.router)
+        scores = self._scratch_rows(num_experts, g.Axis.TOKENS, floats=True, integers=False)
+        self._products(router, node.router, scores.x, num_experts)
+        rows = self._inputs(node.x, _as_linear(experts.up[0]))
+        up_integers, down_integers = experts.up[0].is_integer, experts.down[0].is_integer
+        gathered = self._scratch_rows(
+            experts.hidden, g.Axis.TOKENS, floats=not up_integers, integers=up_integers, factor=top_k
+        )
+        between = self._scratch_rows(
+            experts.inner, g.Axis.TOKENS, floats=not down_integers, integers=down_integers, factor=top_k
+        )
+        result = self._scratch_rows(experts.hidden, g.Axis.TOKENS, floats=True, integers=False, factor=top_k)
+        sizes = {"expert_of": pairs, "row_of": pairs, "gate_of": pairs, "token_of": pairs, "first_row": num_experts + 1}
+        table = Experts(
+            num_experts=num_experts, top_k=top_k, normalise=node.normalise, hidden=experts.hidden, inner=experts.inner,
+            up=struct_address(experts.structs[0]), down=struct_address(experts.structs[1]),
+            gathered=gathered, between=between, result=result.x,
+            **{name: self._keep(np.zeros(size, dtype=np.int32)) for name, size in sizes.items()},
+        )  # fmt: skip
+        self._kept.append(experts)
+        out = self._store(node.out)
+        wanted = Rows(x=0 if up_integers else rows.x, ld=rows.ld, q=rows.q if up_integers else 0, headers=rows.headers)
+        self._call(Op.ROUTE, table, scores.x, num_experts)
+        self._call(Op.EXPERT_ORDER, table)
+        self._call(Op.EXPERT_GATHER, table, wanted)
+        self._call(Op.EXPERT_UP, table)
+        self._call(Op.EXPERT_DOWN, table)
+        self._call(Op.EXPERT_SUM, table, out.rows().x, out.columns)
+
+    def _logits(self, node: g.Logits) -> None:
+        x, ld = self._source(node.x)
+        rows = self._scratch_rows(
+            node.x.columns, g.Axis.SAMPLED, floats=node.weight.needs_floats, integers=node.weight.needs_integers
+        )
+        self._call(Op.GATHER, x, ld, rows, node.x.columns, flags=ROWS_SAMPLED)
+        out = self._store(node.out)
+        self._products(rows, node.weight, out.rows().x, out.columns, ROWS_SAMPLED)
+        self._call(Op.ARGMAX, out.rows().x, out.columns, out.columns, self._keep(self.best), flags=ROWS_SAMPLED)
+        self.logits = out.x
+
+
+def _wants(nodes: Sequence[g.Node]) -> dict[g.Value, tuple[bool, bool]]:
+    """For each value that is read: whether some reader wants it as f32, and whether some wants it as int8."""
+    wants: dict[g.Value, tuple[bool, bool]] = {}
+
+    def note(tensor: g.Tensor | None, *, floats: bool, integers: bool) -> None:
+        if tensor is not None:
+            before = wants.get(tensor.value, (False, False))
+            integers = integers and tensor.is_whole
+            wants[tensor.value] = (before[0] or floats or not integers, before[1] or integers)
+
+    for node in nodes:
+        match node:
+            case g.Product() | g.SiluProduct():
+                note(node.x, floats=node.weight.needs_floats, integers=node.weight.needs_integers)
+            case g.Moe():
+                up = _as_linear(node.experts.up[0])
+                note(
+                    node.x,
+                    floats=node.router.needs_floats or up.needs_floats,
+                    integers=node.router.needs_integers or up.needs_integers,
+                )
+            case _:
+                for value in node.reads():
+                    note(g.Tensor(value, 0, (value.columns,)), floats=True, integers=False)
+    return wants
+
+
+def _as_linear(matrix: PackedMatrix) -> PackedLinear:
+    return PackedLinear((matrix,), matrix.struct.n, matrix.struct.k)
+
+
+def _bits(value: float) -> int:
+    """A float32 as the integer of the same bits."""
+    return int(struct.unpack("<i", struct.pack("<f", value))[0])

@@ -1,0 +1,82 @@
+"""Aligned memory and the paged cache of the CPU backend."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels.cpu.abi import CACHE_KINDS, MAX_HEAD_DIM, Cache, Library
+from kernels.ops import LayerCache
+
+ALIGNMENT = 64
+BLOCK_MULTIPLE = 16
+"""A key vector holds 16 tokens of one block."""
+
+
+def aligned(num_bytes: int) -> npt.NDArray[np.uint8]:
+    """Zeroed memory that begins at a multiple of ``ALIGNMENT``; pages are taken from the system as they are written."""
+    raw = np.zeros(num_bytes + ALIGNMENT, dtype=np.uint8)
+    start = -address(raw) % ALIGNMENT
+    return raw[start : start + num_bytes]
+
+
+def aligned_f32(rows: int, columns: int) -> npt.NDArray[np.float32]:
+    """Zeroed f32[rows, columns], aligned."""
+    return aligned(4 * rows * columns).view(np.float32).reshape(rows, columns)
+
+
+def address(array: npt.NDArray[Any]) -> int:
+    """Where an array's memory begins."""
+    return int(array.ctypes.data)
+
+
+class CacheHalf:
+    """The keys or the values of a layer, as the native kernels lay them out (csrc/cache.hpp)."""
+
+    def __init__(self, library: Library, struct: Cache, num_blocks: int, *, is_value: bool) -> None:
+        self.struct = struct
+        self._library = library
+        self._num_blocks = num_blocks
+        self._is_value = is_value
+
+    def read(self) -> npt.NDArray[np.float32]:
+        """f32[num_blocks, block_size, kv_heads, head_dim]."""
+        shape = (self._num_blocks, self.struct.block_size, self.struct.kv_heads, self.struct.head_dim)
+        out = np.empty(shape, dtype=np.float32)
+        self._library.cache_read(ctypes.byref(self.struct), self._num_blocks, int(self._is_value), address(out))
+        return out
+
+
+class CacheStruct(Cache):
+    """A ``Cache`` that keeps its memory alive."""
+
+    memory: npt.NDArray[np.uint8]
+
+
+def alloc_cache(
+    library: Library, kind: str, num_blocks: int, block_size: int, kv_heads: int, head_dim: int
+) -> LayerCache:
+    """An empty cache.
+
+    Raises:
+        ValueError: the block size is not a multiple of 16 that divides 128, or the heads are too big.
+    """
+    if block_size % BLOCK_MULTIPLE or 128 % block_size:
+        raise ValueError(f"the block size must be 16, 32, 64 or 128, but is {block_size}")
+    if head_dim > MAX_HEAD_DIM or head_dim % 2:
+        raise ValueError(f"the head size must be even and at most {MAX_HEAD_DIM}, but is {head_dim}")
+    number = CACHE_KINDS[kind]
+    sizes = [library.cache_head_bytes(number, block_size, head_dim, is_value) for is_value in (0, 1)]
+    memory = aligned(num_blocks * kv_heads * sum(sizes))
+    start = address(memory)
+    struct = CacheStruct(
+        kind=number, block_size=block_size, kv_heads=kv_heads, head_dim=head_dim,
+        k=start, v=start + num_blocks * kv_heads * sizes[0], head_bytes_k=sizes[0], head_bytes_v=sizes[1],
+    )  # fmt: skip
+    struct.memory = memory
+    return LayerCache(
+        CacheHalf(library, struct, num_blocks, is_value=False), CacheHalf(library, struct, num_blocks, is_value=True)
+    )

@@ -1,0 +1,122 @@
+"""Weights as the native kernels want them: packed into panels of 16 rows, once, at load."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels.cpu.abi import FORMATS, MAX_EXPERTS, Library, Matrix
+from kernels.cpu.memory import address, aligned
+from kernels.formats import RawTensor, WeightFormat
+from kernels.reference.dequant import dequantise
+
+F32 = npt.NDArray[np.float32]
+FLOAT_FORMATS = frozenset({WeightFormat.F32, WeightFormat.F16, WeightFormat.BF16})
+
+
+@dataclass(frozen=True)
+class PackedMatrix:
+    """One weight [n, k] in one format; ``struct`` points into ``panels`` and ``bias``."""
+
+    struct: Matrix
+    format: WeightFormat
+    panels: npt.NDArray[np.uint8]
+    bias: F32 | None
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether it is multiplied with activations as int8."""
+        return self.format not in FLOAT_FORMATS
+
+
+@dataclass(frozen=True)
+class PackedLinear:
+    """Weights [N, K] as one matrix for each run of rows in the same format."""
+
+    parts: tuple[PackedMatrix, ...]
+    num_outputs: int
+    num_inputs: int
+
+    @property
+    def needs_integers(self) -> bool:
+        """Whether any part wants its input as int8."""
+        return any(part.is_integer for part in self.parts)
+
+    @property
+    def needs_floats(self) -> bool:
+        """Whether any part wants its input as f32."""
+        return not all(part.is_integer for part in self.parts)
+
+
+@dataclass(frozen=True)
+class PackedExperts:
+    """Routed experts: [2F,H] (gate over up) and [H,F] (down) of each, and their structs side by side."""
+
+    up: tuple[PackedMatrix, ...]
+    down: tuple[PackedMatrix, ...]
+    hidden: int
+    inner: int
+    structs: tuple[Any, Any] = field(repr=False)
+
+
+def pack_linear(
+    library: Library, weights: Sequence[RawTensor], biases: Sequence[RawTensor] | None
+) -> PackedLinear:
+    """Pack weights that share their input, stacked."""
+    beside = biases if biases is not None else [None] * len(weights)
+    parts = []
+    for _, run in groupby(zip(weights, beside, strict=True), key=lambda pair: pair[0].format):
+        tensors, vectors = zip(*run, strict=True)
+        parts.append(pack_matrix(library, tensors, vectors if biases is not None else None))
+    return PackedLinear(tuple(parts), sum(raw.shape[0] for raw in weights), weights[0].shape[1])
+
+
+def pack_matrix(
+    library: Library, weights: Sequence[RawTensor], biases: Sequence[RawTensor] | None = None
+) -> PackedMatrix:
+    """Pack weights of one format, one below the other."""
+    fmt, k = weights[0].format, weights[0].shape[1]
+    n = sum(raw.shape[0] for raw in weights)
+    panels = aligned(library.packed_bytes(FORMATS[fmt], n, k))
+    row = 0
+    for raw in weights:
+        data = np.ascontiguousarray(raw.data)
+        library.pack(FORMATS[fmt], raw.shape[0], k, address(data), data.shape[1], address(panels), row)
+        row += raw.shape[0]
+    bias = np.concatenate([dequantise(raw) for raw in biases]) if biases else None
+    struct = Matrix(
+        format=FORMATS[fmt], n=n, k=k, panels=address(panels), bias=None if bias is None else address(bias)
+    )
+    return PackedMatrix(struct, fmt, panels, bias)
+
+
+def pack_experts(library: Library, gate: RawTensor, up: RawTensor, down: RawTensor) -> PackedExperts:
+    """Pack stacked experts: gate and up [E,F,H], down [E,H,F].
+
+    Raises:
+        ValueError: sizes that the kernels do not have: F must be a multiple of 16.
+    """
+    num_experts, inner, hidden = gate.shape
+    if inner % 16 or num_experts > MAX_EXPERTS:
+        raise ValueError(f"experts must have a multiple of 16 inner units and be at most {MAX_EXPERTS}")
+    if gate.format is not up.format:
+        raise ValueError("the gate and up projections of an expert must have the same format")
+    ups = tuple(pack_matrix(library, [_pick(gate, e), _pick(up, e)]) for e in range(num_experts))
+    downs = tuple(pack_matrix(library, [_pick(down, e)]) for e in range(num_experts))
+    structs = tuple((Matrix * num_experts)(*(m.struct for m in side)) for side in (ups, downs))
+    return PackedExperts(ups, downs, hidden, inner, (structs[0], structs[1]))
+
+
+def struct_address(struct: ctypes.Structure | ctypes.Array[Any]) -> int:
+    """Where a ctypes object lies; its owner keeps it alive."""
+    return ctypes.addressof(struct)
+
+
+def _pick(stacked: RawTensor, expert: int) -> RawTensor:
+    return RawTensor(stacked.shape[1:], stacked.format, stacked.data[expert])
