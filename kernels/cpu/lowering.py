@@ -91,7 +91,7 @@ class Program:
         """
         self._max = {g.Axis.TOKENS: max_tokens, g.Axis.SAMPLED: max_rows}
         self._arena = Arena()
-        self._kept: list[Any] = []
+        self._kept: list[Any] = [nodes]  # with them the weights and caches they name
         self._storage: dict[g.Value, Storage] = {}
         self._scratch: list[Storage] = []
         self._calls: list[tuple[int, int, list[int]]] = []
