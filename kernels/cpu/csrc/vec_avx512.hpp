@@ -67,12 +67,19 @@ INLINE I upper_pair(I x) {  // (byte >> SHIFT & 3) << 4
 }
 INLINE I bits_or(I a, I b) { return _mm512_or_si512(a, b); }
 
+// In assembler, since gcc 12 copies every accumulator around the intrinsics of these three: a third of the time.
 // 16 sums of 4 products: u8 weights by s8 activations.
-INLINE I dot4(I sum, I weights, I activations) { return _mm512_dpbusd_epi32(sum, weights, activations); }
+INLINE I dot4(I sum, I weights, I activations) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(activations));
+    return sum;
+}
 // The same for weights that use all eight bits, stored plus 128.
-INLINE I dot4_wide(I sum, I weights, I activations) { return _mm512_dpbusd_epi32(sum, weights, activations); }
+INLINE I dot4_wide(I sum, I weights, I activations) { return dot4(sum, weights, activations); }
 // 16 sums of 2 products of s16.
-INLINE I dot2(I sum, I a, I b) { return _mm512_dpwssd_epi32(sum, a, b); }
+INLINE I dot2(I sum, I a, I b) {
+    asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    return sum;
+}
 
 // Halves are folded onto each other: 16, 8, 4, 2, 1. Every instruction set sums in this order.
 INLINE float fsum(F x) {
