@@ -20,7 +20,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True):
 
 
 class CacheConfig(msgspec.Struct, frozen=True):
-    """The paged KV cache. ``block_size`` is in tokens and divides 128."""
+    """The paged KV cache. ``block_size`` is in tokens, divides 128 and is what the backend can use."""
 
     num_blocks: int
     block_size: int
@@ -33,12 +33,16 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         model_path: a ``.gguf`` file or a Hugging Face folder, already on disk.
         device: ``auto`` or a backend's name.
+        threads: of a native backend; None leaves it to the backend.
+        kv_cache_dtype: ``auto``, f32, f16, i16 or i8.
         max_model_len: None takes the model's own context length, cut to what the KV cache can hold.
         num_blocks: None sizes the KV cache by ``kv_cache_bytes``.
     """
 
     model_path: str
     device: str = "auto"
+    threads: int | None = None
+    kv_cache_dtype: str = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512

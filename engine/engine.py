@@ -10,10 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from engine.batch import BatchInput, build_batch
+from engine.batch import build_batch
 from engine.block_pool import BlockPool
 from engine.config import CacheConfig, SchedulerConfig
 from engine.detokenizer import IncrementalDetokenizer
@@ -23,19 +20,23 @@ from engine.scheduler import Scheduler
 from engine.sequence import Sequence
 from engine.tokenizer import Tokenizer
 from engine.types import EngineStats, ErrorInfo, FinishReason, GenerateRequest, StepOutput, TokenDelta
+from kernels.ops import F32, I32, DrawParams, Scores, StepInputs
 
 NUMERICAL_ERROR = ErrorInfo("numerical_error", "The model's output was not a number; the request cannot be answered.")
 
 
 class Runner(Protocol):
-    """What turns a batch into logits."""
+    """What turns a batch into scores of the next tokens, and draws from them."""
 
     @property
     def vocab_size(self) -> int:
         """Columns of the logits; token ids lie below it."""
 
-    def forward(self, batch: BatchInput) -> npt.NDArray[np.float32]:
-        """Write the batch's keys and values, and return f32[B', V] for ``batch.logit_rows``."""
+    def forward(self, batch: StepInputs) -> Scores:
+        """Write the batch's keys and values, and score the next tokens of ``batch.logit_rows``."""
+
+    def draw(self, logits: F32, params: DrawParams) -> I32:
+        """One token a row, at random: f32[n,V] -> i32[n]."""
 
 
 class Engine:
@@ -59,7 +60,7 @@ class Engine:
         self._prompt_tokens = self._generated_tokens = self._prefix_queried = self._prefix_hits = self._steps = 0
         self.pool = BlockPool(cache_config)
         self.scheduler = Scheduler(scheduler_config, self.pool)
-        self.sampler = Sampler(eos_ids)
+        self.sampler = Sampler(eos_ids, runner.draw)
         self.sequences: dict[str, Sequence] = {}
 
     @property
@@ -95,11 +96,11 @@ class Engine:
         now_s = self._clock()
         for scheduled in plan:
             self._note_admission(scheduled.seq, now_s)
-        logits = self._runner.forward(build_batch(plan, self.pool.block_size))
+        scores = self._runner.forward(build_batch(plan, self.pool.block_size))
         for scheduled in plan:
             scheduled.seq.num_computed += scheduled.count
         ready = [scheduled.seq for scheduled in plan if scheduled.completes]
-        sampled = self.sampler.sample(logits, [seq.sampler_state for seq in ready])
+        sampled = self.sampler.sample(scores, [seq.sampler_state for seq in ready])
         broken = {seq for seq, token in zip(ready, sampled, strict=True) if token is None}
         for scheduled in plan:
             if scheduled.seq not in broken:

@@ -13,8 +13,8 @@ from engine.models.registry import model_class
 from engine.tokenizer import load_tokenizer
 from engine.types import EngineReady
 from engine.weights.open import open_checkpoint
-from kernels.ops import Ops
-from kernels.resolve import BackendUnavailable, resolve
+from kernels.ops import BackendOptions, BackendUnavailable, Ops, StepLimits
+from kernels.resolve import Resolved, resolve
 
 
 def load_engine(config: EngineConfig, progress: Callable[[int, int], None]) -> tuple[Engine, EngineReady]:
@@ -29,9 +29,9 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None]) -> t
         ConfigError: the settings do not fit the model, the device or each other.
     """
     try:
-        resolved = resolve(config.device)
+        resolved = resolve(config.device, BackendOptions(config.threads, config.kv_cache_dtype))
     except BackendUnavailable as error:
-        raise ConfigError(f"--device: {error}") from error
+        raise ConfigError(str(error)) from error
     path = Path(config.model_path)
     checkpoint = open_checkpoint(path)
     model_config = checkpoint.config
@@ -47,7 +47,8 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None]) -> t
 
     advance(0)
     model = model_class(model_config.architecture)(model_config, checkpoint, resolved.ops, max_model_len, advance)
-    runner = ModelRunner(model, resolved.ops, cache)
+    step_limits = StepLimits(limits.max_num_batched_tokens, limits.max_num_seqs)
+    runner = ModelRunner(model, resolved.ops, cache, step_limits)
     engine = Engine(runner, load_tokenizer(path), model_config.eos_token_ids, limits, cache)
     ready = EngineReady(
         architecture=model_config.architecture,
@@ -55,7 +56,7 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None]) -> t
         max_model_len=max_model_len,
         num_blocks=cache.num_blocks,
         block_size=cache.block_size,
-        backend=f"{resolved.ops.info.name} ({resolved.ops.info.description})",
+        backend=_describe(resolved),
         provenance=resolved.provenance,
         weights_bytes=checkpoint.total_bytes,
         kv_cache_bytes=cache.num_blocks * block_bytes(model_config, resolved.ops, cache.block_size),
@@ -79,6 +80,11 @@ def size_cache(config: EngineConfig, model: ModelConfig, ops: Ops) -> tuple[Cach
         )
     if config.block_size < 1 or 128 % config.block_size:
         raise ConfigError(f"--block-size must divide 128, but is {config.block_size}.")
+    if config.block_size % ops.memory.block_multiple:
+        raise ConfigError(
+            f"--block-size must be a multiple of {ops.memory.block_multiple} on the {ops.info.name} backend, "
+            f"but is {config.block_size}."
+        )
     wanted = config.max_model_len or longest
     per_block = block_bytes(model, ops, config.block_size)
     useful = -(-wanted // config.block_size) * config.max_num_seqs
@@ -91,3 +97,9 @@ def size_cache(config: EngineConfig, model: ModelConfig, ops: Ops) -> tuple[Cach
             "raise --kv-cache-memory-bytes (or --num-blocks) or lower --max-model-len."
         )
     return CacheConfig(num_blocks, config.block_size, config.enable_prefix_caching), min(wanted, capacity)
+
+
+def _describe(resolved: Resolved) -> str:
+    """The backend in one line, and why others were passed over."""
+    info = resolved.ops.info
+    return "; ".join([f"{info.name} ({info.description})", *(f"not {note}" for note in resolved.notes)])

@@ -1,39 +1,40 @@
-"""A model, its backend and its KV cache: turns a batch into logits."""
+"""A model, its backend and its KV cache: turns a batch into scores of the next tokens."""
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-
-from engine.batch import BatchInput
 from engine.config import CacheConfig, ModelConfig
 from engine.models.decoder import Decoder
-from kernels.ops import Ops
+from kernels.ops import F32, I32, DrawParams, Ops, Scores, StepInputs, StepLimits, Tensor
 
 
 class ModelRunner:
     """Owns the KV cache; implements ``engine.Runner``."""
 
-    def __init__(self, model: Decoder, ops: Ops, cache: CacheConfig) -> None:
+    def __init__(self, model: Decoder, ops: Ops, cache: CacheConfig, limits: StepLimits) -> None:
+        """Allocate the cache, and record the forward pass for steps of at most ``limits``."""
         config = model.config
-        self._model = model
-        self._ops = ops
-        self._caches = [
+        caches = [
             ops.memory.alloc_cache(cache.num_blocks, cache.block_size, config.num_kv_heads, config.head_dim)
             for _ in range(config.num_layers)
         ]
 
-    @property
-    def vocab_size(self) -> int:
-        """Columns of the logits."""
-        return self._model.config.vocab_size
+        def forward(inputs: StepInputs) -> Tensor:
+            return model.forward(inputs, caches)
 
-    def forward(self, batch: BatchInput) -> npt.NDArray[np.float32]:
-        """Write the batch's keys and values, and return logits f32[B', V] for ``batch.logit_rows``."""
-        return self._ops.memory.download(self._model.forward(batch, self._caches))
+        self.vocab_size = config.vocab_size
+        self._step = ops.record(forward, limits)
+        self._draw = ops.draw
+
+    def forward(self, batch: StepInputs) -> Scores:
+        """Write the batch's keys and values, and score the next tokens of ``batch.logit_rows``."""
+        return self._step(batch)
+
+    def draw(self, logits: F32, params: DrawParams) -> I32:
+        """One token a row, at random: f32[n,V] -> i32[n]."""
+        return self._draw(logits, params)
 
 
 def block_bytes(config: ModelConfig, ops: Ops, block_size: int) -> int:
     """Bytes of one block over all layers, keys and values."""
-    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * ops.memory.cache_itemsize
+    per_token = config.num_layers * ops.memory.cache_token_bytes(config.num_kv_heads, config.head_dim)
     return block_size * per_token

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +24,18 @@ Linear = Any
 """A prepared weight [N, K] with its optional bias [N]."""
 Experts = Any
 """The prepared weights of one layer's routed experts."""
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I32 = npt.NDArray[np.int32]
+
+
+class BackendUnavailable(Exception):
+    """No backend of that name, or it cannot run here as asked; the message says why, and names the flag to change."""
 
 
 @dataclass(frozen=True)
 class LayerCache:
-    """One layer's paged keys and values, each [num_blocks, block_size, kv_heads, head_dim]."""
+    """One layer's paged keys and values, in the backend's own layout; ``Memory.read_cache`` reads them."""
 
     k: Tensor
     v: Tensor
@@ -50,33 +57,131 @@ class AttentionBatch:
 
 
 @dataclass(frozen=True)
+class StepInputs:
+    """T tokens of B sequences, each with up to M blocks. Tokens of a sequence are adjacent, in order of position.
+
+    Attributes:
+        token_ids: i32[T].
+        positions: i32[T], absolute, from 0.
+        slots: i32[T], where each token's keys and values go: block * block_size + offset.
+        attention: where the sequences lie among the tokens and in the cache.
+        logit_rows: i32[R], which tokens' logits are wanted.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    attention: AttentionBatch
+    logit_rows: Tensor
+
+
+@dataclass(frozen=True)
+class StepLimits:
+    """The largest step there will be: T <= ``max_tokens``; B and R <= ``max_rows``."""
+
+    max_tokens: int
+    max_rows: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a step says about the next tokens; NumPy arrays that hold until the next step.
+
+    Attributes:
+        logits: f32[R,V]; whoever has called may overwrite them.
+        best: i32[R], the highest logit's token, the lowest id on a tie; -1 where a row holds a NaN or an infinity.
+    """
+
+    logits: F32
+    best: I32
+
+
+@dataclass(frozen=True)
+class DrawParams:
+    """How each of n rows is drawn from; the meaning of each is that of ``engine.types.SamplingParams``.
+
+    Attributes:
+        temperature: f64[n], above 0.
+        top_k: i32[n]; 0 keeps all.
+        top_p: f64[n], above 0; 1 keeps all.
+        min_p: f64[n]; 0 keeps all.
+        uniform: f64[n] in [0, 1): the random number that picks the token.
+    """
+
+    temperature: F64
+    top_k: I32
+    top_p: F64
+    min_p: F64
+    uniform: F64
+
+
+@dataclass(frozen=True)
 class Memory:
     """The device as an allocator.
 
     Attributes:
         alloc_cache: (num_blocks, block_size, kv_heads, head_dim) -> an empty LayerCache.
-        cache_itemsize: bytes of one element of the cache.
+        read_cache: LayerCache -> its keys and values, each f32[num_blocks, block_size, kv_heads, head_dim].
+        cache_token_bytes: (kv_heads, head_dim) -> bytes of one token's keys and values in one layer's cache.
+        block_multiple: block sizes must be a multiple of it.
         upload: NumPy array -> Tensor; download: the reverse, synchronising; sync: wait for all work.
     """
 
     alloc_cache: Callable[[int, int, int, int], LayerCache]
-    cache_itemsize: int
+    read_cache: Callable[[LayerCache], tuple[F32, F32]]
+    cache_token_bytes: Callable[[int, int], int]
+    block_multiple: int
     upload: Callable[[npt.NDArray[Any]], Tensor]
     download: Callable[[Tensor], npt.NDArray[Any]]
     sync: Callable[[], None]
 
 
+Activations = Literal["f32", "int8 blocks of 32"]
+CacheDtype = Literal["f32", "f16", "i16", "i8"]
+CACHE_DTYPES: tuple[CacheDtype, ...] = get_args(CacheDtype)
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What a backend rounds on purpose; ``kernels.specs.rounding`` says how, and its oracles round the same way.
+
+    Attributes:
+        activations: what products with block-quantised weights see of their input.
+        cache: what is kept of keys and values.
+    """
+
+    activations: Activations = "f32"
+    cache: CacheDtype = "f32"
+
+
 @dataclass(frozen=True)
 class BackendInfo:
-    """What a backend is, for people: its name and one line about the hardware or library behind it."""
+    """What a backend is: its name, one line about the hardware or library behind it, and what it rounds."""
 
     name: str
     description: str
+    arithmetic: Arithmetic = Arithmetic()
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """What the user may ask of a backend.
+
+    Attributes:
+        threads: None leaves it to the backend.
+        kv_cache_dtype: ``auto`` or a ``CacheDtype``.
+    """
+
+    threads: int | None = None
+    kv_cache_dtype: str = "auto"
 
 
 @dataclass(frozen=True)
 class Ops:
-    """The table. T tokens, H hidden size, N outputs, K inputs, d head dimension, V vocabulary.
+    """The table. T tokens, H hidden size, N outputs, K inputs, d head dimension, R rows of logits, V vocabulary.
+
+    A step is recorded once and replayed; a backend that has nothing to record just calls. ``record`` takes the model's
+    forward pass, from inputs to logits f32[R,V], and gives what runs it on inputs of NumPy arrays.
 
     Attributes:
         prepare_linear: (weights [N_i, K], biases [N_i] or none) -> Linear of their rows one below the other.
@@ -92,7 +197,9 @@ class Ops:
         paged_attention: (q [T,heads,d], cache, batch, scale, window or None) -> [T,heads,d].
         silu_mul: (gate_up [T,2F]) -> [T,F].
         moe: (x [T,H], router Linear [E,H], Experts, top_k, normalise) -> [T,H].
-        logits: (x [T,H], rows i32[B'], Linear [V,H]) -> f32[B',V].
+        logits: (x [T,H], rows i32[R], Linear [V,H]) -> f32[R,V].
+        record: (forward: StepInputs -> Tensor f32[R,V], StepLimits) -> (StepInputs -> Scores).
+        draw: (logits f32[n,V], DrawParams) -> one token a row, i32[n]. NumPy in and out; -inf means never.
     """
 
     info: BackendInfo
@@ -111,6 +218,8 @@ class Ops:
     silu_mul: Callable[[Tensor], Tensor]
     moe: Callable[[Tensor, Linear, Experts, int, bool], Tensor]
     logits: Callable[[Tensor, Tensor, Linear], Tensor]
+    record: Callable[[Callable[[StepInputs], Tensor], StepLimits], Callable[[StepInputs], Scores]]
+    draw: Callable[[F32, DrawParams], I32]
 
 
 OPERATIONS = (
@@ -124,5 +233,6 @@ OPERATIONS = (
     "silu_mul",
     "moe",
     "logits",
+    "draw",
 )
-"""The operations of a step; the ``prepare_*`` ones run once, at load."""
+"""The operations of a step; the ``prepare_*`` ones and ``record`` run once, at load."""

@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kernels.ops import OPERATIONS, Ops
+from kernels.ops import OPERATIONS, BackendOptions, BackendUnavailable, Ops
 from kernels.reference.backend import reference_ops
 
-BACKENDS: dict[str, Callable[[], Ops]] = {"reference": reference_ops}
-"""Backend name -> what fills its table. ``auto`` takes the first that works, in this order."""
-
-
-class BackendUnavailable(Exception):
-    """No backend of that name, or it cannot run here; the message says why."""
+BACKENDS: dict[str, Callable[[BackendOptions], Ops]] = {"reference": reference_ops}
+"""Backend name -> what fills its table, or raises BackendUnavailable. ``auto`` takes the first that works here."""
 
 
 @dataclass(frozen=True)
@@ -22,20 +18,28 @@ class Resolved:
 
     Attributes:
         provenance: operation name -> backend name.
+        notes: why the backends before this one were passed over, one line each.
     """
 
     ops: Ops
     provenance: dict[str, str]
+    notes: tuple[str, ...] = ()
 
 
-def resolve(device: str) -> Resolved:
+def resolve(device: str, options: BackendOptions) -> Resolved:
     """The table for ``device``, a backend's name or ``auto``.
 
     Raises:
-        BackendUnavailable: naming the choices.
+        BackendUnavailable: there is none of that name, or it cannot do what the options ask; with ``auto``, none can.
     """
-    name = next(iter(BACKENDS)) if device == "auto" else device
-    if name not in BACKENDS:
-        raise BackendUnavailable(f"there is no device '{name}'; choose auto or one of: {', '.join(BACKENDS)}.")
-    ops = BACKENDS[name]()
-    return Resolved(ops, dict.fromkeys(OPERATIONS, ops.info.name))
+    if device != "auto" and device not in BACKENDS:
+        raise BackendUnavailable(f"there is no --device {device}; choose auto or one of: {', '.join(BACKENDS)}.")
+    notes: list[str] = []
+    for name in BACKENDS if device == "auto" else (device,):
+        try:
+            ops = BACKENDS[name](options)
+        except BackendUnavailable as error:
+            notes.append(f"{name}: {error}")
+        else:
+            return Resolved(ops, dict.fromkeys(OPERATIONS, ops.info.name), tuple(notes))
+    raise BackendUnavailable(f"--device {device} cannot run here. {' '.join(notes)}")

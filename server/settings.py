@@ -16,6 +16,7 @@ import typer
 
 from engine.config import EngineConfig
 from engine.errors import ConfigError
+from kernels.ops import CACHE_DTYPES
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -89,6 +90,16 @@ DrainTimeout = Annotated[
     typer.Option(help="Seconds that open requests may take to finish at shutdown.", min=0, rich_help_panel=_SERVER),
 ]
 Device = Annotated[str, typer.Option(help="Backend: auto or reference.", rich_help_panel=_ENGINE)]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        help="Threads that compute; native backends only.",
+        min=1,
+        max=1024,
+        show_default="the machine's cores",
+        rich_help_panel=_ENGINE,
+    ),
+]
 MaxModelLen = Annotated[
     int | None,
     typer.Option(
@@ -114,6 +125,14 @@ EngineTimeout = Annotated[
 ]
 BlockSize = Annotated[
     int, typer.Option(help="Tokens in a KV block; a divisor of 128.", min=1, max=128, rich_help_panel=_CACHE)
+]
+CacheType = Annotated[
+    str,
+    typer.Option(
+        "--kv-cache-dtype",
+        help=f"What the KV cache keeps of a number: {', '.join(CACHE_DTYPES)}; auto leaves it to the backend.",
+        rich_help_panel=_CACHE,
+    ),
 ]
 CacheBytes = Annotated[
     str, typer.Option("--kv-cache-memory-bytes", help="Memory for the KV cache, such as 2GiB.", rich_help_panel=_CACHE)
@@ -177,6 +196,9 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
             )
         for key in self.api_keys:
             check_key(key)
+        if self.engine.kv_cache_dtype not in {"auto", *CACHE_DTYPES}:
+            choices = ", ".join(("auto", *CACHE_DTYPES))
+            raise ConfigError(f"--kv-cache-dtype must be one of {choices}, but is {self.engine.kv_cache_dtype}.")
         if self.engine.max_num_batched_tokens < self.engine.max_num_seqs:
             raise ConfigError(
                 f"--max-num-batched-tokens ({self.engine.max_num_batched_tokens}) must be at least --max-num-seqs "

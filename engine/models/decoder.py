@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engine.batch import BatchInput
 from engine.config import ModelConfig
 from engine.models.rope import rope_frequencies
 from engine.weights.checkpoint import Checkpoint
 from kernels.formats import RawTensor
-from kernels.ops import AttentionBatch, Experts, LayerCache, Linear, Ops, Tensor
+from kernels.ops import Experts, LayerCache, Linear, Ops, StepInputs, Tensor
 
 
 @dataclass(frozen=True)
@@ -72,25 +71,20 @@ class Decoder:
         self._norm = load.vector("model.norm.weight")
         self._head = self._embedding if config.tie_word_embeddings else load.linear("lm_head.weight")
 
-    def forward(self, batch: BatchInput, caches: list[LayerCache]) -> Tensor:
-        """Write the batch's keys and values into ``caches``, one a layer, and return logits f32[B',V]."""
+    def forward(self, inputs: StepInputs, caches: list[LayerCache]) -> Tensor:
+        """Write the step's keys and values into ``caches``, one a layer, and return logits f32[R,V]."""
         ops, eps = self._ops, self.config.rms_norm_eps
-        upload = ops.memory.upload
-        positions, slots = upload(batch.positions), upload(batch.slots)
-        lengths = AttentionBatch(upload(batch.q_starts), upload(batch.kv_lens), upload(batch.block_table))
-        residual = ops.embed(upload(batch.token_ids), self._embedding)
+        residual = ops.embed(inputs.token_ids, self._embedding)
         hidden = ops.rms_norm(residual, self._layers[0].input_norm, eps)
         for index, (layer, cache) in enumerate(zip(self._layers, caches, strict=True)):
-            attended = self._attention(layer, hidden, positions, slots, lengths, cache)
+            attended = self._attention(layer, hidden, inputs, cache)
             hidden, residual = ops.add_rms_norm(attended, residual, layer.post_norm, eps)
             is_last = index + 1 == len(self._layers)
             next_norm = self._norm if is_last else self._layers[index + 1].input_norm
             hidden, residual = ops.add_rms_norm(self._mlp(layer.mlp, hidden), residual, next_norm, eps)
-        return ops.logits(hidden, upload(batch.logit_rows), self._head)
+        return ops.logits(hidden, inputs.logit_rows, self._head)
 
-    def _attention(
-        self, layer: Layer, x: Tensor, positions: Tensor, slots: Tensor, lengths: AttentionBatch, cache: LayerCache
-    ) -> Tensor:
+    def _attention(self, layer: Layer, x: Tensor, inputs: StepInputs, cache: LayerCache) -> Tensor:
         ops, config = self._ops, self.config
         heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         qkv = ops.linear(x, layer.qkv).reshape(-1, heads + 2 * kv_heads, head_dim)
@@ -98,9 +92,9 @@ class Decoder:
         if layer.q_norm is not None:
             q = ops.rms_norm(q, layer.q_norm, config.rms_norm_eps)
             k = ops.rms_norm(k, layer.k_norm, config.rms_norm_eps)
-        q, k = ops.rope(q, positions, self._rope), ops.rope(k, positions, self._rope)
-        ops.write_kv(cache, k, v, slots)
-        attended = ops.paged_attention(q, cache, lengths, head_dim**-0.5, layer.window)
+        q, k = ops.rope(q, inputs.positions, self._rope), ops.rope(k, inputs.positions, self._rope)
+        ops.write_kv(cache, k, v, inputs.slots)
+        attended = ops.paged_attention(q, cache, inputs.attention, head_dim**-0.5, layer.window)
         return ops.linear(attended.reshape(-1, heads * head_dim), layer.out)
 
     def _mlp(self, mlp: DenseMlp | RoutedMlp, x: Tensor) -> Tensor:

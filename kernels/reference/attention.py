@@ -34,6 +34,16 @@ def alloc_cache(num_blocks: int, block_size: int, kv_heads: int, head_dim: int) 
     return LayerCache(np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32))
 
 
+def read_cache(cache: LayerCache) -> tuple[F32, F32]:
+    """Keys and values, each f32[num_blocks, block_size, kv_heads, head_dim]."""
+    return cache.k, cache.v
+
+
+def cache_token_bytes(kv_heads: int, head_dim: int) -> int:
+    """Bytes of one token's keys and values in one layer."""
+    return 2 * 4 * kv_heads * head_dim
+
+
 def write_kv(cache: LayerCache, k: F32, v: F32, slots: I32) -> None:
     """Store keys and values f32[T,kv_heads,d] at ``slots`` i32[T], counted in tokens from the first block."""
     block_size = cache.k.shape[1]

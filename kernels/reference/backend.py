@@ -7,17 +7,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kernels.ops import BackendInfo, Memory, Ops
-from kernels.reference import attention, elementwise, linear, moe
+from kernels.ops import BackendInfo, BackendOptions, BackendUnavailable, Memory, Ops
+from kernels.reference import attention, elementwise, linear, moe, sampling
 
 
-def reference_ops() -> Ops:
-    """The table. Weights are unpacked to float32 at load, so a model takes 4 bytes a parameter."""
+def reference_ops(options: BackendOptions) -> Ops:
+    """The table. Weights are unpacked to float32 at load, so a model takes 4 bytes a parameter.
+
+    ``options.threads`` means nothing here: NumPy's BLAS has its own, set by the environment.
+
+    Raises:
+        BackendUnavailable: another KV cache than f32.
+    """
+    if options.kv_cache_dtype not in {"auto", "f32"}:
+        raise BackendUnavailable(
+            f"--kv-cache-dtype {options.kv_cache_dtype} is not for this backend, whose KV cache is f32."
+        )
     return Ops(
         info=BackendInfo("reference", f"NumPy {np.__version__}, float32"),
         memory=Memory(
             alloc_cache=attention.alloc_cache,
-            cache_itemsize=4,
+            read_cache=attention.read_cache,
+            cache_token_bytes=attention.cache_token_bytes,
+            block_multiple=1,
             upload=_same,
             download=_same,
             sync=_nothing,
@@ -36,6 +48,8 @@ def reference_ops() -> Ops:
         silu_mul=elementwise.silu_mul,
         moe=moe.moe,
         logits=linear.logits,
+        record=sampling.record,
+        draw=sampling.draw,
     )
 
 

@@ -9,6 +9,7 @@ from engine.config import CacheConfig, SchedulerConfig
 from engine.engine import Engine
 from engine.errors import ContextLengthExceeded, InvalidRequest
 from engine.types import FinishReason, GenerateRequest, SamplingParams
+from kernels.reference.sampling import scores_of
 from tests.support.byte_tokenizer import ByteTokenizer
 from tests.support.echo_model import VOCAB_SIZE, EchoRunner, expected_tokens
 
@@ -92,7 +93,7 @@ def test_stop_string_across_tokens():
         def forward(self, batch):
             logits = np.zeros((len(batch.logit_rows), VOCAB_SIZE), dtype=np.float32)
             logits[np.arange(len(logits)), ord("a") + batch.positions[batch.logit_rows] - len(PROMPT) + 1] = 9
-            return logits
+            return scores_of(logits)
 
     engine = make_engine(runner=Letters(CacheConfig(12, 4)))
     engine.submit(request(stop=("xyz", "de")))
@@ -149,12 +150,12 @@ class BreaksFor(EchoRunner):
     poison = 77
 
     def forward(self, batch):
-        logits = super().forward(batch).copy()
-        owners = np.searchsorted(batch.q_starts, batch.logit_rows, side="right") - 1
+        logits, where = super().forward(batch).logits, batch.attention
+        owners = np.searchsorted(where.q_starts, batch.logit_rows, side="right") - 1
         for row, owner in enumerate(owners):
-            if self._slots[batch.block_table[owner, 0], 0] == self.poison:
+            if self._slots[where.block_table[owner, 0], 0] == self.poison:
                 logits[row, 3] = np.nan
-        return logits
+        return scores_of(logits)
 
 
 def test_numbers_that_are_none_end_that_request_alone_and_are_not_cached():

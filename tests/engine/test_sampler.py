@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from engine.errors import InvalidRequest
-from engine.sampler import Sampler, SamplerState, draw, highest, logprobs_of, nucleus
+from engine.sampler import Sampler, SamplerState, logprobs_of
 from engine.types import SamplingParams
+from kernels.ops import DrawParams, Scores
+from kernels.reference.sampling import draw, highest, nucleus, scores_of
 
 EOS = 4
 finite = st.floats(-30, 30, width=32)
@@ -26,23 +28,31 @@ def state(prompt=(), generated=(), **params):
     return made
 
 
+def sampled_rows(rows, states, eos=(EOS,)):
+    return Sampler(eos, draw).sample(scores_of(np.array(rows, dtype=np.float32)), states)
+
+
 def sample(logits, *states):
-    rows = np.broadcast_to(np.asarray(logits, dtype=np.float32), (len(states), len(logits)))
-    return [sampled.token_id for sampled in Sampler([EOS]).sample(rows, states)]
+    return [sampled.token_id for sampled in sampled_rows([logits] * len(states), states)]
+
+
+def drawn(logits, uniforms, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
+    """One token for each number in ``uniforms``."""
+    count = len(uniforms)
+    params = DrawParams(
+        temperature=np.full(count, temperature),
+        top_k=np.full(count, top_k, dtype=np.int32),
+        top_p=np.full(count, top_p),
+        min_p=np.full(count, min_p),
+        uniform=np.asarray(uniforms, dtype=np.float64),
+    )
+    return draw(np.tile(np.asarray(logits, dtype=np.float32), (count, 1)), params)
 
 
 def frequencies(logits, draws=4000, **params):
     """How often each token is drawn, over as many seeds."""
-    counts = np.zeros(len(logits))
-    for seed in range(draws):
-        counts[
-            draw(np.asarray(logits, dtype=np.float64), SamplingParams(max_tokens=1, **params), uniform_of(seed))
-        ] += 1
-    return counts / draws
-
-
-def uniform_of(seed):
-    return state(seed=seed).uniform()
+    tokens = drawn(logits, [state(seed=seed).uniform() for seed in range(draws)], **params)
+    return np.bincount(tokens, minlength=len(logits)) / draws
 
 
 @given(rows)
@@ -84,8 +94,7 @@ def test_a_tiny_temperature_is_greedy(temperature):
 def test_filters_keep_exactly_what_they_say(params, allowed):
     # top_p 0.5 and 0.8 lie on borders of the cumulated probabilities; a hair of rounding decides, so stay off them.
     logits = np.log([0.5001, 0.3, 0.1499, 0.05])
-    seen = {draw(logits, SamplingParams(max_tokens=1, **params), u) for u in np.linspace(0, 1 - 2**-53, 500)}
-    assert seen == allowed
+    assert set(drawn(logits, np.linspace(0, 1 - 2**-53, 500), **params).tolist()) == allowed
 
 
 @given(rows, st.integers(0, 450))
@@ -110,7 +119,7 @@ def test_nucleus_beyond_the_first_guess():
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
 def test_a_token_without_probability_is_never_drawn(uniform):
     logits = np.array([-np.inf, 0.0, 1.0, -np.inf])
-    assert draw(logits, SamplingParams(max_tokens=1), uniform) in {1, 2}
+    assert drawn(logits, [uniform])[0] in {1, 2}
 
 
 def test_logit_bias():
@@ -152,7 +161,7 @@ def test_logprobs(row, num_top):
 
 def test_logprobs_are_those_of_the_model_itself():
     biased = state(temperature=0.5, logit_bias=((0, 50.0),), logprobs=2, top_k=1)
-    (sampled,) = Sampler([EOS]).sample(np.log(np.array([[0.2, 0.8]], dtype=np.float32)), [biased])
+    (sampled,) = sampled_rows(np.log([[0.2, 0.8]]), [biased])
     assert sampled.token_id == 0
     assert math.exp(sampled.logprobs.logprob) == pytest.approx(0.2, abs=1e-6)
     assert [token for token, _ in sampled.logprobs.top] == [1, 0]
@@ -163,7 +172,48 @@ def test_a_row_that_is_not_finite_gives_no_token_and_harms_nobody(bad):
     logits = np.zeros((2, 5), dtype=np.float32)
     logits[0, 2] = bad
     logits[1, 1] = 1.0
-    assert [s and s.token_id for s in Sampler([]).sample(logits, [state(), state(temperature=0.0)])] == [None, 1]
+    states = [state(logprobs=1, presence_penalty=1.0), state(temperature=0.0)]
+    assert [s and s.token_id for s in sampled_rows(logits, states)] == [None, 1]
+
+
+def test_greedy_rows_leave_the_logits_alone():
+    """The backend has found the highest already; a vocabulary of rows is not read again."""
+    scores = Scores(None, np.array([3, -1, 0], dtype=np.int32))
+    found = Sampler([EOS], None).sample(scores, [state(temperature=0.0)] * 3)
+    assert [s and s.token_id for s in found] == [3, None, 0]
+
+
+def test_all_rows_that_draw_are_drawn_together():
+    calls = []
+
+    def noting(logits, params):
+        calls.append((logits.copy(), params))
+        return draw(logits, params)
+
+    states = [state(), state(temperature=0.0), state(temperature=0.5, top_k=2**40, logit_bias=((1, 2.0),)), state()]
+    logits = np.arange(20, dtype=np.float32).reshape(4, 5)
+    logits[3, 0] = np.nan
+    Sampler([EOS], noting).sample(scores_of(logits.copy()), states)
+    ((given, params),) = calls
+    np.testing.assert_array_equal(given, logits[[0, 2]] + np.array([[0], [2]]) * (np.arange(5) == 1))
+    assert params.temperature.tolist() == [1.0, 0.5]
+    assert params.top_k.tolist() == [0, 2**31 - 1]
+
+
+def test_penalties_cannot_leave_float32():
+    huge = np.array([3e38, -3e38, 0.0, 0.0, 0.0], dtype=np.float32)
+    worst = {"repetition_penalty": 0.01, "logit_bias": ((0, 100.0),)}
+    assert sample(huge, state(prompt=[0, 1], **worst), state(prompt=[1, 0], temperature=0.0, **worst)) == [0, 0]
+
+
+@pytest.mark.parametrize("num_generated", [0, 1, 63, 64, 200])
+def test_random_numbers_are_the_first_words_of_philox(num_generated):
+    made = state(seed=-5, choice=3)
+    made.uniform()
+    made.num_generated = num_generated
+    key = np.array([2**64 - 5, 3], dtype=np.uint64)
+    word = int(np.random.Philox(key=key, counter=num_generated).random_raw())
+    assert [made.uniform(), made.uniform()] == [(word >> 11) * 2.0**-53] * 2
 
 
 def test_random_numbers_depend_on_seed_choice_and_position_alone():
@@ -194,9 +244,9 @@ def test_rows_do_not_meet(logits, order):
             state(seed=3, top_k=4, min_p=0.1),
         ]
 
-    together = Sampler([EOS]).sample(logits, states())
-    shuffled = Sampler([EOS]).sample(logits[order], [states()[i] for i in order])
-    alone = [Sampler([EOS]).sample(logits[i : i + 1], [states()[i]])[0] for i in range(4)]
+    together = sampled_rows(logits, states())
+    shuffled = sampled_rows(logits[order], [states()[i] for i in order])
+    alone = [sampled_rows(logits[i : i + 1], [states()[i]])[0] for i in range(4)]
     assert together == alone
     assert shuffled == [together[i] for i in order]
 

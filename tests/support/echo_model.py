@@ -12,8 +12,9 @@ import zlib
 import numpy as np
 import numpy.typing as npt
 
-from engine.batch import BatchInput
 from engine.config import CacheConfig
+from kernels.ops import Scores, StepInputs
+from kernels.reference import sampling
 
 VOCAB_SIZE = 256
 _NEVER_WRITTEN = -7
@@ -23,25 +24,27 @@ class EchoRunner:
     """Implements ``engine.Runner``."""
 
     vocab_size = VOCAB_SIZE
+    draw = staticmethod(sampling.draw)
 
     def __init__(self, cache: CacheConfig) -> None:
         self._block_size = cache.block_size
         self._slots = np.full((cache.num_blocks, cache.block_size), _NEVER_WRITTEN, dtype=np.int32)
         self.num_batches = 0
 
-    def forward(self, batch: BatchInput) -> npt.NDArray[np.float32]:
+    def forward(self, batch: StepInputs) -> Scores:
         self.num_batches += 1
+        where = batch.attention
         assert len(set(batch.slots.tolist())) == len(batch.slots), "two tokens of a batch share a slot"
         self._slots.reshape(-1)[batch.slots] = batch.token_ids
-        owners = np.searchsorted(batch.q_starts, batch.logit_rows, side="right") - 1
+        owners = np.searchsorted(where.q_starts, batch.logit_rows, side="right") - 1
         logits = np.zeros((len(batch.logit_rows), VOCAB_SIZE), dtype=np.float32)
         for row, (owner, query) in enumerate(zip(owners, batch.logit_rows, strict=True)):
             length = int(batch.positions[query]) + 1
-            blocks = batch.block_table[owner, : -(-length // self._block_size)]
+            blocks = where.block_table[owner, : -(-length // self._block_size)]
             assert (blocks >= 0).all(), "a token's context reaches past its blocks"
             context = self._slots[blocks].reshape(-1)[:length]
             logits[row] = logits_after(context)
-        return logits
+        return sampling.scores_of(logits)
 
 
 def logits_after(context: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 import transformers
 
-from engine.batch import BatchInput
 from engine.config import CacheConfig
 from engine.model_runner import ModelRunner
 from engine.models.registry import model_class
 from engine.weights.open import open_checkpoint
+from kernels.ops import AttentionBatch, BackendOptions, StepInputs, StepLimits
 from kernels.resolve import resolve
 
 SMALL = {
@@ -50,13 +50,13 @@ def judged_logits(model, token_ids):
 class OurModel:
     """One sequence through ``ModelRunner``, in whatever chunks, over blocks in a scrambled order."""
 
-    def __init__(self, path, device="reference", num_blocks=40, block_size=8):
+    def __init__(self, path, device="reference", num_blocks=20, block_size=16):
         checkpoint = open_checkpoint(path)
-        ops = resolve(device).ops
+        ops = resolve(device, BackendOptions(kv_cache_dtype="f32")).ops
         model = model_class(checkpoint.config.architecture)(
             checkpoint.config, checkpoint, ops, num_blocks * block_size, lambda _: None
         )
-        self._runner = ModelRunner(model, ops, CacheConfig(num_blocks, block_size))
+        self._runner = ModelRunner(model, ops, CacheConfig(num_blocks, block_size), StepLimits(128, 128))
         self._table = np.random.default_rng(5).permutation(num_blocks).astype(np.int32)
         self._block_size = block_size
         self._num_computed = 0
@@ -67,14 +67,15 @@ class OurModel:
         self._num_computed += len(token_ids)
         num_blocks = -(-self._num_computed // self._block_size)
         size = self._block_size
-        return self._runner.forward(
-            BatchInput(
-                token_ids=np.array(token_ids, dtype=np.int32),
-                positions=positions,
+        inputs = StepInputs(
+            token_ids=np.array(token_ids, dtype=np.int32),
+            positions=positions,
+            slots=self._table[positions // size] * size + positions % size,
+            attention=AttentionBatch(
                 q_starts=np.array([0, len(token_ids)], dtype=np.int32),
                 kv_lens=np.array([self._num_computed], dtype=np.int32),
                 block_table=self._table[None, :num_blocks],
-                slots=self._table[positions // size] * size + positions % size,
-                logit_rows=np.arange(len(token_ids), dtype=np.int32),
-            )
+            ),
+            logit_rows=np.arange(len(token_ids), dtype=np.int32),
         )
+        return self._runner.forward(inputs).logits.copy()
