@@ -2,6 +2,7 @@
 #   make serve          serve the default model on http://127.0.0.1:8000   (PORT= MODEL= DEVICE= ARGS=)
 #   make test           everything the tests need, then the tests          (T= picks some: make test T=tests/kernels)
 #   make soak           the long ones
+#   make bench          Upwell, its peers and the machine's limits, measured   (ARGS=--help; docs/benchmarking.md)
 #   make lint           ruff, mypy --strict, import-linter, the size budget
 
 PORT ?= 8000
@@ -14,7 +15,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: serve test soak lint format clean
+.PHONY: serve test soak bench lint format clean
 .DELETE_ON_ERROR:
 
 serve: .venv/.serve
@@ -26,6 +27,9 @@ test: .venv/.test
 
 soak: .venv/.test
 	$(BIN)/pytest -m soak --timeout 7200 $(T)
+
+bench: .venv/.bench
+	@$(BIN)/python -m tools.bench $(ARGS)
 
 lint: .venv/.lint
 	$(BIN)/ruff check .
@@ -49,6 +53,10 @@ format: .venv/.lint
 
 .venv/.test: pyproject.toml | .venv/bin/python
 	$(PIP) install --quiet --editable '.[test]'
+	@touch $@ .venv/.serve
+
+.venv/.bench: pyproject.toml | .venv/bin/python
+	$(PIP) install --quiet --editable '.[bench]'
 	@touch $@ .venv/.serve
 
 .venv/.lint: pyproject.toml | .venv/bin/python

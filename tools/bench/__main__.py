@@ -1,0 +1,129 @@
+"""``python -m tools.bench``: measure everything, say what came out, and keep it under ``bench-results/``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from engine.tokenizer import load_tokenizer
+from engine.weights.open import model_path, open_checkpoint
+from engine.weights.store import resolve_model
+from server.settings import DEFAULT_MODEL, cache_dir
+from tools.bench.docs import write_docs
+from tools.bench.goals import judge
+from tools.bench.limits import measure_limits
+from tools.bench.measure import measure_system
+from tools.bench.peers import PeerSettings, find_peers
+from tools.bench.plots import draw_plots
+from tools.bench.prompts import PromptMaker
+from tools.bench.report import print_report
+from tools.bench.systems import System, upwell
+from tools.bench.workloads import KEYS, make_workloads, warm_up
+
+RESULTS = Path("bench-results")
+WIDTH = 160
+"""Of the tables where there is no terminal."""
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="make bench ARGS=...", description="Measure Upwell, its peers and the machine."
+    )
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="a model as upwell serve takes it")
+    parser.add_argument("--only", default="", help="systems to measure, by the start of their names: upwell,openvino")
+    parser.add_argument("--workloads", default=",".join(KEYS), help="some of %(default)s")
+    parser.add_argument("--threads", type=int, help="threads of every system; without it, one for each core")
+    parser.add_argument("--upwell-args", default="", help="more arguments for upwell serve")
+    parser.add_argument("--peers", type=Path, default=os.environ.get("UPWELL_BENCH_PEERS"), help="folder of peers")
+    parser.add_argument("--llama-server", help="llama.cpp's server (also LLAMA_SERVER, or on PATH)")
+    parser.add_argument("--scale", type=float, default=1.0, help="below 1: fewer requests, for a first look")
+    parser.add_argument("--no-limits", action="store_true", help="do not measure the machine")
+    parser.add_argument("--write-docs", action="store_true", help="only write docs/benchmarks.md from the last run")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, soft_wrap=True)
+    RESULTS.mkdir(exist_ok=True)
+    last = RESULTS / "last.json"
+    if args.write_docs:
+        write_docs(json.loads(last.read_text()), RESULTS)
+        return
+    run = asyncio.run(measure(args, console))
+    text = json.dumps(run, indent=1)
+    last.write_text(text)
+    (RESULTS / f"{run['when'].replace(':', '').replace(' ', '-')}.json").write_text(text)
+    show(run, console)
+
+
+def show(run: dict[str, Any], console: Console) -> None:
+    """Tables and plots of a run."""
+    print_report(console, run, judge(run))
+    for path in draw_plots(run, RESULTS):
+        console.print(f"drew {path}")
+
+
+async def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """The whole run."""
+    path = model_path(Path(resolve_model(args.model, cache_dir(None)).path))
+    weights_bytes = open_checkpoint(path).total_bytes
+    limits = None if args.no_limits else measure_limits(threads(args), weights_bytes, RESULTS)
+    maker = PromptMaker(load_tokenizer(path))
+    wanted = args.workloads.split(",")
+    workloads = [workload for workload in make_workloads(maker, args.scale) if workload.key in wanted]
+    results = []
+    for system in systems(args, path):
+        results.append(await measure_system(system, workloads, warm_up(maker), console.print))
+    return {
+        "when": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "threads": threads(args),
+        "model": path.name,
+        "weights_bytes": weights_bytes,
+        "scale": args.scale,
+        "limits": limits.raw if limits else None,
+        "systems": results,
+        "workloads": {workload.key: workload.title for workload in workloads},
+    }
+
+
+def systems(args: argparse.Namespace, path: Path) -> list[System]:
+    """What is to be measured, Upwell first."""
+    settings = PeerSettings(
+        gguf=path if path.suffix == ".gguf" else None,
+        folder=Path(args.peers) if args.peers else None,
+        llama_server=args.llama_server,
+        threads=threads(args),
+        logs=RESULTS,
+    )
+    extra = shlex.split(args.upwell_args) + (["--threads", str(args.threads)] if args.threads else [])
+    found = [upwell(args.model, extra, RESULTS), *find_peers(settings)]
+    starts = tuple(args.only.split(",")) if args.only else ("",)
+    return [system for system in found if system.label.startswith(starts)]
+
+
+def threads(args: argparse.Namespace) -> int:
+    """How many threads may compute."""
+    number: int = args.threads or len(os.sched_getaffinity(0))
+    return number
+
+
+def cpu_name() -> str:
+    """The processor's name for itself."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    main()

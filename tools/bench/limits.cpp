@@ -1,0 +1,307 @@
+// What this machine can do at most: reading memory, int8 dot products, float32 multiply-adds.
+//
+//   limits --threads N --weights-bytes B [--large-bytes B] [--rounds R]
+//
+// prints one JSON object. Each figure is measured for R rounds after a warm-up; "best" is the fastest round (the limit),
+// "median" tells how steady the machine was. Which instructions are used is found out while it runs.
+
+#include <algorithm>
+#include <atomic>
+#include <barrier>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define X86 1
+#else
+#define X86 0
+#endif
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+std::atomic<uint64_t> sink;  // what keeps results alive
+
+struct Figure {
+  double best = 0;
+  double median = 0;
+};
+
+// Amount a second over all threads: `work` does its share and returns how much that was.
+Figure measure(int threads, int rounds, const std::function<double(int)>& work) {
+  std::vector<double> amounts(threads);
+  std::vector<double> rates;
+  Clock::time_point began;
+  std::barrier start(threads, [&]() noexcept { began = Clock::now(); });
+  std::barrier finish(threads, [&]() noexcept {
+    const double seconds = std::chrono::duration<double>(Clock::now() - began).count();
+    double total = 0;
+    for (double amount : amounts) total += amount;
+    rates.push_back(total / seconds);
+  });
+  std::vector<std::thread> pool;
+  for (int t = 0; t < threads; ++t) {
+    pool.emplace_back([&, t] {
+      for (int round = 0; round <= rounds; ++round) {
+        start.arrive_and_wait();
+        amounts[t] = work(t);
+        finish.arrive_and_wait();
+      }
+    });
+  }
+  for (auto& thread : pool) thread.join();
+  rates.erase(rates.begin());  // the warm-up
+  std::sort(rates.begin(), rates.end());
+  return {rates.back(), rates[rates.size() / 2]};
+}
+
+// ---- reading: every byte of a range is loaded once
+
+uint64_t read_plain(const uint8_t* data, size_t bytes) {
+  uint64_t sum[8] = {};
+  for (size_t i = 0; i + 64 <= bytes; i += 64) {
+    uint64_t words[8];
+    std::memcpy(words, data + i, 64);
+    for (int k = 0; k < 8; ++k) sum[k] ^= words[k];
+  }
+  return sum[0] ^ sum[1] ^ sum[2] ^ sum[3] ^ sum[4] ^ sum[5] ^ sum[6] ^ sum[7];
+}
+
+constexpr int64_t kSteps = 300'000'000;  // instructions each thread issues in a round of a compute test
+
+double int8_plain() {
+  constexpr int kElements = 1024;
+  static thread_local int8_t a[kElements], b[kElements];
+  for (int i = 0; i < kElements; ++i) a[i] = int8_t(i), b[i] = int8_t(3 * i);
+  const int64_t passes = kSteps / 1000;
+  int32_t total = 0;
+  for (int64_t p = 0; p < passes; ++p) {
+    int32_t sum = 0;
+    for (int i = 0; i < kElements; ++i) sum += int32_t(a[i]) * int32_t(b[i]);
+    total ^= sum;
+    asm volatile("" : : "r"(a), "r"(b) : "memory");
+  }
+  sink += uint32_t(total);
+  return 2.0 * kElements * double(passes);
+}
+
+double fma_plain() {
+  constexpr int kLanes = 64;
+  float acc[kLanes];
+  for (int i = 0; i < kLanes; ++i) acc[i] = float(i);
+  const int64_t passes = kSteps / 4;
+  for (int64_t p = 0; p < passes; ++p) {
+    for (int i = 0; i < kLanes; ++i) acc[i] = acc[i] * 0.999f + 0.001f;
+    asm volatile("" : : "r"(acc) : "memory");
+  }
+  sink += uint64_t(acc[0]);
+  return 2.0 * kLanes * double(passes);
+}
+
+#if X86
+
+__attribute__((target("avx2"))) uint64_t read_avx2(const uint8_t* data, size_t bytes) {
+  __m256i sum[4] = {};
+  for (size_t i = 0; i + 128 <= bytes; i += 128)
+    for (int k = 0; k < 4; ++k)
+      sum[k] = _mm256_xor_si256(sum[k], _mm256_loadu_si256((const __m256i*)(data + i + 32 * k)));
+  const __m256i all = _mm256_xor_si256(_mm256_xor_si256(sum[0], sum[1]), _mm256_xor_si256(sum[2], sum[3]));
+  return uint64_t(_mm256_extract_epi64(all, 0));
+}
+
+__attribute__((target("avx512f"))) uint64_t read_avx512(const uint8_t* data, size_t bytes) {
+  __m512i sum[4] = {};
+  for (size_t i = 0; i + 256 <= bytes; i += 256)
+    for (int k = 0; k < 4; ++k) sum[k] = _mm512_xor_si512(sum[k], _mm512_loadu_si512(data + i + 64 * k));
+  const __m512i all = _mm512_xor_si512(_mm512_xor_si512(sum[0], sum[1]), _mm512_xor_si512(sum[2], sum[3]));
+  return uint64_t(_mm512_reduce_add_epi64(all));
+}
+
+// Twelve accumulators hide the latency of two units; the asm keeps the compiler from folding anything, and they are
+// variables of their own, since an array would live in memory.
+#define TWELVE(OP) OP(0) OP(1) OP(2) OP(3) OP(4) OP(5) OP(6) OP(7) OP(8) OP(9) OP(10) OP(11)
+
+__attribute__((target("avx512f,avx512vnni"))) double int8_vnni() {
+#define ACC(k) __m512i acc##k = {};
+  TWELVE(ACC)
+#undef ACC
+  const __m512i a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(-2);
+  const int64_t passes = kSteps / 12;
+  for (int64_t p = 0; p < passes; ++p) {
+#define DOT(k) asm volatile("vpdpbusd %2, %1, %0" : "+v"(acc##k) : "v"(a), "v"(b));
+    TWELVE(DOT)
+#undef DOT
+  }
+#define KEEP(k) sink += uint64_t(_mm512_reduce_add_epi32(acc##k));
+  TWELVE(KEEP)
+#undef KEEP
+  return 12.0 * 128 * double(passes);
+}
+
+__attribute__((target("avx2"))) double int8_avx_vnni() {
+#define ACC(k) __m256i acc##k = {};
+  TWELVE(ACC)
+#undef ACC
+  const __m256i a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(-2);
+  const int64_t passes = kSteps / 12;
+  for (int64_t p = 0; p < passes; ++p) {
+#define DOT(k) asm volatile("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc##k) : "x"(a), "x"(b));
+    TWELVE(DOT)
+#undef DOT
+  }
+#define KEEP(k) sink += uint64_t(_mm256_extract_epi32(acc##k, 0));
+  TWELVE(KEEP)
+#undef KEEP
+  return 12.0 * 64 * double(passes);
+}
+
+__attribute__((target("avx2"))) double int8_avx2() {
+  __m256i acc[6] = {};
+  __m256i a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(-2);
+  const __m256i ones = _mm256_set1_epi16(1);
+  const int64_t passes = kSteps / 12;
+  for (int64_t p = 0; p < passes; ++p)
+    for (auto& one : acc) {
+      asm volatile("" : "+x"(a), "+x"(b));
+      one = _mm256_add_epi32(one, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), ones));
+    }
+  for (auto& one : acc) sink += uint64_t(_mm256_extract_epi32(one, 0));
+  return 6.0 * 64 * double(passes);
+}
+
+__attribute__((target("avx512f"))) double fma_avx512() {
+#define ACC(k) __m512 acc##k = {};
+  TWELVE(ACC)
+#undef ACC
+  const __m512 a = _mm512_set1_ps(0.5f), b = _mm512_set1_ps(0.25f);
+  const int64_t passes = kSteps / 12;
+  for (int64_t p = 0; p < passes; ++p) {
+#define FMA(k) asm volatile("vfmadd231ps %2, %1, %0" : "+v"(acc##k) : "v"(a), "v"(b));
+    TWELVE(FMA)
+#undef FMA
+  }
+#define KEEP(k) sink += uint64_t(_mm512_reduce_add_ps(acc##k));
+  TWELVE(KEEP)
+#undef KEEP
+  return 12.0 * 32 * double(passes);
+}
+
+__attribute__((target("avx2,fma"))) double fma_avx2() {
+#define ACC(k) __m256 acc##k = {};
+  TWELVE(ACC)
+#undef ACC
+  const __m256 a = _mm256_set1_ps(0.5f), b = _mm256_set1_ps(0.25f);
+  const int64_t passes = kSteps / 12;
+  for (int64_t p = 0; p < passes; ++p) {
+#define FMA(k) asm volatile("vfmadd231ps %2, %1, %0" : "+x"(acc##k) : "x"(a), "x"(b));
+    TWELVE(FMA)
+#undef FMA
+  }
+#define KEEP(k) sink += uint64_t(_mm256_cvtss_f32(acc##k));
+  TWELVE(KEEP)
+#undef KEEP
+  return 12.0 * 16 * double(passes);
+}
+
+#endif
+
+struct Kernels {
+  uint64_t (*read)(const uint8_t*, size_t) = read_plain;
+  double (*int8)() = int8_plain;
+  double (*fma)() = fma_plain;
+  std::string read_name = "plain", int8_name = "plain", fma_name = "plain";
+};
+
+Kernels choose() {
+  Kernels chosen;
+#if X86
+  if (__builtin_cpu_supports("avx2")) {
+    chosen.read = read_avx2, chosen.read_name = "avx2";
+    chosen.int8 = int8_avx2, chosen.int8_name = "avx2 vpmaddubsw";
+    if (__builtin_cpu_supports("fma")) chosen.fma = fma_avx2, chosen.fma_name = "avx2 vfmadd231ps";
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    asm volatile("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(1));
+    if (a & (1u << 4)) chosen.int8 = int8_avx_vnni, chosen.int8_name = "avx-vnni vpdpbusd ymm";
+  }
+  if (__builtin_cpu_supports("avx512f")) {
+    chosen.read = read_avx512, chosen.read_name = "avx512";
+    chosen.fma = fma_avx512, chosen.fma_name = "avx512 vfmadd231ps";
+    if (__builtin_cpu_supports("avx512vnni")) chosen.int8 = int8_vnni, chosen.int8_name = "avx512 vpdpbusd zmm";
+  }
+#endif
+  return chosen;
+}
+
+// Bytes a second with each thread reading its part of a buffer, `passes` times a round.
+Figure read_rate(const Kernels& kernels, const uint8_t* buffer, size_t bytes, int threads, int rounds) {
+  const size_t share = bytes / threads / 256 * 256;
+  const int passes = int(std::max<size_t>(1, (size_t(512) << 20) / bytes));
+  return measure(threads, rounds, [&](int t) {
+    uint64_t sum = 0;
+    for (int p = 0; p < passes; ++p) sum ^= kernels.read(buffer + share * t, share);
+    sink += sum;
+    return double(share) * passes;
+  });
+}
+
+// Memory in huge pages if there are any, every page written to.
+std::unique_ptr<uint8_t, void (*)(void*)> filled(size_t bytes) {
+  constexpr size_t kHugePage = size_t(2) << 20;
+  auto* data = static_cast<uint8_t*>(std::aligned_alloc(kHugePage, (bytes + kHugePage - 1) / kHugePage * kHugePage));
+  if (!data) std::abort();
+#if defined(__linux__)
+  madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+  for (size_t i = 0; i < bytes; ++i) data[i] = uint8_t(i >> 6);
+  return {data, std::free};
+}
+
+void print(const char* name, Figure figure, double unit, const char* end) {
+  std::printf("  \"%s\": {\"best\": %.3f, \"median\": %.3f}%s\n", name, figure.best / unit, figure.median / unit, end);
+}
+
+size_t option(int argc, char** argv, const char* name, size_t fallback) {
+  for (int i = 1; i + 1 < argc; ++i)
+    if (!std::strcmp(argv[i], name)) return std::strtoull(argv[i + 1], nullptr, 10);
+  return fallback;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int threads = int(std::max<size_t>(1, option(argc, argv, "--threads", std::thread::hardware_concurrency())));
+  const int rounds = int(option(argc, argv, "--rounds", 7));
+  const size_t weights = option(argc, argv, "--weights-bytes", 96'600'000);
+  const size_t large = std::max(weights, option(argc, argv, "--large-bytes", size_t(1) << 30));
+  const Kernels kernels = choose();
+  const auto owner = filled(large);
+  const uint8_t* buffer = owner.get();
+  std::printf("{\n  \"threads\": %d, \"rounds\": %d, \"weights_bytes\": %zu, \"large_bytes\": %zu,\n", threads, rounds,
+              weights, large);
+  std::printf("  \"read\": \"%s\", \"int8\": \"%s\", \"fma\": \"%s\",\n", kernels.read_name.c_str(),
+              kernels.int8_name.c_str(), kernels.fma_name.c_str());
+  print("read_large_1_gbs", read_rate(kernels, buffer, large, 1, rounds), 1e9, ",");
+  print("read_large_n_gbs", read_rate(kernels, buffer, large, threads, rounds), 1e9, ",");
+  print("read_weights_1_gbs", read_rate(kernels, buffer, weights, 1, rounds), 1e9, ",");
+  print("read_weights_n_gbs", read_rate(kernels, buffer, weights, threads, rounds), 1e9, ",");
+  print("int8_1_gops", measure(1, rounds, [&](int) { return kernels.int8(); }), 1e9, ",");
+  print("int8_n_gops", measure(threads, rounds, [&](int) { return kernels.int8(); }), 1e9, ",");
+  print("fma_1_gflops", measure(1, rounds, [&](int) { return kernels.fma(); }), 1e9, ",");
+  print("fma_n_gflops", measure(threads, rounds, [&](int) { return kernels.fma(); }), 1e9, "");
+  std::printf("}\n");
+  return 0;
+}

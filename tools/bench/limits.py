@@ -1,0 +1,78 @@
+"""What the machine can do at most, measured by ``limits.cpp``, which is compiled when it is needed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+SOURCE = Path(__file__).with_name("limits.cpp")
+
+DECODE_GOP = 0.27
+"""Operations of one decoded token of the default model: 2 x 134.5 million weights."""
+PREFILL_GOP = 0.214
+"""Of one prompt token: the same without the output layer, which only a prompt's last token needs."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The figures of ``limits.cpp``, the best of its rounds; rates over all threads unless they say otherwise.
+
+    Attributes:
+        weights_gbs: reading a buffer of the weights' size again and again, which may stay in a cache.
+        large_gbs: reading a buffer that no cache holds.
+        raw: all that the program printed, medians included.
+    """
+
+    weights_bytes: int
+    weights_gbs: float
+    large_gbs: float
+    int8_gops: float
+    fma_gflops: float
+    raw: dict[str, Any]
+
+    @classmethod
+    def from_raw(cls, raw: dict[str, Any]) -> Self:
+        """From what the program printed."""
+        return cls(
+            weights_bytes=raw["weights_bytes"],
+            weights_gbs=raw["read_weights_n_gbs"]["best"],
+            large_gbs=raw["read_large_n_gbs"]["best"],
+            int8_gops=raw["int8_n_gops"]["best"],
+            fma_gflops=raw["fma_n_gflops"]["best"],
+            raw=raw,
+        )
+
+    @property
+    def one_stream(self) -> float:
+        """Tokens/s of one stream that reads all weights for each token and does nothing else."""
+        return self.weights_gbs * 1e9 / self.weights_bytes
+
+    @property
+    def prefill(self) -> float:
+        """Prompt tokens/s if the int8 units did nothing but multiply."""
+        return self.int8_gops / PREFILL_GOP
+
+    @property
+    def many_streams(self) -> float:
+        """Answer tokens/s with as many prompt tokens as answer tokens, both at the int8 units' limit."""
+        return 1 / (DECODE_GOP / self.int8_gops + PREFILL_GOP / self.int8_gops)
+
+
+def measure_limits(threads: int, weights_bytes: int, folder: Path) -> Limits:
+    """Compile the program into ``folder`` and run it; takes some ten seconds.
+
+    Raises:
+        RuntimeError: there is no C++ compiler.
+    """
+    compiler = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
+    if compiler is None:
+        raise RuntimeError("a C++ compiler is needed to measure the machine's limits; install g++.")
+    program = folder / "limits"
+    subprocess.run([compiler, "-O3", "-std=c++20", "-pthread", str(SOURCE), "-o", str(program)], check=True)
+    arguments = ["--threads", str(threads), "--weights-bytes", str(weights_bytes)]
+    done = subprocess.run([str(program), *arguments], check=True, capture_output=True, text=True)
+    return Limits.from_raw(json.loads(done.stdout))

@@ -1,0 +1,154 @@
+"""Runs all workloads on one system after the other, and sums up what happened."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tools.bench.client import Job, Outcome
+from tools.bench.processes import StartFailed
+from tools.bench.systems import HttpServer, Running, System, Usage, memory
+from tools.bench.workloads import Workload
+
+NATIVE_CPU = "upwell_native_cpu_seconds_total"
+"""CPU seconds that native code spent in steps, all threads, as Upwell's /metrics may tell."""
+
+Say = Callable[[str], None]
+Result = dict[str, Any]
+
+
+async def measure_system(system: System, workloads: Sequence[Workload], warm_up: Sequence[Job], say: Say) -> Result:
+    """All workloads on one system, started anew where the shape of its cache must differ."""
+    result: Result = {"name": system.name, "weights": system.weights, "label": system.label, "http": system.http}
+    result |= {"missing": system.missing, "workloads": {}, "error": None}
+    if system.missing:
+        say(f"{system.label}: not found ({system.missing})")
+        return result
+    shapes: list[tuple[bool, list[Workload]]] = [(False, list(workloads))]
+    if not system.one_shape:
+        shapes = [(long, [w for w in workloads if w.long_context is long]) for long in (False, True)]
+    for long_context, chosen in shapes:
+        if chosen and result["error"] is None:
+            await _measure_shape(system, long_context, chosen, warm_up, result, say)
+    return result
+
+
+async def _measure_shape(
+    system: System,
+    long_context: bool,
+    workloads: Sequence[Workload],
+    warm_up: Sequence[Job],
+    result: Result,
+    say: Say,
+) -> None:
+    running = system.start(long_context)
+    try:
+        await running.ready()
+        result.setdefault("start_s", running.start_s)
+        result.setdefault("memory_at_start", await _memory(running))
+        say(f"{system.label}: ready after {running.start_s:.2f} s")
+        await running.run(warm_up, 2, probe=False)
+        for workload in workloads:
+            figures = await measure_workload(running, workload)
+            result["workloads"][workload.key] = figures
+            say(f"{system.label}: {workload.key}: {_in_short(figures)}")
+        result["memory_at_end"] = await _memory(running)
+    except (StartFailed, OSError) as error:
+        result["error"] = str(error) or type(error).__name__
+        say(f"{system.label}: {result['error']}")
+    finally:
+        await running.close()
+
+
+async def measure_workload(running: Running, workload: Workload) -> Result:
+    """One load, with the CPU time of both sides."""
+    if workload.prime:
+        await running.run(workload.prime, 1, probe=False)
+    native_s = await _native_cpu_s(running)
+    before, client_s = Usage.of(running), time.process_time()
+    outcome = await running.run(workload.jobs, workload.concurrency, probe=workload.probe)
+    client_s = time.process_time() - client_s
+    cpu_s = Usage.of(running).since(before)
+    figures = summarise(outcome)
+    if workload.pairs and figures["requests"]:
+        figures |= {name: statistics.median(figures["first_ms"][i::2]) for i, name in enumerate(("cold_ms", "warm_ms"))}
+    figures |= {"cpu_s": cpu_s, "client_share": client_s / outcome.wall_s}
+    if native_s is not None:
+        figures["native_cpu_s"] = (await _native_cpu_s(running) or 0.0) - native_s
+    return figures
+
+
+def summarise(outcome: Outcome) -> Result:
+    """The figures of a load; times in milliseconds, failed requests left out and counted."""
+    good = [trace for trace in outcome.traces if trace.error is None]
+    errors = [trace.error for trace in outcome.traces if trace.error is not None]
+    figures: Result = {"requests": len(good), "errors": len(errors), "wall_s": outcome.wall_s}
+    if errors:
+        figures["first_error"] = errors[0]
+    if not good:
+        return figures
+    first_ms = [trace.first_token_s * 1e3 for trace in good]
+    gaps_ms = [(b - a) * 1e3 for trace in good for a, b in zip(trace.stamps_s, trace.stamps_s[1:], strict=False)]
+    tokens = sum(trace.num_tokens for trace in good)
+    figures |= {
+        "prompt_tokens": sum(trace.prompt_tokens for trace in good),
+        "cached_tokens": sum(trace.cached_tokens for trace in good),
+        "tokens": tokens,
+        "events": sum(len(trace.stamps_s) for trace in good),
+        "tokens_s": tokens / outcome.wall_s,
+        "requests_s": len(good) / outcome.wall_s,
+        "ttft_p50_ms": percentile(first_ms, 50),
+        "ttft_p95_ms": percentile(first_ms, 95),
+        "first_ms": [round(one, 3) for one in first_ms],
+        "prompt_tokens_s": statistics.median(trace.prompt_tokens / trace.first_token_s for trace in good),
+    }
+    if gaps_ms:
+        figures |= {"gap_p50_ms": percentile(gaps_ms, 50), "gap_p95_ms": percentile(gaps_ms, 95)}
+    if outcome.probes_s:
+        probes_ms = [one * 1e3 for one in outcome.probes_s]
+        figures |= {"probe_p50_ms": percentile(probes_ms, 50), "probe_p99_ms": percentile(probes_ms, 99)}
+        figures |= {"probe_max_ms": max(probes_ms), "probes": len(probes_ms)}
+    return figures
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Linear between the two nearest."""
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * percent / 100
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+async def _memory(running: Running) -> Result:
+    """Memory now; of Upwell also its KV cache, and how much of that has been written to."""
+    figures: Result = dict(memory(running))
+    if isinstance(running, HttpServer):
+        said = re.search(r"in ([\d,]+)\s+blocks,\s+([\d,]+)\s+MiB", running.log.read_text(errors="replace"))
+        if said:
+            num_blocks = int(said[1].replace(",", ""))
+            kv_bytes = int(said[2].replace(",", "")) << 20
+            metrics = await running.get("/metrics")
+            free = _metric(metrics, 'upwell_kv_blocks{state="free"}') or 0.0
+            figures |= {"kv_bytes": kv_bytes, "kv_written_bytes": round(kv_bytes * (1 - free / num_blocks))}
+    return figures
+
+
+async def _native_cpu_s(running: Running) -> float | None:
+    return _metric(await running.get("/metrics"), NATIVE_CPU) if isinstance(running, HttpServer) else None
+
+
+def _metric(page: str, name: str) -> float | None:
+    found = re.search(rf"^{re.escape(name)} (\S+)$", page, re.MULTILINE)
+    return float(found[1]) if found else None
+
+
+def _in_short(figures: Result) -> str:
+    if not figures["requests"]:
+        return f"all failed: {figures.get('first_error')}"
+    text = f"{figures['tokens_s']:.1f} tokens/s, first token after {figures['ttft_p50_ms']:.0f} ms"
+    text += f", {figures['requests_s']:.2f} requests/s, client {figures['client_share']:.1%} of a core"
+    return text + (f", {figures['errors']} FAILED: {figures['first_error']}" if figures["errors"] else "")

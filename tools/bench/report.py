@@ -1,0 +1,105 @@
+"""What a run says: tables in the terminal, and the same as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tools.bench.goals import Verdict
+
+VERDICT_COLUMNS = ("measure", "goal", "value", "against the best peer", "of the limit", "reached")
+SYSTEM_COLUMNS = ("system", "load", "tokens/s", "requests/s", "TTFT p50 / p95 ms", "gap p50 / p95 ms", "CPU cores")
+
+
+def print_report(console: Console, run: dict[str, Any], verdicts: Sequence[Verdict]) -> None:
+    """The tables of a run."""
+    for title, columns, rows in (
+        ("Machine", ("limit", "best of the rounds", "median"), limit_rows(run)),
+        ("All figures", SYSTEM_COLUMNS, system_rows(run)),
+        ("Goals", VERDICT_COLUMNS, verdict_rows(verdicts)),
+    ):
+        table = Table(*columns, title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    for line in notes(run):
+        console.print(line)
+
+
+def verdict_rows(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
+    """One row for each goal."""
+    words = {True: "yes", False: "no", None: "?"}
+    return [(one.what, one.goal, one.value, one.peer, one.share, words[one.reached]) for one in verdicts]
+
+
+def limit_rows(run: dict[str, Any]) -> list[tuple[str, ...]]:
+    """One row for each limit of the machine."""
+    raw = run["limits"]
+    if raw is None:
+        return []
+    weights, large = f"{raw['weights_bytes'] / 1e6:.1f} MB", f"{raw['large_bytes'] / 2**30:.0f} GiB"
+    names = {
+        "read_weights": (f"read {weights} again and again", "gbs", "GB/s"),
+        "read_large": (f"read {large}", "gbs", "GB/s"),
+        "int8": (f"int8 dot product ({raw['int8']})", "gops", "GOP/s"),
+        "fma": (f"f32 multiply-add ({raw['fma']})", "gflops", "GFLOP/s"),
+    }
+    rows: list[tuple[str, ...]] = []
+    for key, (what, suffix, unit) in names.items():
+        for threads in ("1", "n"):
+            figure = raw[f"{key}_{threads}_{suffix}"]
+            number = raw["threads"] if threads == "n" else 1
+            text = f"{what}, {number} thread{'s' if number > 1 else ''}"
+            rows.append((text, f"{figure['best']:,.1f} {unit}", f"{figure['median']:,.1f}"))
+    return rows
+
+
+def system_rows(run: dict[str, Any]) -> list[tuple[str, ...]]:
+    """One row for each system and load."""
+    rows: list[tuple[str, ...]] = []
+    for system in run["systems"]:
+        for key, figures in system["workloads"].items():
+            if not figures["requests"]:
+                rows.append((system["label"], key, "failed", "", "", "", ""))
+                continue
+            cores = sum(figures["cpu_s"].values()) / figures["wall_s"]
+            tokens = figures["prompt_tokens_s"] if key.startswith("long") else figures["tokens_s"]
+            rows.append(
+                (
+                    system["label"],
+                    key,
+                    f"{tokens:,.1f}" + (" in" if key.startswith("long") else ""),
+                    f"{figures['requests_s']:,.2f}",
+                    f"{figures['ttft_p50_ms']:,.0f} / {figures['ttft_p95_ms']:,.0f}",
+                    f"{figures.get('gap_p50_ms', 0):,.2f} / {figures.get('gap_p95_ms', 0):,.2f}",
+                    f"{cores:.2f}",
+                )
+            )
+    return rows
+
+
+def notes(run: dict[str, Any]) -> list[str]:
+    """What does not fit a table."""
+    lines = []
+    for system in run["systems"]:
+        if system["missing"]:
+            lines.append(f"{system['label']}: not found ({system['missing']}).")
+        if system["error"]:
+            lines.append(f"{system['label']}: failed: {system['error'][-300:]}")
+        lines += _probe_notes(system)
+    shares = [figures["client_share"] for system in run["systems"] for figures in system["workloads"].values()]
+    if shares:
+        lines.append(f"The load generator used {max(shares):.1%} of one core at most.")
+    return lines
+
+
+def _probe_notes(system: dict[str, Any]) -> list[str]:
+    figures = system["workloads"].get("d64") or {}
+    if "probe_p50_ms" not in figures:
+        return []
+    p50, p99, most = (figures[f"probe_{name}_ms"] for name in ("p50", "p99", "max"))
+    spread = f"{p50:.1f} ms (p50), {p99:.1f} ms (p99), {most:.1f} ms at most"
+    return [f"{system['label']}: a sign of life under 64 streams took {spread}."]
