@@ -7,14 +7,14 @@ with a planted defect must fail it; a batch-invariance test runs the same cases 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kernels.formats import RawTensor, WeightFormat
-from kernels.ops import Ops
+from kernels.ops import Arithmetic, Ops
 
 Array = npt.NDArray[Any]
 Inputs = Mapping[str, Any]
@@ -38,15 +38,19 @@ class Tolerance:
     Attributes:
         reduction: the longest sum behind one output, given the inputs.
         reason: where ``factor`` comes from.
+        more: the activations or cache of an ``Arithmetic`` -> a share on top, and where it comes from.
     """
 
     factor: float
     reduction: Callable[[Inputs], int]
     reason: str
+    more: Mapping[str, tuple[float, str]] = field(default_factory=dict)
 
-    def limit(self, inputs: Inputs, eps: float = F32_EPS) -> float:
+    def limit(self, inputs: Inputs, arithmetic: Arithmetic, eps: float = F32_EPS) -> float:
         """The largest share allowed for inputs computed with unit roundoff ``eps``."""
-        return self.factor * eps * float(np.sqrt(self.reduction(inputs)))
+        share = self.factor * eps * float(np.sqrt(self.reduction(inputs)))
+        kinds = (arithmetic.activations, arithmetic.cache)
+        return share + sum(self.more[kind][0] for kind in kinds if kind in self.more)
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class OpSpec:
         name: the field of ``Ops``.
         axes: shapes and dtypes, in words.
         oracle: the result in float64, written for clarity, sharing nothing with any backend but the unpacking of
-            weights, which is exact.
+            weights, which is exact. Where a backend rounds on purpose, it rounds too.
         run: the same through a backend's table.
         cases: the inputs to try, from a seeded generator.
         token_inputs: inputs with one row a token; the result's rows must not depend on which rows travel together.
@@ -66,7 +70,7 @@ class OpSpec:
 
     name: str
     axes: str
-    oracle: Callable[[Inputs], Array]
+    oracle: Callable[[Inputs, Arithmetic], Array]
     run: Callable[[Ops, Inputs], Array]
     cases: Callable[[np.random.Generator], Iterator[Case]]
     tolerance: Tolerance

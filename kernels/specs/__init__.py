@@ -6,6 +6,7 @@ from kernels.spec import OpSpec
 from kernels.specs.attention import PAGED_ATTENTION, WRITE_KV
 from kernels.specs.products import LINEAR, LOGITS, MOE
 from kernels.specs.rows import ADD_RMS_NORM, EMBED, RMS_NORM, ROPE, SILU_MUL
+from kernels.specs.sampling import DRAW
 
 ALL_SPECS: tuple[OpSpec, ...] = (
     EMBED,
@@ -18,5 +19,6 @@ ALL_SPECS: tuple[OpSpec, ...] = (
     SILU_MUL,
     MOE,
     LOGITS,
+    DRAW,
 )
 """One for each of ``kernels.ops.OPERATIONS``."""

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from kernels.ops import AttentionBatch, LayerCache, Ops
+from kernels.ops import Arithmetic, AttentionBatch, LayerCache, Ops
 from kernels.spec import Array, Case, Inputs, OpSpec, Tolerance
+from kernels.specs.rounding import kept
 
 
 def _empty_cache(ops: Ops, i: Inputs) -> LayerCache:
@@ -24,20 +25,20 @@ def _write(ops: Ops, i: Inputs) -> LayerCache:
 
 
 def _write_run(ops: Ops, i: Inputs) -> Array:
-    cache = _write(ops, i)
-    return np.stack([ops.memory.download(cache.k), ops.memory.download(cache.v)])
+    return np.stack(ops.memory.read_cache(_write(ops, i)))
 
 
-def _write_oracle(i: Inputs) -> Array:
+def _write_oracle(i: Inputs, arithmetic: Arithmetic) -> Array:
+    k, v = kept(i["k"], i["v"], arithmetic.cache)
     shape = (2, i["num_blocks"] * i["block_size"], *i["k"].shape[1:])
     out = np.zeros(shape)
     for token, slot in enumerate(i["slots"]):
-        out[0, slot], out[1, slot] = i["k"][token], i["v"][token]
+        out[0, slot], out[1, slot] = k[token], v[token]
     return out.reshape(2, i["num_blocks"], i["block_size"], *i["k"].shape[1:])
 
 
 def _write_cases(rng: np.random.Generator) -> Iterator[Case]:
-    for tokens, block_size in [(1, 16), (13, 4), (30, 128)]:
+    for tokens, block_size in [(1, 16), (13, 4), (25, 32), (30, 128)]:
         slots = rng.permutation(3 * max(block_size, 16))[:tokens].astype(np.int32)
         k, v = (rng.standard_normal((tokens, 2, 16)).astype(np.float32) for _ in range(2))
         num_blocks = -(-3 * 16 // block_size) + 3
@@ -103,10 +104,10 @@ def attention_run(ops: Ops, i: Inputs) -> Array:
     return ops.memory.download(ops.paged_attention(upload(i["q"]), cache, batch, i["scale"], i["window"]))
 
 
-def _attention_oracle(i: Inputs) -> Array:
+def _attention_oracle(i: Inputs, arithmetic: Arithmetic) -> Array:
     """Every query on its own, over its whole context at once."""
     group = i["q"].shape[1] // i["k"].shape[1]
-    k, v = (np.repeat(i[name].astype(np.float64), group, axis=1) for name in "kv")
+    k, v = (np.repeat(rows, group, axis=1) for rows in kept(i["k"], i["v"], arithmetic.cache))
     out = np.empty(i["q"].shape)
     ends = np.cumsum(i["kv_lens"])
     for b, (end, total) in enumerate(zip(ends, i["kv_lens"], strict=True)):
@@ -125,7 +126,9 @@ def _attention_cases(rng: np.random.Generator) -> Iterator[Case]:
     borders = [(1, 1), (3, 3), (4, 1), (5, 2), (127, 1), (128, 1), (129, 1), (257, 5)]
     yield Case("decodes and chunks at every border", make_attention_case(rng, borders))
     yield Case("one long chunk", make_attention_case(rng, [(300, 300)]))
-    yield Case("second chunk", make_attention_case(rng, [(300, 171), (20, 20)], block_size=4))
+    for block_size in (4, 32, 128):
+        inputs = make_attention_case(rng, [(300, 171), (20, 20)], block_size=block_size)
+        yield Case(f"second chunk, blocks of {block_size}", inputs)
     for heads, kv_heads, head_dim in [(1, 1, 8), (5, 1, 64), (8, 8, 16), (10, 2, 128)]:
         inputs = make_attention_case(rng, [(140, 9), (33, 1)], heads=heads, kv_heads=kv_heads, head_dim=head_dim)
         yield Case(f"{heads}/{kv_heads} heads of {head_dim}", inputs)
@@ -134,6 +137,8 @@ def _attention_cases(rng: np.random.Generator) -> Iterator[Case]:
         yield Case(f"window {window}", inputs)
 
 
+_INTEGERS = (2.0**-11, "queries of 12 bits and probabilities of 13 meet the cache's integers")
+
 PAGED_ATTENTION = OpSpec(
     name="paged_attention",
     axes="q f32[T,heads,d], cache, q_starts i32[B+1], kv_lens i32[B], block_table i32[B,M] -> f32[T,heads,d]",
@@ -141,7 +146,10 @@ PAGED_ATTENTION = OpSpec(
     run=attention_run,
     cases=_attention_cases,
     tolerance=Tolerance(
-        8.0, lambda i: int(i["q"].shape[-1] + i["kv_lens"].max()), "a product over d, exponentials, a sum over the keys"
+        8.0,
+        lambda i: int(i["q"].shape[-1] + i["kv_lens"].max()),
+        "a product over d, exponentials, a sum over the keys",
+        {"i16": _INTEGERS, "i8": _INTEGERS},
     ),
     token_inputs=(),
     source="Vaswani et al., Attention Is All You Need (2017), equation 1; causal, grouped heads, optional window",

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from kernels.formats import RawTensor, WeightFormat
-from kernels.ops import Ops
+from kernels.ops import Arithmetic, Ops
 from kernels.reference.dequant import dequantise
 from kernels.spec import Array, Case, Inputs, OpSpec, Tolerance, f32_tensor, random_tensor
+from kernels.specs.rounding import product
 
 _RANDOM_WALK = "products and sums in float32 in any order; 4 is four times what a random walk of roundings gives"
 
@@ -18,8 +19,8 @@ def _f64(raw: RawTensor) -> Array:
     return dequantise(raw).astype(np.float64)
 
 
-def _linear_oracle(inputs: Inputs) -> Array:
-    out = inputs["x"].astype(np.float64) @ np.concatenate([_f64(part) for part in inputs["weights"]]).T
+def _linear_oracle(inputs: Inputs, arithmetic: Arithmetic) -> Array:
+    out = np.concatenate([product(inputs["x"], part, arithmetic) for part in inputs["weights"]], axis=1)
     if inputs["biases"] is not None:
         out += np.concatenate([_f64(part) for part in inputs["biases"]])
     return np.asarray(out)
@@ -38,6 +39,12 @@ def _linear_cases(rng: np.random.Generator) -> Iterator[Case]:
         parts = [random_tensor(rng, (n, 96), fmt) for n, fmt in [(64, WeightFormat.Q4_1), (32, WeightFormat.Q8_0)]]
         biases = [f32_tensor(rng.standard_normal(n)) for n in (64, 32)] if rows % 2 else None
         yield Case(f"{rows} rows, mixed parts", {"x": x, "weights": parts, "biases": biases})
+    for fmt in (WeightFormat.Q8_0, WeightFormat.Q4_1, WeightFormat.Q4_K):
+        x = rng.standard_normal((4, 512)).astype(np.float32)
+        x[0], x[1, 32:64], x[2, 100], x[3, 64:96] = 0, 0, 3e4, 1e-30
+        yield Case(f"{fmt.label}, zeros and outliers", {
+            "x": x, "weights": [random_tensor(rng, (16, 512), fmt)], "biases": None,
+        })  # fmt: skip
 
 
 LINEAR = OpSpec(
@@ -62,7 +69,7 @@ def _logits_cases(rng: np.random.Generator) -> Iterator[Case]:
 LOGITS = OpSpec(
     name="logits",
     axes="x f32[T,H], rows i32[B'], weight [V,H] -> f32[B',V]",
-    oracle=lambda i: np.asarray(i["x"].astype(np.float64)[i["rows"]] @ _f64(i["weight"]).T),
+    oracle=lambda i, arithmetic: product(i["x"][i["rows"]], i["weight"], arithmetic),
     run=lambda ops, i: ops.memory.download(
         ops.logits(ops.memory.upload(i["x"]), ops.memory.upload(i["rows"]), ops.prepare_linear([i["weight"]], None))
     ),
@@ -73,18 +80,23 @@ LOGITS = OpSpec(
 )
 
 
-def _moe_oracle(inputs: Inputs) -> Array:
-    x, router = inputs["x"].astype(np.float64), _f64(inputs["router"])
-    gate, up, down = (_f64(inputs[name]) for name in ("gate", "up", "down"))
-    out = np.zeros(x.shape)
-    for row, token in enumerate(x):
-        scores = router @ token
+def _expert(stacked: RawTensor, expert: int) -> RawTensor:
+    return RawTensor(stacked.shape[1:], stacked.format, stacked.data[expert])
+
+
+def _moe_oracle(inputs: Inputs, arithmetic: Arithmetic) -> Array:
+    out = np.zeros(inputs["x"].shape)
+    for row, scores in enumerate(product(inputs["x"], inputs["router"], arithmetic)):
+        token = inputs["x"][row : row + 1]
         probabilities = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
         chosen = np.argsort(-probabilities, kind="stable")[: inputs["top_k"]]
         weights = probabilities[chosen] / (probabilities[chosen].sum() if inputs["normalise"] else 1.0)
         for expert, weight in zip(chosen, weights, strict=True):
-            gated = gate[expert] @ token
-            out[row] += weight * (down[expert] @ (gated / (1 + np.exp(-gated)) * (up[expert] @ token)))
+            gate, up, down = (_expert(inputs[name], expert) for name in ("gate", "up", "down"))
+            gated = product(token, gate, arithmetic)
+            with np.errstate(over="ignore"):
+                hidden = gated / (1 + np.exp(-gated)) * product(token, up, arithmetic)
+            out[row] += weight * product(hidden, down, arithmetic)[0]
     return out
 
 
@@ -102,6 +114,15 @@ def _moe_cases(rng: np.random.Generator) -> Iterator[Case]:
         inputs |= {"x": rng.standard_normal((rows, 64)).astype(np.float32), "top_k": top_k, "normalise": normalise}
         inputs["router"] = f32_tensor(rng.standard_normal((num_experts, 64)) / 4)
         yield Case(f"{rows} rows, {top_k} of {num_experts}", inputs)
+    for up, down, hidden in [("Q4_0", "Q4_1", 64), ("Q4_K", "Q8_0", 256), ("Q8_0", "F16", 32)]:
+        packed: dict[str, object] = {
+            "gate": random_tensor(rng, (4, 32, hidden), WeightFormat[up]),
+            "up": random_tensor(rng, (4, 32, hidden), WeightFormat[up]),
+            "down": random_tensor(rng, (4, hidden, 32), WeightFormat[down]),
+            "router": f32_tensor(rng.standard_normal((4, hidden)) / np.sqrt(hidden)),
+            "x": rng.standard_normal((5, hidden)).astype(np.float32),
+        }
+        yield Case(f"experts in {up} and {down}", {**packed, "top_k": 2, "normalise": True})
 
 
 MOE = OpSpec(
@@ -110,7 +131,18 @@ MOE = OpSpec(
     oracle=_moe_oracle,
     run=_moe_run,
     cases=_moe_cases,
-    tolerance=Tolerance(16.0, lambda i: int(i["x"].shape[-1]), "three products in a row and the router's exponentials"),
+    tolerance=Tolerance(
+        16.0,
+        lambda i: int(i["x"].shape[-1]),
+        "three products in a row and the router's exponentials",
+        {
+            "int8 blocks of 32": (
+                2.0**-9,
+                "between the products a value on the border of two integers may go either way: 1/127 of its block's "
+                "largest, in one of F terms",
+            )
+        },
+    ),
     token_inputs=("x",),
     source="Qwen3 Technical Report (2025), section 2: softmax over all experts, top k, weights normalised or not",
 )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from kernels.formats import WeightFormat
-from kernels.ops import Ops
+from kernels.ops import Arithmetic, Ops
 from kernels.reference.dequant import dequantise
 from kernels.spec import Array, Case, Inputs, OpSpec, Tolerance, random_tensor
 
@@ -27,7 +27,7 @@ def _embed_cases(rng: np.random.Generator) -> Iterator[Case]:
 EMBED = OpSpec(
     name="embed",
     axes="ids i32[T], weight [V,H] -> f32[T,H]",
-    oracle=lambda i: dequantise(i["weight"]).astype(np.float64)[i["ids"]],
+    oracle=lambda i, _arithmetic: dequantise(i["weight"]).astype(np.float64)[i["ids"]],
     run=lambda ops, i: ops.memory.download(
         ops.embed(ops.memory.upload(i["ids"]), ops.prepare_linear([i["weight"]], None))
     ),
@@ -38,7 +38,7 @@ EMBED = OpSpec(
 )
 
 
-def _norm_oracle(inputs: Inputs) -> Array:
+def _norm_oracle(inputs: Inputs, _arithmetic: Arithmetic) -> Array:
     x, weight = inputs["x"].astype(np.float64), dequantise(inputs["weight"]).astype(np.float64)
     return np.asarray(x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + inputs["eps"]) * weight)
 
@@ -69,9 +69,9 @@ RMS_NORM = OpSpec(
 )
 
 
-def _add_norm_oracle(inputs: Inputs) -> Array:
+def _add_norm_oracle(inputs: Inputs, arithmetic: Arithmetic) -> Array:
     total = inputs["x"].astype(np.float64) + inputs["residual"]
-    return np.stack([_norm_oracle({**inputs, "x": total}), total], axis=1)
+    return np.stack([_norm_oracle({**inputs, "x": total}, arithmetic), total], axis=1)
 
 
 def _add_norm_run(ops: Ops, i: Inputs) -> Array:
@@ -99,7 +99,7 @@ ADD_RMS_NORM = OpSpec(
 )
 
 
-def _rope_oracle(inputs: Inputs) -> Array:
+def _rope_oracle(inputs: Inputs, _arithmetic: Arithmetic) -> Array:
     x, half = inputs["x"].astype(np.float64), inputs["x"].shape[-1] // 2
     pairs = x[..., :half] + 1j * x[..., half:]
     turned = pairs * np.exp(1j * inputs["positions"][:, None, None] * inputs["inv_freq"]) * inputs["scale"]
@@ -132,7 +132,7 @@ ROPE = OpSpec(
 )
 
 
-def _silu_oracle(inputs: Inputs) -> Array:
+def _silu_oracle(inputs: Inputs, _arithmetic: Arithmetic) -> Array:
     x, half = inputs["x"].astype(np.float64), inputs["x"].shape[-1] // 2
     gate, up = x[:, :half], x[:, half:]
     with np.errstate(over="ignore"):

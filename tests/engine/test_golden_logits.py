@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from kernels.ops import AttentionBatch, StepInputs
+from tests.support.backends import DEVICES
 from tests.support.tiny_models import GOLDEN, TINY_MODELS, tiny_engine
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", TINY_MODELS)
-def test_golden_logits(name):
+def test_golden_logits(name, device):
     golden = np.load(GOLDEN / name / "golden.npz")
     count = len(golden["token_ids"])
     batch = StepInputs(
@@ -24,6 +26,6 @@ def test_golden_logits(name):
         ),
         logit_rows=np.arange(0, count, 7, dtype=np.int32),
     )
-    logits = tiny_engine(name)._runner.forward(batch).logits
+    logits = tiny_engine(name, device=device, kv_cache_dtype="f32")._runner.forward(batch).logits
     assert np.ptp(golden["logits"]) > 1
     np.testing.assert_allclose(logits, golden["logits"], rtol=0, atol=1e-4)  # float32 on both sides

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.types import GenerateRequest, SamplingParams
+from tests.support.backends import DEVICES, multiple_of
 from tests.support.tiny_models import TINY_MODELS, TINY_VOCAB_SIZE, tiny_engine
 
 MAX_LEN = 200
@@ -57,24 +58,29 @@ def engine_for(name, **options):
     return tiny_engine(name, max_model_len=MAX_LEN, block_size=16, kv_cache_bytes=1 << 28, **options)
 
 
-def alone(name, prompt, sampling):
-    engine = engine_for(name, enable_prefix_caching=False, max_num_batched_tokens=MAX_LEN)
+def alone(name, device, prompt, sampling):
+    engine = engine_for(name, device=device, enable_prefix_caching=False, max_num_batched_tokens=MAX_LEN)
     return answers(engine, [(0, GenerateRequest("r", list(prompt), sampling))])["r"]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", TINY_MODELS)
 @given(
     drawn=requests,
     max_num_seqs=st.integers(1, 6),
     spare_tokens=st.integers(0, 60),
     spare_blocks=st.integers(0, 8),
-    block_size=st.sampled_from([4, 16]),
+    wanted_block_size=st.sampled_from([4, 16, 32]),
     caching=st.booleans(),
 )
 @settings(max_examples=60)
-def test_answers_do_not_depend_on_company(name, drawn, max_num_seqs, spare_tokens, spare_blocks, block_size, caching):
+def test_answers_do_not_depend_on_company(
+    name, device, drawn, max_num_seqs, spare_tokens, spare_blocks, wanted_block_size, caching
+):
+    block_size = max(wanted_block_size, multiple_of(device))
     engine = tiny_engine(
         name,
+        device=device,
         max_model_len=MAX_LEN,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_seqs + spare_tokens,
@@ -89,7 +95,7 @@ def test_answers_do_not_depend_on_company(name, drawn, max_num_seqs, spare_token
     cold = answers(engine, arrivals)
     warm = answers(engine, arrivals)
     for _, request in arrivals:
-        wanted = alone(name, request.prompt_ids, request.sampling)
+        wanted = alone(name, device, request.prompt_ids, request.sampling)
         assert cold[request.request_id] == wanted
         assert warm[request.request_id] == wanted
 
@@ -103,6 +109,6 @@ def test_the_property_can_fail(monkeypatch):
 
     monkeypatch.setattr(linear, "tiled_matmul", one_call)
     sampling = SamplingParams(max_tokens=4, temperature=0.0, logprobs=1)
-    engine = tiny_engine("tiny-mistral", max_model_len=MAX_LEN)
+    engine = tiny_engine("tiny-mistral", device="reference", max_model_len=MAX_LEN)
     pair = [(0, GenerateRequest("r", STEM[:20], sampling)), (0, GenerateRequest("other", STEM[5:40], sampling))]
     assert answers(engine, pair)["r"] != answers(engine, pair[:1])["r"]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import transformers as tf
 
+from tests.support.backends import DEVICES
 from tests.support.judge import OurModel, judged_logits, make_checkpoint
 
 ROPE_LLAMA3 = {
@@ -56,21 +57,23 @@ def judged(request, tmp_path_factory):
     return folder, make_checkpoint(config_class, folder, **options)
 
 
-def test_prefill_and_decode_logits(judged):
+@pytest.mark.parametrize("device", DEVICES)
+def test_prefill_and_decode_logits(judged, device):
     folder, judge = judged
     token_ids = np.random.default_rng(1).integers(3, 199, 90).tolist()
     wanted = judged_logits(judge, token_ids)
     assert np.ptp(wanted) > 1, "logits too flat to tell a right model from a wrong one"
-    ours = OurModel(folder)
+    ours = OurModel(folder, device)
     chunks = [ours.run(token_ids[start : start + 37]) for start in (0, 37)]
     decoded = [ours.run([token_id]) for token_id in token_ids[74:]]
     np.testing.assert_allclose(np.concatenate([*chunks, *decoded]), wanted, rtol=0, atol=TOLERANCE)
 
 
-def test_greedy_tokens(judged):
+@pytest.mark.parametrize("device", DEVICES)
+def test_greedy_tokens(judged, device):
     folder, judge = judged
     prompt = np.random.default_rng(2).integers(3, 199, 21).tolist()
-    ours = OurModel(folder)
+    ours = OurModel(folder, device)
     logits, answer = ours.run(prompt), []
     for _ in range(40):
         answer.append(int(logits[-1].argmax()))

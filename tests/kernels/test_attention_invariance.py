@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.resolve import BACKENDS
 from kernels.specs.attention import attention_run, make_attention_case
+from tests.support.backends import TABLES, block_sizes
 
 lengths = st.integers(1, 300).flatmap(lambda total: st.tuples(st.just(total), st.integers(1, total)))
 
@@ -32,11 +32,11 @@ def only(inputs, sequence, first_query, num_queries, block_size):
     return {**alone, "k": inputs["k"][tokens], "v": inputs["v"][tokens], "q": inputs["q"][start : start + num_queries]}
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("table", TABLES)
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_attention_is_invariant(backend, data):
-    ops = BACKENDS[backend]()
+def test_attention_is_invariant(table, data):
+    ops = TABLES[table]
     seqs = data.draw(st.lists(lengths, min_size=1, max_size=4))
     heads, kv_heads = data.draw(st.sampled_from([(1, 1), (3, 1), (6, 2), (4, 4)]))
     window = data.draw(st.sampled_from([None, 1, 40, 130]))
@@ -46,6 +46,7 @@ def test_attention_is_invariant(backend, data):
     for sequence, (_, num_new) in enumerate(seqs):
         first = data.draw(st.integers(0, num_new - 1))
         count = data.draw(st.integers(1, num_new - first))
-        alone = attention_run(ops, only(inputs, sequence, first, count, data.draw(st.sampled_from([4, 16, 128]))))
+        block_size = data.draw(st.sampled_from(block_sizes(ops)))
+        alone = attention_run(ops, only(inputs, sequence, first, count, block_size))
         start = int(inputs["q_starts"][sequence]) + first
         np.testing.assert_array_equal(alone, whole[start : start + count])

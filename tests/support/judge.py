@@ -50,7 +50,7 @@ def judged_logits(model, token_ids):
 class OurModel:
     """One sequence through ``ModelRunner``, in whatever chunks, over blocks in a scrambled order."""
 
-    def __init__(self, path, device="reference", num_blocks=20, block_size=16):
+    def __init__(self, path, device, num_blocks=20, block_size=16):
         checkpoint = open_checkpoint(path)
         ops = resolve(device, BackendOptions(kv_cache_dtype="f32")).ops
         model = model_class(checkpoint.config.architecture)(

@@ -13,5 +13,5 @@ TINY_VOCAB_SIZE = 259
 
 
 def tiny_engine(name, **options):
-    config = EngineConfig(model_path=str(GOLDEN / name), device=options.pop("device", "reference"), **options)
+    config = EngineConfig(model_path=str(GOLDEN / name), **{"device": "reference", **options})
     return load_engine(config, lambda *_: None)[0]

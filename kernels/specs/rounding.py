@@ -1,0 +1,69 @@
+"""What backends round on purpose, as their oracles do it: activations before integer products, and what a cache keeps.
+
+Everything is rounded in float32, so a backend that follows these lines rounds to the very same numbers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernels.formats import RawTensor, WeightFormat
+from kernels.ops import Arithmetic, CacheDtype
+from kernels.reference.dequant import dequantise
+from kernels.spec import Array
+
+BLOCK = 32
+_FIRST_QUANT_BYTE = {WeightFormat.Q4_1: 4, WeightFormat.Q4_K: 16}
+"""Where the codes begin in a block of the formats with an offset: w = d * (code - 8) + offset."""
+_WITHOUT_OFFSET = {WeightFormat.Q4_0, WeightFormat.Q8_0, WeightFormat.Q6_K}
+_LEVELS: dict[CacheDtype, tuple[int, int]] = {"i16": (8191, 2047), "i8": (127, 127)}
+"""The largest integer of a key and of a value."""
+
+
+def rounded_rows(x: Array, levels: int) -> Array:
+    """Each row as integers up to ``levels`` times one scale: f32[...,n] -> f64[...,n].
+
+    The scale is max|x| / levels, the integers are rint(x * (levels / max|x|)); a row of zeros stays zero.
+    """
+    x = x.astype(np.float32)
+    most = np.abs(x).max(axis=-1, keepdims=True)
+    inverse = np.divide(np.float32(levels), most, out=np.zeros_like(most), where=most > 0)
+    return np.asarray(np.rint(x * inverse).astype(np.float64) * (most / np.float32(levels)))
+
+
+def rounded_activations(x: Array) -> Array:
+    """Each block of 32 columns as int8 with a scale of its own: f32[T,K] -> f64[T,K]."""
+    missing = -x.shape[-1] % BLOCK
+    blocks = np.pad(x, [(0, 0), (0, missing)]).reshape(len(x), -1, BLOCK)
+    return rounded_rows(blocks, 127).reshape(len(x), -1)[:, : x.shape[-1]]
+
+
+def product(x: Array, weight: RawTensor, arithmetic: Arithmetic) -> Array:
+    """X @ weight.T as the arithmetic has it: f32[T,K], [N,K] -> f64[T,N].
+
+    With int8 activations, a weight of integers meets the rounded x; the offset of a format that has one (the value of
+    its code 8, which the other codes are counted from) meets x itself. Float weights always do.
+    """
+    exact, full = x.astype(np.float64), dequantise(weight).astype(np.float64)
+    if arithmetic.activations == "f32" or weight.format not in {*_FIRST_QUANT_BYTE, *_WITHOUT_OFFSET}:
+        return np.asarray(exact @ full.T)
+    offset = _offset(weight)
+    return np.asarray(rounded_activations(x) @ (full - offset).T + exact @ offset.T)
+
+
+def _offset(weight: RawTensor) -> Array:
+    """What each weight would be with the code 8 (0 without an offset): f64 of the weight's shape."""
+    if weight.format in _WITHOUT_OFFSET:
+        return np.zeros(weight.shape)
+    blocks = weight.data.reshape(*weight.shape[:-1], -1, weight.format.block_bytes).copy()
+    blocks[..., _FIRST_QUANT_BYTE[weight.format] :] = 0x88
+    return dequantise(RawTensor(weight.shape, weight.format, blocks.reshape(weight.data.shape))).astype(np.float64)
+
+
+def kept(k: Array, v: Array, cache: CacheDtype) -> tuple[Array, Array]:
+    """Keys and values f32[T,kv_heads,d] as a cache of that dtype gives them back, in f64."""
+    if cache in _LEVELS:
+        of_keys, of_values = _LEVELS[cache]
+        return rounded_rows(k, of_keys), rounded_rows(v, of_values)
+    dtype = np.float16 if cache == "f16" else np.float32
+    return k.astype(dtype).astype(np.float64), v.astype(dtype).astype(np.float64)

@@ -1,0 +1,37 @@
+"""The backends that work on this machine, each with every KV cache it has: what tests of all backends run over."""
+
+from __future__ import annotations
+
+from kernels.ops import CACHE_DTYPES, BackendOptions, BackendUnavailable
+from kernels.resolve import BACKENDS
+
+
+def tables():
+    """backend-cache -> its table."""
+    found = {}
+    for backend, make in BACKENDS.items():
+        for dtype in CACHE_DTYPES:
+            try:
+                found[f"{backend}-{dtype}"] = make(BackendOptions(threads=2, kv_cache_dtype=dtype))
+            except BackendUnavailable:
+                continue
+    return found
+
+
+TABLES = tables()
+DEVICES = sorted({ops.info.name for ops in TABLES.values()}, key=list(BACKENDS).index)
+"""Those of BACKENDS that work here."""
+
+
+def can_run(ops, inputs):
+    """Whether the backend has blocks of the size that a case asks for, if it does."""
+    return inputs.get("block_size", 0) % ops.memory.block_multiple == 0
+
+
+def block_sizes(ops):
+    return [size for size in (4, 16, 32, 128) if size % ops.memory.block_multiple == 0]
+
+
+def multiple_of(device):
+    """What the block sizes of a backend are multiples of."""
+    return next(ops for ops in TABLES.values() if ops.info.name == device).memory.block_multiple
