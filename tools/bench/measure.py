@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tools.bench.client import Job, Outcome
-from tools.bench.processes import StartFailed
+from tools.bench.processes import StartFailed, busy_s
 from tools.bench.systems import HttpServer, Running, System, Usage, memory
 from tools.bench.workloads import Workload
 
@@ -68,14 +68,20 @@ async def measure_workload(running: Running, workload: Workload) -> Result:
     if workload.prime:
         await running.run(workload.prime, 1, probe=False)
     native_s = await _native_cpu_s(running)
-    before, client_s = Usage.of(running), time.process_time()
+    before, client_s, all_s = Usage.of(running), time.process_time(), busy_s()
     outcome = await running.run(workload.jobs, workload.concurrency, probe=workload.probe)
     client_s = time.process_time() - client_s
     cpu_s = Usage.of(running).since(before)
+    other_s = busy_s() - all_s - client_s - sum(cpu_s.values())
     figures = summarise(outcome)
+    asked = {
+        "prompt_tokens": sum(len(job.ids) for job in workload.jobs),
+        "tokens": sum(job.max_tokens for job in workload.jobs),
+    }
+    figures["not_as_asked"] = [name for name, number in asked.items() if figures.get(name) != number]
     if workload.pairs and figures["requests"]:
         figures |= {name: statistics.median(figures["first_ms"][i::2]) for i, name in enumerate(("cold_ms", "warm_ms"))}
-    figures |= {"cpu_s": cpu_s, "client_share": client_s / outcome.wall_s}
+    figures |= {"cpu_s": cpu_s, "client_share": client_s / outcome.wall_s, "other_share": other_s / outcome.wall_s}
     if native_s is not None:
         figures["native_cpu_s"] = (await _native_cpu_s(running) or 0.0) - native_s
     return figures

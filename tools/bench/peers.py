@@ -47,13 +47,11 @@ class PeerSettings:
 
 
 def find_peers(settings: PeerSettings) -> list[System]:
-    """All peers, those that are missing too."""
-    return [
-        *_llama_servers(settings),
-        *_xllamacpp(settings),
-        *_openvino(settings),
-        _vllm(settings),
-    ]
+    """All peers, those that are missing too. llama.cpp inside xllamacpp stands in where its own server is missing."""
+    llama = list(_llama_servers(settings))
+    if all(system.missing for system in llama):
+        llama += _xllamacpp(settings)
+    return [*llama, *_openvino(settings), _vllm(settings)]
 
 
 def _ggufs(settings: PeerSettings) -> list[tuple[str, Path]]:

@@ -44,6 +44,7 @@ def _throughput(axes: Axes, systems: list[dict[str, Any]], limits: Limits | None
 def _first_token(axes: Axes, systems: list[dict[str, Any]], limits: Limits | None) -> bool:
     del limits
     axes.set(title="Time to the first token, median", ylabel="ms", yscale="log")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     return _lines(axes, systems, "ttft_p50_ms") and _finish_lines(axes)
 
 
@@ -62,6 +63,7 @@ def _lines(axes: Axes, systems: list[dict[str, Any]], name: str) -> bool:
 def _finish_lines(axes: Axes) -> bool:
     axes.set_xscale("log", base=4)
     axes.set_xticks(STREAMS, [str(n) for n in STREAMS])
+    axes.minorticks_off()
     axes.set_xlabel("streams at once")
     axes.legend(fontsize=7, frameon=False)
     return True
@@ -69,17 +71,19 @@ def _finish_lines(axes: Axes) -> bool:
 
 def _prefill(axes: Axes, systems: list[dict[str, Any]], limits: Limits | None) -> bool:
     shown = [s for s in systems if any("prompt_tokens_s" in (s["workloads"].get(key) or {}) for key in PROMPTS)]
-    width = 0.8 / max(1, len(shown))
+    if not shown:
+        return False
+    width = 0.8 / len(shown)
     for index, (system, (colour, _)) in enumerate(zip(shown, _styles(shown), strict=True)):
         rates = [(system["workloads"].get(key) or {}).get("prompt_tokens_s", 0) for key in PROMPTS]
         places = [group + (index - (len(shown) - 1) / 2) * width for group in range(len(PROMPTS))]
         axes.bar(places, rates, width * 0.92, color=colour, label=system["label"])
-    if shown and limits:
+    if limits:
         axes.axhline(limits.prefill, color="black", linewidth=0.8, linestyle=":", label="the int8 units' limit")
     axes.set_xticks(range(len(PROMPTS)), list(PROMPTS.values()))
     axes.set(title="A cold prompt", ylabel="prompt tokens/s")
     axes.legend(fontsize=7, frameon=False)
-    return bool(shown)
+    return True
 
 
 def _styles(systems: list[dict[str, Any]]) -> list[tuple[str, float]]:

@@ -85,6 +85,16 @@ def cpu_s(pid: int) -> float:
         return 0.0
 
 
+def busy_s() -> float:
+    """CPU seconds that this machine has spent on anything since it started; 0 where the kernel does not tell."""
+    with contextlib.suppress(OSError):
+        user, nice, system, _, _, irq, soft_irq, *_ = map(
+            int, Path("/proc/stat").read_text().split("\n")[0].split()[1:]
+        )
+        return (user + nice + system + irq + soft_irq) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
 def pss_bytes(pid: int) -> int:
     """Memory of a process, pages shared with others counted in part; 0 where the kernel does not tell."""
     with contextlib.suppress(OSError):

@@ -16,8 +16,8 @@ _WORDS = (  # noqa: SIM905  (fifty lines of a list read worse)
     "carpet feather hammer jacket ladder magnet needle orange pepper quartz rocket silver ticket umbrella "
     "velvet wagon yellow zebra artist butter cotton desert"
 ).split()
-_FILLER = " a"
-"""One token in every vocabulary; makes up what whole words leave short."""
+_FILLERS = (" a", "a")
+"""Mostly one token each, the second one where characters are; makes up what whole words leave short."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,17 @@ class PromptMaker:
             missing = num_tokens - len(ids)
             longer = text + "".join(f" {rng.choice(_WORDS)}" for _ in range(max(1, missing // 4)))
             if len(self._encode(longer)) > num_tokens:
-                longer = text + _FILLER * missing
+                return self._filled(text, num_tokens, missing)
             text, ids = longer, self._encode(longer)
-        if len(ids) != num_tokens:
-            raise RuntimeError(f"found no prompt of {num_tokens} tokens with this tokenizer")
         return Prompt(text, ids)
+
+    def _filled(self, text: str, num_tokens: int, missing: int) -> Prompt:
+        for filler in _FILLERS:
+            filled = text + filler * missing
+            ids = self._encode(filled)
+            if len(ids) == num_tokens:
+                return Prompt(filled, ids)
+        raise RuntimeError(f"found no prompt of {num_tokens} tokens with this tokenizer")
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special=True)

@@ -13,6 +13,9 @@ from tools.bench.goals import Verdict
 VERDICT_COLUMNS = ("measure", "goal", "value", "against the best peer", "of the limit", "reached")
 SYSTEM_COLUMNS = ("system", "load", "tokens/s", "requests/s", "TTFT p50 / p95 ms", "gap p50 / p95 ms", "CPU cores")
 
+MUCH_BESIDE = 0.1
+"""Cores that other processes may use before a figure is said to be disturbed."""
+
 
 def print_report(console: Console, run: dict[str, Any], verdicts: Sequence[Verdict]) -> None:
     """The tables of a run."""
@@ -89,17 +92,31 @@ def notes(run: dict[str, Any]) -> list[str]:
             lines.append(f"{system['label']}: not found ({system['missing']}).")
         if system["error"]:
             lines.append(f"{system['label']}: failed: {system['error'][-300:]}")
-        lines += _probe_notes(system)
+        lines += _many_streams_notes(system)
+        lines += [
+            f"{system['label']}: {key}: other numbers of {' and '.join(figures['not_as_asked'])} than were asked for."
+            for key, figures in system["workloads"].items()
+            if figures["not_as_asked"]
+        ]
     shares = [figures["client_share"] for system in run["systems"] for figures in system["workloads"].values()]
     if shares:
         lines.append(f"The load generator used {max(shares):.1%} of one core at most.")
+    disturbed = [
+        f"{system['label']} {key} ({figures['other_share']:.2f})"
+        for system in run["systems"]
+        for key, figures in system["workloads"].items()
+        if figures["other_share"] > MUCH_BESIDE
+    ]
+    if disturbed:
+        lines.append(f"Disturbed by other processes, whose cores are in brackets: {', '.join(disturbed)}.")
     return lines
 
 
-def _probe_notes(system: dict[str, Any]) -> list[str]:
+def _many_streams_notes(system: dict[str, Any]) -> list[str]:
     figures = system["workloads"].get("d64") or {}
     if "probe_p50_ms" not in figures:
         return []
+    cpu = ", ".join(f"{used / figures['tokens'] * 1e6:,.0f} us {role}" for role, used in figures["cpu_s"].items())
     p50, p99, most = (figures[f"probe_{name}_ms"] for name in ("p50", "p99", "max"))
     spread = f"{p50:.1f} ms (p50), {p99:.1f} ms (p99), {most:.1f} ms at most"
-    return [f"{system['label']}: a sign of life under 64 streams took {spread}."]
+    return [f"{system['label']}: with 64 streams, a sign of life took {spread}; CPU a token: {cpu}."]
