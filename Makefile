@@ -14,6 +14,9 @@ T ?=
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# What an installation is built from; Python files are taken from where they are. Where there is a compiler, the tests
+# want kernels that compile; to serve, the reference backend will do.
+BUILT := $(wildcard pyproject.toml CMakeLists.txt kernels/cpu/csrc/*)
 
 .PHONY: serve test soak bench lint format clean
 .DELETE_ON_ERROR:
@@ -47,15 +50,15 @@ format: .venv/.lint
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Upwell needs Python 3.11 or newer, but $(PYTHON) is older; say make PYTHON=/path/to/python"; exit 1; }
 	"$(PYTHON)" -m venv .venv
 
-.venv/.serve: pyproject.toml | .venv/bin/python
+.venv/.serve: $(BUILT) | .venv/bin/python
 	$(PIP) install --quiet --editable .
 	@touch $@
 
-.venv/.test: pyproject.toml | .venv/bin/python
-	$(PIP) install --quiet --editable '.[test]'
+.venv/.test: $(BUILT) | .venv/bin/python
+	UPWELL_REQUIRE_NATIVE=1 $(PIP) install --quiet --editable '.[test]'
 	@touch $@ .venv/.serve
 
-.venv/.bench: pyproject.toml | .venv/bin/python
+.venv/.bench: $(BUILT) | .venv/bin/python
 	$(PIP) install --quiet --editable '.[bench]'
 	@touch $@ .venv/.serve
 

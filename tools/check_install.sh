@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install Upwell as people do, and ask it a question: `make serve` in a fresh clone, again without a network, with a
-# model of one's own; and a built wheel in a fresh virtual environment.
+# model of one's own; a built wheel in a fresh virtual environment; and one that was built without a compiler.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
@@ -61,6 +61,17 @@ cd "$work"
 "$work/venv/bin/python" -m pip install --quiet "$work"/dist/upwell-*.whl
 venv/bin/upwell --version
 start wheel venv/bin/upwell serve smollm2-135m --port 0
+ask venv/bin/upwell
+stop
+
+echo "the wheel, built without a compiler, cmake or ninja:"
+mkdir "$work/empty"
+PATH="$work/empty" CC=/bin/false CXX=/bin/false "$root/.venv/bin/python" -m pip wheel --quiet --no-deps \
+  --wheel-dir "$work/pure" "$work/clone"
+"$work/venv/bin/python" -m pip install --quiet --no-deps --force-reinstall "$work"/pure/upwell-*.whl
+[ -z "$(find "$work/venv/lib" -name libupwell.so)" ]
+start pure venv/bin/upwell serve smollm2-135m --port 0
+grep 'installed without its native library' "$work/pure.log"
 ask venv/bin/upwell
 stop
 echo "installs: all serve"

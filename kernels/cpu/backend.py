@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import numpy.typing as npt
 
 from kernels.cpu import graph as g
 from kernels.cpu.abi import CACHE_KINDS, Batch, Library
-from kernels.cpu.library import find_library
+from kernels.cpu.library import WHY_NOT, find_library
 from kernels.cpu.lowering import Program
 from kernels.cpu.memory import BLOCK_MULTIPLE, CacheHalf, address, alloc_cache
 from kernels.cpu.threads import default_threads
@@ -274,9 +273,9 @@ def load_library() -> Library:
     Raises:
         BackendUnavailable: why there is none.
     """
-    path: Path | None = find_library()
+    path = find_library()
     if path is None:
-        raise BackendUnavailable("Upwell was installed without its native library, as there was no C++ compiler.")
+        raise BackendUnavailable(WHY_NOT)
     try:
         return Library(path)
     except OSError as error:

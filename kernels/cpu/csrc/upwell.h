@@ -98,6 +98,8 @@ typedef struct {
     float* result;                  // f32[rows, hidden]
 } upwell_experts;
 
+#pragma GCC visibility push(default)
+
 int upwell_abi(void);
 // The instruction sets that this machine and build have, best first, separated by spaces.
 const char* upwell_isas(void);
@@ -127,6 +129,8 @@ void upwell_cache_read(const upwell_cache* cache, int64_t num_blocks, int is_val
 void upwell_draw(upwell_pool* pool, const float* logits, int64_t ld, int64_t rows, int64_t vocab,
                  const double* temperature, const int32_t* top_k, const double* top_p, const double* min_p,
                  const double* uniform, int32_t* out);
+
+#pragma GCC visibility pop
 
 #ifdef __cplusplus
 }
