@@ -14,8 +14,10 @@ from typing import Any
 from kernels.formats import WeightFormat
 
 ABI_VERSION = 1
-HEADER_BYTES = 24
+HEADER_BYTES = 48
 """Of a block of 32 quantised activations."""
+CODE_BYTES = 64
+"""Of such a block: two planes of 32."""
 MAX_HEAD_DIM = 256
 MAX_GROUP = 48
 """Query heads that share a key head, at most."""
@@ -57,6 +59,8 @@ class Op(enum.IntEnum):
     EXPERT_UP = 14
     EXPERT_DOWN = 15
     EXPERT_SUM = 16
+    MARK = 17
+    EXPERT_MARK = 18
 
 
 class Matrix(ctypes.Structure):

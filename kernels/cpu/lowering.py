@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.cpu import graph as g
-from kernels.cpu.abi import HEADER_BYTES, MAX_GROUP, MAX_PROGRAM, NO_BARRIER, ROWS_SAMPLED, Experts, Op, Rows
+from kernels.cpu.abi import CODE_BYTES, HEADER_BYTES, MAX_GROUP, MAX_PROGRAM, NO_BARRIER, ROWS_SAMPLED, Experts, Op, Rows
 from kernels.cpu.memory import address, aligned
 from kernels.cpu.weights import PackedLinear, PackedMatrix, struct_address
 
@@ -51,7 +51,7 @@ class Storage:
         blocks = -(-value.columns // 32)
         self._memory: list[npt.NDArray[np.uint8]] = []
         self.x = self._array(value, max_rows, arena) if floats else None
-        self.q = self._take(arena, max_rows * blocks * 32) if integers else 0
+        self.q = self._take(arena, max_rows * blocks * CODE_BYTES) if integers else 0
         self.headers = self._take(arena, max_rows * blocks * HEADER_BYTES) if integers else 0
 
     def _array(self, value: g.Value, max_rows: int, arena: Arena) -> npt.NDArray[np.float32]:
@@ -198,6 +198,7 @@ class Program:
             case g.SiluProduct():
                 rows, out = self._inputs(node.x, node.weight), self._store(node.out, can_quantise=True)
                 self._call(Op.SILU_LINEAR, rows, node.weight.parts[0].struct, out.rows())
+                self._mark(out)
             case g.Rope():
                 x, ld = self._source(node.x)
                 out, (heads, dim) = self._store(node.out), node.x.shape
@@ -255,6 +256,12 @@ class Program:
             Op.ATTENTION, node.cache, q, ld, out.rows(), heads, _bits(node.scale), node.window or 0,
             table, positions, norm, eps,
         )  # fmt: skip
+        self._mark(out)
+
+    def _mark(self, made: Storage) -> None:
+        """Which blocks are wide depends on the whole row, which this operation made in pieces."""
+        if made.q:
+            self._call(Op.MARK, made.rows(), made.columns)
 
     def _moe(self, node: g.Moe) -> None:
         experts, top_k = node.experts, node.top_k
@@ -286,6 +293,7 @@ class Program:
         self._call(Op.EXPERT_ORDER, table)
         self._call(Op.EXPERT_GATHER, table, wanted)
         self._call(Op.EXPERT_UP, table)
+        self._call(Op.EXPERT_MARK, table)
         self._call(Op.EXPERT_DOWN, table)
         self._call(Op.EXPERT_SUM, table, out.rows().x, out.columns)
 

@@ -286,8 +286,9 @@ static void attend(const AttentionCall& a, const int32_t* blocks, int64_t kv_hea
         for (int64_t i = 0; i < d; i += kLanes)
             fstore_n(y + i, fdiv(fload(s->out[r] + i), divisor), lanes_left(d, i));
         if (a.out.q) {
-            int64_t blocks_a_row = (a.heads * d + 31) / 32, at = t * blocks_a_row + column / 32;
-            quantise_row(y, d, a.out.q + at * 32, (BlockHeader*)a.out.headers + at);
+            int64_t of_row = (a.heads * d + 31) / 32;
+            quantise_row(y, d, a.out.q + t * code_bytes(of_row), column / 32, of_row,
+                         (BlockHeader*)a.out.headers + t * of_row);
         }
     }
 }

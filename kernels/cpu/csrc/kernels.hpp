@@ -66,6 +66,8 @@ static void run(const Work& w, const upwell_instr& i, const upwell_batch& b) {
         case UPWELL_EXPERT_ORDER: return run_expert_order(w, EXPERTS, rows);
         case UPWELL_EXPERT_GATHER: return run_expert_gather(w, EXPERTS, ROWS(1), rows);
         case UPWELL_EXPERT_UP: return run_expert_up(w, EXPERTS);
+        case UPWELL_EXPERT_MARK: return run_expert_mark(w, EXPERTS, rows);
+        case UPWELL_MARK: return run_mark(w, ROWS(0), a[1], rows);
         case UPWELL_EXPERT_DOWN: return run_expert_down(w, EXPERTS);
         case UPWELL_EXPERT_SUM: return run_expert_sum(w, EXPERTS, FLOATS(1), a[2], rows);
     }

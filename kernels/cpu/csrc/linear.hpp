@@ -18,7 +18,7 @@ constexpr int kStagedBlocks = 24; // 24 blocks of two panels are about 34 KB
 struct Activations {
     const int8_t* q;
     const BlockHeader* headers;
-    int64_t columns, blocks;  // from row to row
+    int64_t stride, blocks;  // bytes and headers from row to row
 };
 
 // Adds blocks [b0, b1) of R rows and two panels to sums[R][2]. `Source` is a format (panels as packed) or Staged.
@@ -28,9 +28,16 @@ INLINE void int_tile(const void* w0, const void* w1, int64_t b0, int64_t b1, con
     F f[R][2];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) f[r][0] = fload(sums + 32 * r), f[r][1] = fload(sums + 32 * r + 16);
-    const int8_t* q = a.q + row * a.columns;
+    const int8_t* q = a.q + row * a.stride;
     const BlockHeader* headers = a.headers + row * a.blocks;
     for (int64_t b = b0; b < b1; b++) {
+        // One wide row makes the tile add the low planes of all its rows. A row that is not wide has zeros there: its sum
+        // is 128 times what it would be and its scale a 128th, which changes no bit of the result.
+        float any = 0;
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) any += headers[r * a.blocks + b].wide;
+        const bool wide = any > 0;
+        const int64_t low = 32 * a.blocks;
         I c[R][2];
         F t[R][2];
         const StagedBlock* s0 = STAGED ? (const StagedBlock*)w0 + (b - b0) : nullptr;
@@ -40,29 +47,47 @@ INLINE void int_tile(const void* w0, const void* w1, int64_t b0, int64_t b1, con
         if (!STAGED) Format::scales(p0, b, m0), Format::scales(p1, b, m1);
 #define UPWELL_START(HALF)                                                                                   \
     _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) c[r][0] = c[r][1] =                                  \
-        Format::start(headers[r * a.blocks + b], HALF);
-#define UPWELL_QUAD(K)                                                                                       \
+        Format::start(headers[r * a.blocks + b].high, HALF);
+#define UPWELL_WIDEN(HALF)                                                                                   \
+    _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {                                                    \
+        I low = Format::start(headers[r * a.blocks + b].low, HALF);                                          \
+        c[r][0] = iadd(times_128(c[r][0]), low);                                                             \
+        c[r][1] = iadd(times_128(c[r][1]), low);                                                             \
+    }
+#define UPWELL_QUAD(K, PLANE)                                                                                \
     {                                                                                                        \
         I x0 = STAGED ? iload(s0->codes[K]) : Format::template quad<K>(p0, b);                               \
         I x1 = STAGED ? iload(s1->codes[K]) : Format::template quad<K>(p1, b);                               \
         _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {                                                \
             int32_t four;                                                                                    \
-            __builtin_memcpy(&four, q + r * a.columns + b * 32 + 4 * K, 4);                                  \
+            __builtin_memcpy(&four, q + r * a.stride + b * 32 + (PLANE) + 4 * K, 4);                         \
             I y = iset(four);                                                                                \
             c[r][0] = Format::dot(c[r][0], x0, y);                                                           \
             c[r][1] = Format::dot(c[r][1], x1, y);                                                           \
         }                                                                                                    \
     }
         UPWELL_START(0)
-        UPWELL_QUAD(0) UPWELL_QUAD(1) UPWELL_QUAD(2) UPWELL_QUAD(3)
+        UPWELL_QUAD(0, 0) UPWELL_QUAD(1, 0) UPWELL_QUAD(2, 0) UPWELL_QUAD(3, 0)
         if (Format::kHalves == 2) {
+            if (wide) {
+                UPWELL_WIDEN(0)
+                UPWELL_QUAD(0, low) UPWELL_QUAD(1, low) UPWELL_QUAD(2, low) UPWELL_QUAD(3, low)
+            }
             F d0 = STAGED ? fload(s0->scale[0]) : m0.scale[0], d1 = STAGED ? fload(s1->scale[0]) : m1.scale[0];
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) t[r][0] = fmul(to_float(c[r][0]), d0), t[r][1] = fmul(to_float(c[r][1]), d1);
             UPWELL_START(1)
         }
-        UPWELL_QUAD(4) UPWELL_QUAD(5) UPWELL_QUAD(6) UPWELL_QUAD(7)
+        UPWELL_QUAD(4, 0) UPWELL_QUAD(5, 0) UPWELL_QUAD(6, 0) UPWELL_QUAD(7, 0)
+        if (wide) {
+            UPWELL_WIDEN(Format::kHalves - 1)
+            if (Format::kHalves == 1) {
+                UPWELL_QUAD(0, low) UPWELL_QUAD(1, low) UPWELL_QUAD(2, low) UPWELL_QUAD(3, low)
+            }
+            UPWELL_QUAD(4, low) UPWELL_QUAD(5, low) UPWELL_QUAD(6, low) UPWELL_QUAD(7, low)
+        }
 #undef UPWELL_START
+#undef UPWELL_WIDEN
 #undef UPWELL_QUAD
         constexpr int LAST = Format::kHalves - 1;
         F d0 = STAGED ? fload(s0->scale[LAST]) : m0.scale[LAST], d1 = STAGED ? fload(s1->scale[LAST]) : m1.scale[LAST];
@@ -71,7 +96,7 @@ INLINE void int_tile(const void* w0, const void* w1, int64_t b0, int64_t b1, con
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
             const BlockHeader& h = headers[r * a.blocks + b];
-            F scale = fset(h.scale);
+            F scale = fset(wide ? h.low_scale : h.scale);
             if (Format::kHalves == 2) {
                 f[r][0] = fma(fma(to_float(c[r][0]), d0, t[r][0]), scale, f[r][0]);
                 f[r][1] = fma(fma(to_float(c[r][1]), d1, t[r][1]), scale, f[r][1]);
@@ -176,7 +201,7 @@ static void product(const upwell_matrix& m, int64_t p0, int64_t p1, const upwell
     int64_t last = (m.n + kLanes - 1) / kLanes - 1;
     const uint8_t* w0 = m.panels + p0 * bytes;
     const uint8_t* w1 = m.panels + (p1 < last ? p1 : last) * bytes;  // beside the last panel: it again, unused
-    Activations a = {in.q, (const BlockHeader*)in.headers, 32 * blocks, blocks};
+    Activations a = {in.q, (const BlockHeader*)in.headers, code_bytes(blocks), blocks};
     const float* x = in.x + row * in.ld;
     switch (m.format) {
         case UPWELL_F32: return float_product<F32Weights>(w0, w1, m.k, x, in.ld, rows, s);
@@ -249,7 +274,8 @@ static void silu_linear_item(const upwell_rows& in, const upwell_matrix& m, cons
     for (int64_t r = r0; r < r1; r++) {
         F y0 = fload(s->pairs[r - r0]), y1 = fload(s->pairs[r - r0] + 16);
         if (out.q)
-            quantise_block(y0, y1, out.q + (r * blocks + block) * 32, (BlockHeader*)out.headers + r * blocks + block);
+            quantise_block(y0, y1, out.q + r * code_bytes(blocks), block, blocks,
+                           (BlockHeader*)out.headers + r * blocks + block);
         if (out.x) {
             fstore(out.x + r * out.ld + block * 32, y0);
             if (2 * block + 1 < half) fstore(out.x + r * out.ld + block * 32 + 16, y1);
@@ -268,7 +294,7 @@ static void run_silu_linear(const Work& work, const upwell_rows& in, const upwel
 // The rows from `first` on, of so many columns.
 INLINE upwell_rows rows_from(const upwell_rows& rows, int64_t first, int64_t columns) {
     int64_t blocks = (columns + 31) / 32;
-    return {rows.x ? rows.x + first * rows.ld : nullptr, rows.ld, rows.q ? rows.q + first * blocks * 32 : nullptr,
+    return {rows.x ? rows.x + first * rows.ld : nullptr, rows.ld, rows.q ? rows.q + first * code_bytes(blocks) : nullptr,
             rows.headers ? (BlockHeader*)rows.headers + first * blocks : nullptr};
 }
 

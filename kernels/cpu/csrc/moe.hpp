@@ -64,7 +64,7 @@ static void run_expert_gather(const Work& work, const upwell_experts& e, const u
             if (in.x)
                 __builtin_memcpy(e.gathered.x + r * e.gathered.ld, in.x + t * in.ld, sizeof(float) * (size_t)e.hidden);
             if (!in.q) continue;
-            __builtin_memcpy(e.gathered.q + r * blocks * 32, in.q + t * blocks * 32, (size_t)blocks * 32);
+            __builtin_memcpy(e.gathered.q + r * code_bytes(blocks), in.q + t * code_bytes(blocks), (size_t)code_bytes(blocks));
             __builtin_memcpy((BlockHeader*)e.gathered.headers + r * blocks, (const BlockHeader*)in.headers + t * blocks,
                              (size_t)blocks * sizeof(BlockHeader));
         }
@@ -94,6 +94,10 @@ static void run_expert_up(const Work& work, const upwell_experts& e) {
             silu_linear_item(rows_from(e.gathered, first, e.hidden), e.up[i], rows_from(e.between, first, e.inner), rows, at,
                              (LinearScratch*)work.scratch);
         });
+}
+
+static void run_expert_mark(const Work& work, const upwell_experts& e, int64_t tokens) {
+    if (e.between.q) run_mark(work, e.between, e.inner, tokens * e.top_k);
 }
 
 static void run_expert_down(const Work& work, const upwell_experts& e) {

@@ -64,10 +64,22 @@ INLINE void prepare_head(const float* x, int64_t d, const float* norm, float eps
     else if (x != out) __builtin_memcpy(out, x, sizeof(float) * (size_t)d);
 }
 
-// Writes y (n numbers at out.x, or at a scratch row) as int8 if the rows have it.
+// Writes y, a whole row of n numbers, as int8 if the rows have it.
 INLINE void finish_row(const upwell_rows& out, int64_t row, const float* y, int64_t n) {
+    if (!out.q) return;
     int64_t blocks = (n + 31) / 32;
-    if (out.q) quantise_row(y, n, out.q + row * blocks * 32, (BlockHeader*)out.headers + row * blocks);
+    int8_t* codes = out.q + row * code_bytes(blocks);
+    BlockHeader* headers = (BlockHeader*)out.headers + row * blocks;
+    quantise_row(y, n, codes, 0, blocks, headers);
+    mark_row(codes, headers, blocks);
+}
+
+// Rows that were quantised piece by piece.
+static void run_mark(const Work& work, const upwell_rows& rows, int64_t columns, int64_t count) {
+    int64_t blocks = (columns + 31) / 32;
+    for (Range range = work.next(count); range.more(); range = work.next(count))
+        for (int64_t r = range.first; r < range.last; r++)
+            mark_row(rows.q + r * code_bytes(blocks), (BlockHeader*)rows.headers + r * blocks, blocks);
 }
 
 // sum = x + residual (x alone without one); out = sum * inverse_rms(sum) * weight, for each head of each row.

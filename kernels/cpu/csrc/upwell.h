@@ -34,8 +34,8 @@ typedef struct {
 typedef struct {
     float* x;       // f32[rows, ld], or null
     int64_t ld;     // floats from row to row
-    int8_t* q;      // i8[rows, columns rounded up to 32], or null
-    void* headers;  // one 24-byte header a row and block of 32 (see activation.hpp), or null
+    int8_t* q;      // i8[rows, 2, columns rounded up to 32], or null; two planes (see activation.hpp)
+    void* headers;  // one header a row and block of 32, or null
 } upwell_rows;
 
 // One layer's paged cache.
@@ -65,6 +65,8 @@ enum upwell_op {
     UPWELL_EXPERT_UP = 14,     // experts
     UPWELL_EXPERT_DOWN = 15,   // experts
     UPWELL_EXPERT_SUM = 16,    // experts, out, ld
+    UPWELL_MARK = 17,          // rows, columns: which blocks are wide, once a row is whole
+    UPWELL_EXPERT_MARK = 18,   // experts
 };
 
 // One native call of a step. Pointers and integers lie in `a` as they are, floats as their bits.
