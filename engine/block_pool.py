@@ -74,7 +74,7 @@ class BlockPool:
             return False
         for block in matched:
             self._take(block)
-        seq.block_ids = matched
+        seq.block_ids = array("i", matched)
         seq.num_committed = len(matched)
         seq.num_computed = len(matched) * self.block_size
         return self.grow(seq, len(seq.token_ids))
@@ -86,6 +86,8 @@ class BlockPool:
             False, and nothing has changed, if there is no room.
         """
         needed = self._blocks_for(num_tokens) - len(seq.block_ids)
+        if needed <= 0:
+            return True
         if needed > len(self._free) + len(self._cached):
             return False
         for _ in range(needed):
@@ -94,16 +96,16 @@ class BlockPool:
 
     def commit(self, seq: Sequence) -> None:
         """Offer the blocks that ``seq`` has computed in full to later prompts."""
-        if not self._caching:
-            return
         num_full = seq.num_computed // self.block_size
+        if not self._caching or num_full <= seq.num_committed:
+            return
         self._extend_hashes(seq, num_full)
         for index in range(seq.num_committed, num_full):
             name, block = seq.block_hashes[index], seq.block_ids[index]
             if name not in self._by_hash:  # a twin, computed at the same time, keeps the name
                 self._by_hash[name] = block
                 self._hash_of[block] = name
-        seq.num_committed = max(seq.num_committed, num_full)
+        seq.num_committed = num_full
 
     def release(self, seq: Sequence, *, forget: bool = False) -> None:
         """Take every block back from ``seq``; the one way a sequence loses its blocks.
@@ -123,7 +125,7 @@ class BlockPool:
                     self._free.append(block)
                 else:
                     self._cached[block] = None
-        seq.block_ids = []
+        seq.block_ids = array("i")
         seq.num_computed = 0
         seq.num_committed = 0
 

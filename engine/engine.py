@@ -95,7 +95,8 @@ class Engine:
             return StepOutput([], self.stats())
         now_s = self._clock()
         for scheduled in plan:
-            self._note_admission(scheduled.seq, now_s)
+            if scheduled.seq.admitted_at_s is None:
+                self._note_admission(scheduled.seq, now_s)
         scores = self._runner.forward(build_batch(plan, self.pool.block_size))
         for scheduled in plan:
             scheduled.seq.num_computed += scheduled.count
@@ -145,10 +146,9 @@ class Engine:
         del self.sequences[seq.request.request_id]
 
     def _note_admission(self, seq: Sequence, now_s: float) -> None:
-        if seq.admitted_at_s is None:
-            seq.admitted(now_s)
-            self._prefix_queried += seq.num_prompt
-            self._prefix_hits += seq.cached_tokens
+        seq.admitted(now_s)
+        self._prefix_queried += seq.num_prompt
+        self._prefix_hits += seq.cached_tokens
 
     def _check(self, request: GenerateRequest) -> None:
         """Refuse what can never be answered."""

@@ -7,22 +7,24 @@ number of tokens generated so far): a request that is preempted, resumed or run 
 
 from __future__ import annotations
 
-from collections import Counter
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.types import SamplingParams, TokenLogprobs
 from kernels.ops import F32, F64, I32, DrawParams, Scores
 from kernels.reference.sampling import highest
 
+Ids = npt.NDArray[np.intp]
 Draw = Callable[[F32, DrawParams], I32]
 """A backend's ``draw``: f32[n,V] -> i32[n]."""
 MAX_F32 = float(np.finfo(np.float32).max)
 MAX_I32 = (1 << 31) - 1
 UNIFORMS = 64
-"""How many random numbers are made at once: 17 us for 64, and 26 us for one."""
+"""How many random numbers are made at once: a generator costs about 20 us, however many it makes."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,33 @@ class Sampled:
 
     token_id: int
     logprobs: TokenLogprobs | None
+
+
+class _Tally:
+    """How often each token has occurred, in the order in which they first did."""
+
+    def __init__(self, token_ids: Iterable[int]) -> None:
+        self._places: dict[int, int] = {}
+        self._ids = array("q")
+        self._counts = array("d")
+        for token_id in token_ids:
+            self.note(token_id)
+
+    def note(self, token_id: int) -> None:
+        """Count one more."""
+        place = self._places.setdefault(token_id, len(self._ids))
+        if place == len(self._ids):
+            self._ids.append(token_id)
+            self._counts.append(0.0)
+        self._counts[place] += 1.0
+
+    def ids(self) -> Ids:
+        """The tokens that have occurred."""
+        return np.array(self._ids)
+
+    def counts(self) -> F64:
+        """How often, in the same order."""
+        return np.array(self._counts)
 
 
 class SamplerState:
@@ -43,8 +72,9 @@ class SamplerState:
     def __init__(self, params: SamplingParams, prompt_ids: Iterable[int]) -> None:
         self.params = params
         self.num_generated = 0
-        self._generated: Counter[int] = Counter()
-        self._seen = set(prompt_ids) if params.repetition_penalty != 1.0 else set()
+        self._seen = _Tally(prompt_ids if params.repetition_penalty != 1.0 else ())
+        self._generated = _Tally(())
+        self._bias = _summed(params.logit_bias)
         self._uniforms: list[float] = []
         self._uniforms_start = -UNIFORMS
         self._has_penalties = (
@@ -67,27 +97,24 @@ class SamplerState:
         """Count a generated token."""
         self.num_generated += 1
         if self._has_penalties:
-            self._generated[token_id] += 1
-            self._seen.add(token_id)
+            self._generated.note(token_id)
+            self._seen.note(token_id)
 
-    def adjusted(self, logits: F64, eos_ids: Sequence[int]) -> F64:
-        """Logits with bias, penalties and the ban on an early end, within float32: f64[V] to f64[V], a new array."""
+    def adjust(self, row: F32, eos_ids: Sequence[int]) -> None:
+        """Add bias and penalties to a row of logits f32[V], in place and within float32, and ban an early end."""
         params = self.params
-        out = logits.copy()
-        for token_id, bias in params.logit_bias:
-            out[token_id] += bias
+        if params.logit_bias:
+            ids, bias = self._bias
+            _put(row, ids, row[ids] + bias)
         if params.repetition_penalty != 1.0:
-            seen = np.fromiter(self._seen, dtype=np.intp)
-            penalty = params.repetition_penalty
-            out[seen] = np.where(out[seen] > 0, out[seen] / penalty, out[seen] * penalty)
-        if self._generated and (params.frequency_penalty or params.presence_penalty):
-            ids = np.fromiter(self._generated.keys(), dtype=np.intp)
-            counts = np.fromiter(self._generated.values(), dtype=np.float64)
-            out[ids] -= params.frequency_penalty * counts + params.presence_penalty
-        np.clip(out, -MAX_F32, MAX_F32, out=out)
+            ids, penalty = self._seen.ids(), params.repetition_penalty
+            logits = row[ids].astype(np.float64)
+            _put(row, ids, np.where(logits > 0, logits / penalty, logits * penalty))
+        if params.frequency_penalty or params.presence_penalty:
+            ids = self._generated.ids()
+            _put(row, ids, row[ids] - (params.frequency_penalty * self._generated.counts() + params.presence_penalty))
         if self.num_generated < params.min_tokens:
-            out[[*eos_ids, *params.stop_token_ids]] = -np.inf
-        return out
+            row[[*eos_ids, *params.stop_token_ids]] = -np.inf
 
     def uniform(self) -> float:
         """The random number in [0, 1) of the token to come (Philox 4x64, counter-based).
@@ -130,18 +157,30 @@ class Sampler:
         """Set ``tokens`` of those rows that are not for the highest logit to decide; all that draw do so together."""
         drawing = []
         for r in rows:
-            adjusted = states[r].adjusted(logits[r].astype(np.float64), self._eos_ids) if states[r].adjusts else None
+            if states[r].adjusts:
+                states[r].adjust(logits[r], self._eos_ids)
             if states[r].params.temperature > 0.0:
                 drawing.append(r)
-                if adjusted is not None:
-                    logits[r] = adjusted
-            elif adjusted is not None:
-                tokens[r] = int(adjusted.argmax())
+            elif states[r].adjusts:
+                tokens[r] = int(logits[r].argmax())
         if drawing:
             some = logits if len(drawing) == len(logits) else logits[drawing]
             drawn = self._draw(some, _draw_params([states[r] for r in drawing]))
             for r, token in zip(drawing, drawn.tolist(), strict=True):
                 tokens[r] = token
+
+
+def _summed(logit_bias: Iterable[tuple[int, float]]) -> tuple[Ids, F64]:
+    """Token ids, each once, and the bias of each."""
+    total: dict[int, float] = {}
+    for token_id, bias in logit_bias:
+        total[token_id] = total.get(token_id, 0.0) + bias
+    return np.array(list(total), dtype=np.intp), np.array(list(total.values()), dtype=np.float64)
+
+
+def _put(row: F32, ids: Ids, logits: F64) -> None:
+    """Store logits in a row; what float32 cannot hold becomes the last number that it can."""
+    row[ids] = np.maximum(np.minimum(logits, MAX_F32), -MAX_F32)
 
 
 def _draw_params(states: Sequence[SamplerState]) -> DrawParams:

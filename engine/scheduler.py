@@ -9,25 +9,53 @@ from __future__ import annotations
 
 from bisect import insort
 from dataclasses import dataclass
+from operator import attrgetter
 
 from engine.block_pool import BlockPool
 from engine.config import SchedulerConfig
 from engine.errors import ConfigError
 from engine.sequence import Sequence
 
+_order = attrgetter("order")
 
-@dataclass(frozen=True)
+
+@dataclass(slots=True)
 class ScheduledSeq:
-    """Run ``seq.token_ids[start : start + count]``; ``start == seq.num_computed``, and the blocks are there."""
+    """Run ``seq.token_ids[start : start + count]``; ``start == seq.num_computed``, and the blocks are there.
+
+    Attributes:
+        completes: this computes the last token known, so its logits give the next one.
+    """
 
     seq: Sequence
     start: int
     count: int
+    completes: bool
 
-    @property
-    def completes(self) -> bool:
-        """Whether this computes the last token known, so that its logits give the next one."""
-        return self.start + self.count == len(self.seq.token_ids)
+
+class _Plan:
+    """A step in the making.
+
+    Attributes:
+        budget: tokens that may still be given to sequences.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.scheduled: dict[Sequence, ScheduledSeq] = {}
+
+    def add(self, seq: Sequence) -> None:
+        """Run as many of the sequence's tokens as there are, or as the budget has."""
+        remaining = seq.num_remaining
+        count = min(remaining, self.budget)
+        self.scheduled[seq] = ScheduledSeq(seq, seq.num_computed, count, count == remaining)
+        self.budget -= count
+
+    def drop(self, seq: Sequence) -> None:
+        """Do not run the sequence after all."""
+        dropped = self.scheduled.pop(seq, None)
+        if dropped is not None:
+            self.budget += dropped.count
 
 
 class Scheduler:
@@ -46,7 +74,7 @@ class Scheduler:
             )
         self._config = config
         self._pool = pool
-        self.running: list[Sequence] = []
+        self.running: dict[Sequence, None] = {}  # a set, in the order of admission
         self.waiting: list[Sequence] = []
         self.num_preemptions = 0
 
@@ -56,54 +84,52 @@ class Scheduler:
 
     def remove(self, seq: Sequence, *, forget: bool = False) -> None:
         """Drop a sequence that has ended, in whatever state it is, and release its blocks."""
-        (self.running if seq in self.running else self.waiting).remove(seq)
+        if seq in self.running:
+            del self.running[seq]
+        else:
+            self.waiting.remove(seq)
         self._pool.release(seq, forget=forget)
 
     def schedule(self) -> list[ScheduledSeq]:
         """Plan one step; an empty plan means that there is nothing to do."""
-        plan: dict[Sequence, ScheduledSeq] = {}
-        budget = self._config.max_num_batched_tokens
+        plan = _Plan(self._config.max_num_batched_tokens)
         preemptions_before = self.num_preemptions
-        for seq in sorted(self.running, key=lambda seq: (seq.num_remaining > 1, seq.order)):
-            count = min(seq.num_remaining, budget)
-            if count == 0 or seq not in self.running:
-                continue
-            if self._make_room(seq, seq.num_computed + count, plan):
-                plan[seq] = ScheduledSeq(seq, seq.num_computed, count)
-                budget = self._config.max_num_batched_tokens - sum(s.count for s in plan.values())
+        in_order = sorted(self.running, key=_order)
+        decoding = [seq for seq in in_order if seq.num_remaining == 1]
+        in_prompt = [seq for seq in in_order if seq.num_remaining > 1]
+        for seq in decoding + in_prompt:
+            if plan.budget == 0:
+                break
+            if seq in self.running and self._make_room(seq, plan):
+                plan.add(seq)
         if self.num_preemptions == preemptions_before:  # what was just preempted must not come back at once
-            self._admit(plan, budget)
-        return list(plan.values())
+            self._admit(plan)
+        return list(plan.scheduled.values())
 
-    def _admit(self, plan: dict[Sequence, ScheduledSeq], budget: int) -> None:
+    def _admit(self, plan: _Plan) -> None:
         """Start waiting sequences in order, until one finds no room: none behind it may overtake it."""
-        while self.waiting and budget > 0 and len(self.running) < self._config.max_num_seqs:
+        while self.waiting and plan.budget > 0 and len(self.running) < self._config.max_num_seqs:
             seq = self.waiting[0]
             if not self._pool.admit(seq):
                 return
             self.waiting.pop(0)
-            self.running.append(seq)
-            count = min(seq.num_remaining, budget)
-            plan[seq] = ScheduledSeq(seq, seq.num_computed, count)
-            budget -= count
+            self.running[seq] = None
+            plan.add(seq)
 
-    def _make_room(self, seq: Sequence, num_tokens: int, plan: dict[Sequence, ScheduledSeq]) -> bool:
+    def _make_room(self, seq: Sequence, plan: _Plan) -> bool:
         """Blocks for ``seq``, taken from the last in order if need be; False if that is ``seq`` itself."""
+        num_tokens = seq.num_computed + min(seq.num_remaining, plan.budget)
         while not self._pool.grow(seq, num_tokens):
             victim = max(self.running, key=_order)
-            plan.pop(victim, None)
+            plan.drop(victim)
             self._preempt(victim)
             if victim is seq:
                 return False
         return True
 
     def _preempt(self, seq: Sequence) -> None:
-        self.running.remove(seq)
+        del self.running[seq]
         self._pool.release(seq)
         seq.num_preemptions += 1
         self.num_preemptions += 1
         self.add(seq)
-
-
-def _order(seq: Sequence) -> tuple[int, int]:
-    return seq.order

@@ -6,6 +6,7 @@ Owned by ``Engine``; the scheduler moves ``num_computed``, the block pool the ``
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 
 from engine.detokenizer import IncrementalDetokenizer
@@ -21,7 +22,7 @@ class Sequence:
 
     Attributes:
         order: (priority, arrival number); the scheduler serves the smallest first and preempts the largest.
-        block_ids: the sequence's blocks, in order of position.
+        block_ids: the sequence's blocks, 32-bit integers, in order of position.
         block_hashes: the chained hashes of its full blocks, as far as they were needed.
         num_committed: how many of its blocks are offered to the prefix cache.
     """
@@ -51,7 +52,7 @@ class Sequence:
         self.num_prompt = len(self.token_ids)
         self.num_computed = 0
         self.num_committed = 0
-        self.block_ids: list[int] = []
+        self.block_ids = array("i")
         self.block_hashes: list[bytes] = []
         self.sampler_state = SamplerState(request.sampling, request.prompt_ids)
         self.detokenizer = detokenizer
@@ -72,10 +73,9 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt
 
     def admitted(self, now_s: float) -> None:
-        """Note the first admission; later ones follow a preemption and change nothing."""
-        if self.admitted_at_s is None:
-            self.admitted_at_s = now_s
-            self.cached_tokens = self.num_computed
+        """Note the first admission; later ones follow a preemption."""
+        self.admitted_at_s = now_s
+        self.cached_tokens = self.num_computed
 
     def append(self, token_id: int, now_s: float, is_end: Callable[[int], bool]) -> tuple[str, FinishReason | None]:
         """Take the next token: the text it makes showable, and whether the answer ends here.
