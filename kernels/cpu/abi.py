@@ -14,7 +14,7 @@ from typing import Any
 from kernels.formats import WeightFormat
 
 ABI_VERSION = 1
-HEADER_BYTES = 48
+HEADER_BYTES = 56
 """Of a block of 32 quantised activations."""
 CODE_BYTES = 64
 """Of such a block: two planes of 32."""

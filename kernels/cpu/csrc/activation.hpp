@@ -1,8 +1,8 @@
 // Rows of activations as int8: blocks of 32 columns, each with a header.
 //
 // x is about scale * q with q = round(x * 127 / max|x|), 8 bits. A few blocks of a row hold its largest numbers, and with
-// them most of its rounding error, which grows with the square of a block's maximum. Those blocks are wide: their q has
-// a second plane of 7 bits below the first, so that x is about scale / 128 * (128 * q + low). Measured on the default
+// them most of its rounding error, which grows with the square of a block's maximum. Those blocks are wide: what rounding
+// left of them is a second plane of codes, with a scale of 1/128 of the first. Measured on the default
 // model, three quarters of the divergence from float32 go away for a seventh of the products; see docs/accuracy.md.
 #pragma once
 #include <cstdint>
@@ -12,20 +12,22 @@ namespace {
 // A block is wide if its max|x| squared is more than this many times the mean over the row's blocks.
 constexpr double kWide = 3.0;
 
-// The sum is that of x itself. Starts are what integer sums begin with: minus the zero point of a format, times the sum
-// of the codes over the block, or over one half of it.
-struct Starts {
+// One plane of a block: its scale, the sum of x itself (0 in the low plane: the first has it all), and what integer sums
+// begin with: minus the zero point of a format, times the sum of the codes over the block, or over one half of it.
+struct Plane {
+    float scale, sum;
     int32_t minus_8, minus_128, minus_32[2];
 };
 struct BlockHeader {
-    float scale, low_scale, sum, wide;  // wide is 0 or 1, and max|x| until the row is marked
-    Starts high, low;
+    Plane planes[2];
+    int32_t wide;  // 0 or 1; the bits of max|x| until the row is marked
+    int32_t reserved;
 };
-static_assert(sizeof(BlockHeader) == 48);
+static_assert(sizeof(BlockHeader) == 56);
 
-INLINE Starts starts_of(I q0, I q1) {
+INLINE Plane plane_of(float scale, float sum, I q0, I q1) {
     int32_t s0 = isum(q0), s1 = isum(q1);
-    return {-8 * (s0 + s1), -128 * (s0 + s1), {-32 * s0, -32 * s1}};
+    return {scale, sum, -8 * (s0 + s1), -128 * (s0 + s1), {-32 * s0, -32 * s1}};
 }
 
 // A row of so many blocks: first the codes of all of them, then the low planes of all of them.
@@ -45,21 +47,26 @@ INLINE void quantise_block(F x0, F x1, int8_t* row, int64_t block, int64_t block
     store_i8(row + 32 * (blocks + block) + 16, low1);
     // A NaN or an infinity must not vanish: it makes the scale NaN, and with it all that the block enters.
     float scale = sum - sum == 0 ? peak / 127.0f : sum - sum;
-    *header = {scale, scale * 0.0078125f, sum, peak, starts_of(q0, q1), starts_of(low0, low1)};
+    *header = {{plane_of(scale, sum, q0, q1), plane_of(scale * 0.0078125f, 0, low0, low1)}, 0, 0};
+    __builtin_memcpy(&header->wide, &peak, 4);
+}
+
+INLINE double peak_squared(const BlockHeader& header) {
+    float peak;
+    __builtin_memcpy(&peak, &header.wide, 4);
+    return (double)peak * (double)peak;
 }
 
 // Decide which blocks of a row are wide, and clear the low planes of the others: a tile of several rows adds all of them
 // where one row is wide, and a row must not notice.
 INLINE void mark_row(int8_t* row, BlockHeader* headers, int64_t blocks) {
     double total = 0;
-    for (int64_t b = 0; b < blocks; b++) total += (double)headers[b].wide * headers[b].wide;
+    for (int64_t b = 0; b < blocks; b++) total += peak_squared(headers[b]);
     for (int64_t b = 0; b < blocks; b++) {
-        double square = (double)headers[b].wide * headers[b].wide;
-        bool wide = square * (double)blocks > kWide * total;
-        headers[b].wide = wide ? 1.0f : 0.0f;
-        if (wide) continue;
+        headers[b].wide = peak_squared(headers[b]) * (double)blocks > kWide * total;
+        if (headers[b].wide) continue;
         __builtin_memset(row + 32 * (blocks + b), 0, 32);
-        headers[b].low = {0, 0, {0, 0}};
+        headers[b].planes[1] = {0, 0, 0, 0, {0, 0}};
     }
 }
 

@@ -21,23 +21,26 @@ struct Activations {
     int64_t stride, blocks;  // bytes and headers from row to row
 };
 
-// Adds blocks [b0, b1) of R rows and two panels to sums[R][2]. `Source` is a format (panels as packed) or Staged.
+// Adds blocks [b0, b1) of R rows and two panels to sums[R][2]; staged panels begin at b0. First the codes of all blocks,
+// then the low planes of those that are wide in any of the rows: where a row is not, it adds zeros, which change nothing.
 template <class Format, bool STAGED, int R>
 INLINE void int_tile(const void* w0, const void* w1, int64_t b0, int64_t b1, const Activations& a, int64_t row,
                      float* sums) {
     F f[R][2];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) f[r][0] = fload(sums + 32 * r), f[r][1] = fload(sums + 32 * r + 16);
-    const int8_t* q = a.q + row * a.stride;
     const BlockHeader* headers = a.headers + row * a.blocks;
-    for (int64_t b = b0; b < b1; b++) {
-        // One wide row makes the tile add the low planes of all its rows. A row that is not wide has zeros there: its sum
-        // is 128 times what it would be and its scale a 128th, which changes no bit of the result.
-        float any = 0;
+    for (int64_t v = b0; v < b1 + (b1 - b0); v++) {
+        const int low = v >= b1;
+        const int64_t b = low ? v - (b1 - b0) : v;
+        if (low) {
+            int32_t wide = 0;
 #pragma GCC unroll 8
-        for (int r = 0; r < R; r++) any += headers[r * a.blocks + b].wide;
-        const bool wide = any > 0;
-        const int64_t low = 32 * a.blocks;
+            for (int r = 0; r < R; r++) wide |= headers[r * a.blocks + b].wide;
+            if (!wide) continue;
+        }
+        const int8_t* q = a.q + row * a.stride + 32 * (low * a.blocks + b);
+        const Plane* planes = &headers[b].planes[low];
         I c[R][2];
         F t[R][2];
         const StagedBlock* s0 = STAGED ? (const StagedBlock*)w0 + (b - b0) : nullptr;
@@ -45,58 +48,38 @@ INLINE void int_tile(const void* w0, const void* w1, int64_t b0, int64_t b1, con
         const uint8_t *p0 = (const uint8_t*)w0, *p1 = (const uint8_t*)w1;
         Scales m0, m1;
         if (!STAGED) Format::scales(p0, b, m0), Format::scales(p1, b, m1);
+#define UPWELL_PLANE(R_) (*(const Plane*)((const char*)planes + (R_) * a.blocks * (int64_t)sizeof(BlockHeader)))
 #define UPWELL_START(HALF)                                                                                   \
-    _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) c[r][0] = c[r][1] =                                  \
-        Format::start(headers[r * a.blocks + b].high, HALF);
-#define UPWELL_WIDEN(HALF)                                                                                   \
-    _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {                                                    \
-        I low = Format::start(headers[r * a.blocks + b].low, HALF);                                          \
-        c[r][0] = iadd(times_128(c[r][0]), low);                                                             \
-        c[r][1] = iadd(times_128(c[r][1]), low);                                                             \
-    }
-#define UPWELL_QUAD(K, PLANE)                                                                                \
+    _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) c[r][0] = c[r][1] = Format::start(UPWELL_PLANE(r), HALF);
+#define UPWELL_QUAD(K)                                                                                       \
     {                                                                                                        \
         I x0 = STAGED ? iload(s0->codes[K]) : Format::template quad<K>(p0, b);                               \
         I x1 = STAGED ? iload(s1->codes[K]) : Format::template quad<K>(p1, b);                               \
         _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {                                                \
             int32_t four;                                                                                    \
-            __builtin_memcpy(&four, q + r * a.stride + b * 32 + (PLANE) + 4 * K, 4);                         \
+            __builtin_memcpy(&four, q + r * a.stride + 4 * K, 4);                                            \
             I y = iset(four);                                                                                \
             c[r][0] = Format::dot(c[r][0], x0, y);                                                           \
             c[r][1] = Format::dot(c[r][1], x1, y);                                                           \
         }                                                                                                    \
     }
         UPWELL_START(0)
-        UPWELL_QUAD(0, 0) UPWELL_QUAD(1, 0) UPWELL_QUAD(2, 0) UPWELL_QUAD(3, 0)
+        UPWELL_QUAD(0) UPWELL_QUAD(1) UPWELL_QUAD(2) UPWELL_QUAD(3)
         if (Format::kHalves == 2) {
-            if (wide) {
-                UPWELL_WIDEN(0)
-                UPWELL_QUAD(0, low) UPWELL_QUAD(1, low) UPWELL_QUAD(2, low) UPWELL_QUAD(3, low)
-            }
             F d0 = STAGED ? fload(s0->scale[0]) : m0.scale[0], d1 = STAGED ? fload(s1->scale[0]) : m1.scale[0];
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) t[r][0] = fmul(to_float(c[r][0]), d0), t[r][1] = fmul(to_float(c[r][1]), d1);
             UPWELL_START(1)
         }
-        UPWELL_QUAD(4, 0) UPWELL_QUAD(5, 0) UPWELL_QUAD(6, 0) UPWELL_QUAD(7, 0)
-        if (wide) {
-            UPWELL_WIDEN(Format::kHalves - 1)
-            if (Format::kHalves == 1) {
-                UPWELL_QUAD(0, low) UPWELL_QUAD(1, low) UPWELL_QUAD(2, low) UPWELL_QUAD(3, low)
-            }
-            UPWELL_QUAD(4, low) UPWELL_QUAD(5, low) UPWELL_QUAD(6, low) UPWELL_QUAD(7, low)
-        }
-#undef UPWELL_START
-#undef UPWELL_WIDEN
-#undef UPWELL_QUAD
+        UPWELL_QUAD(4) UPWELL_QUAD(5) UPWELL_QUAD(6) UPWELL_QUAD(7)
         constexpr int LAST = Format::kHalves - 1;
         F d0 = STAGED ? fload(s0->scale[LAST]) : m0.scale[LAST], d1 = STAGED ? fload(s1->scale[LAST]) : m1.scale[LAST];
         F o0, o1;
         if (Format::kOffset) o0 = STAGED ? fload(s0->offset) : m0.offset, o1 = STAGED ? fload(s1->offset) : m1.offset;
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
-            const BlockHeader& h = headers[r * a.blocks + b];
-            F scale = fset(wide ? h.low_scale : h.scale);
+            const Plane& plane = UPWELL_PLANE(r);
+            F scale = fset(plane.scale);
             if (Format::kHalves == 2) {
                 f[r][0] = fma(fma(to_float(c[r][0]), d0, t[r][0]), scale, f[r][0]);
                 f[r][1] = fma(fma(to_float(c[r][1]), d1, t[r][1]), scale, f[r][1]);
@@ -105,11 +88,14 @@ INLINE void int_tile(const void* w0, const void* w1, int64_t b0, int64_t b1, con
                 f[r][1] = fma(to_float(c[r][1]), fmul(d1, scale), f[r][1]);
             }
             if (Format::kOffset) {
-                F sum = fset(h.sum);
+                F sum = fset(plane.sum);
                 f[r][0] = fma(o0, sum, f[r][0]);
                 f[r][1] = fma(o1, sum, f[r][1]);
             }
         }
+#undef UPWELL_PLANE
+#undef UPWELL_START
+#undef UPWELL_QUAD
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) fstore(sums + 32 * r, f[r][0]), fstore(sums + 32 * r + 16, f[r][1]);

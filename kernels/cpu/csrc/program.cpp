@@ -191,7 +191,7 @@ extern "C" void upwell_run(upwell_pool* pool, const upwell_instr* program, int64
     upwell_profile(pool, program, count, batch, nullptr);
 }
 
-extern "C" int64_t upwell_header_bytes(void) { return 48; }
+extern "C" int64_t upwell_header_bytes(void) { return 56; }
 
 extern "C" int64_t upwell_cache_head_bytes(int kind, int64_t block_size, int64_t head_dim, int is_value) {
     (void)is_value;

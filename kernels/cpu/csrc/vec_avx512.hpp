@@ -49,7 +49,6 @@ INLINE void istore(void* p, I x) { _mm512_storeu_si512(p, x); }
 INLINE I izero() { return _mm512_setzero_si512(); }
 INLINE I iset(int32_t x) { return _mm512_set1_epi32(x); }
 INLINE I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
-INLINE I times_128(I x) { return _mm512_slli_epi32(x, 7); }
 INLINE F to_float(I x) { return _mm512_cvtepi32_ps(x); }
 INLINE I to_int(F x) { return _mm512_cvtps_epi32(x); }
 INLINE F exponent(F r) {  // 2**r for whole r in [-126, 127]
