@@ -13,6 +13,8 @@ from kernels.reference.dequant import dequantise
 from kernels.spec import Array
 
 BLOCK = 32
+WIDE = 2.0
+"""A block is wide if its max|x| squared is more than this many times the mean over its row's blocks."""
 _FIRST_QUANT_BYTE = {WeightFormat.Q4_1: 4, WeightFormat.Q4_K: 16}
 """Where the codes begin in a block of the formats with an offset: w = d * (code - 8) + offset."""
 _WITHOUT_OFFSET = {WeightFormat.Q4_0, WeightFormat.Q8_0, WeightFormat.Q6_K}
@@ -32,10 +34,22 @@ def rounded_rows(x: Array, levels: int) -> Array:
 
 
 def rounded_activations(x: Array) -> Array:
-    """Each block of 32 columns as int8 with a scale of its own: f32[T,K] -> f64[T,K]."""
-    missing = -x.shape[-1] % BLOCK
-    blocks = np.pad(x, [(0, 0), (0, missing)]).reshape(len(x), -1, BLOCK)
-    return rounded_rows(blocks, 127).reshape(len(x), -1)[:, : x.shape[-1]]
+    """Each block of 32 columns as int8 with a scale of its own: f32[T,K] -> f64[T,K].
+
+    Wide blocks keep 7 bits more: what the rounding left over, in integers of 1/128 of the scale.
+    """
+    num_blocks = -(-x.shape[-1] // BLOCK)
+    padded = np.zeros((len(x), num_blocks * BLOCK), dtype=np.float32)
+    padded[:, : x.shape[-1]] = x
+    blocks = padded.reshape(len(x), num_blocks, BLOCK)
+    most = np.abs(blocks).max(axis=-1, keepdims=True)
+    inverse = np.divide(np.float32(127), most, out=np.zeros_like(most), where=most > 0)
+    in_steps = (blocks * inverse).astype(np.float64)
+    left_over = np.rint(128 * (in_steps - np.rint(in_steps))) / 128
+    squares = np.square(most, dtype=np.float64)
+    wide = squares * num_blocks > WIDE * squares.sum(axis=1, keepdims=True)
+    rounded = (np.rint(in_steps) + np.where(wide, left_over, 0)) * (most / np.float32(127))
+    return np.asarray(rounded.reshape(padded.shape)[:, : x.shape[-1]])
 
 
 def product(x: Array, weight: RawTensor, arithmetic: Arithmetic) -> Array:

@@ -18,11 +18,27 @@ FLOATS = {WeightFormat.F32, WeightFormat.F16, WeightFormat.BF16}
 
 
 def test_activations_are_rounded_by_blocks_of_32():
-    x = np.zeros((1, 70), dtype=np.float32)
-    x[0, :3], x[0, 32:34], x[0, 69] = [127, 0.4, -0.6], [1e-3, 4.9e-6], 5
-    wanted = np.zeros(70)
-    wanted[:3], wanted[32:34], wanted[69] = [127, 0, -1], [1e-3, 1e-3 / 127], 5
+    x = np.zeros((1, 102), dtype=np.float32)
+    x[0, :3], x[0, 32:35], x[0, 64:66], x[0, 101] = [127, 0.4, -0.6], [127, 0.4, -1.6], [1e-3, 4.9e-6], 5
+    wanted = np.zeros(102)
+    wanted[:3], wanted[32:35], wanted[64:66], wanted[101] = [127, 0, -1], [127, 0, -2], [1e-3, 1e-3 / 127], 5
     np.testing.assert_allclose(rounded_activations(x)[0], wanted, rtol=1e-6)
+
+
+def test_the_blocks_that_stick_out_of_a_row_keep_seven_bits_more():
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((2, 256)).astype(np.float32)
+    x[0, 40] = 90.0
+    found = rounded_activations(x)
+    steps = np.abs(x.reshape(2, 8, 32)).max(axis=-1) / 127
+    off = np.abs(found - x).reshape(2, 8, 32).max(axis=-1) / steps
+    assert off[0, 1] <= 0.5001 / 128
+    assert (off[0, [0, 2, 3, 4, 5, 6, 7]] > 0.3).all()
+    assert (off[1] > 0.3).all()
+
+
+def test_no_rows_are_no_rows():
+    assert rounded_activations(np.zeros((0, 70), dtype=np.float32)).shape == (0, 70)
 
 
 @pytest.mark.parametrize("fmt", WeightFormat)
