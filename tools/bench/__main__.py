@@ -22,7 +22,7 @@ from server.settings import DEFAULT_MODEL, cache_dir
 from tools.bench.docs import write_docs
 from tools.bench.goals import judge
 from tools.bench.limits import measure_limits
-from tools.bench.measure import measure_system
+from tools.bench.measure import Conditions, measure_system
 from tools.bench.peers import PeerSettings, find_peers
 from tools.bench.plots import draw_plots
 from tools.bench.prompts import PromptMaker
@@ -47,6 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--peers", type=Path, default=os.environ.get("UPWELL_BENCH_PEERS"), help="folder of peers")
     parser.add_argument("--llama-server", help="llama.cpp's server (also LLAMA_SERVER, or on PATH)")
     parser.add_argument("--scale", type=float, default=1.0, help="below 1: fewer requests, for a first look")
+    parser.add_argument("--patience", type=float, default=0, help="seconds to wait before a load for a quiet machine")
     parser.add_argument("--no-limits", action="store_true", help="do not measure the machine")
     parser.add_argument("--write-docs", action="store_true", help="only write docs/benchmarks.md from the last run")
     return parser.parse_args()
@@ -82,9 +83,10 @@ async def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     maker = PromptMaker(load_tokenizer(path))
     wanted = args.workloads.split(",")
     workloads = [workload for workload in make_workloads(maker, args.scale) if workload.key in wanted]
+    conditions = Conditions(warm_up(maker), args.patience, console.print)
     results = []
     for system in systems(args, path):
-        results.append(await measure_system(system, workloads, warm_up(maker), console.print))
+        results.append(await measure_system(system, workloads, conditions))
     return {
         "when": time.strftime("%Y-%m-%d %H:%M:%S"),
         "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()},

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tools.bench.client import Job, Outcome
@@ -16,12 +18,31 @@ from tools.bench.workloads import Workload
 NATIVE_CPU = "upwell_native_cpu_seconds_total"
 """CPU seconds that native code spent in steps, all threads, as Upwell's /metrics may tell."""
 
+QUIET_S, QUIET_SHARE = 2.0, 0.05
+"""A machine is quiet when other processes used less than this share of a core for so long."""
+
 Say = Callable[[str], None]
 Result = dict[str, Any]
 
 
-async def measure_system(system: System, workloads: Sequence[Workload], warm_up: Sequence[Job], say: Say) -> Result:
+@dataclass(frozen=True)
+class Conditions:
+    """What is the same for all systems.
+
+    Attributes:
+        warm_up: requests made before all loads, unmeasured.
+        patience_s: how long to wait, before each load, for other processes to be quiet.
+        say: told of every step.
+    """
+
+    warm_up: Sequence[Job]
+    patience_s: float
+    say: Say
+
+
+async def measure_system(system: System, workloads: Sequence[Workload], conditions: Conditions) -> Result:
     """All workloads on one system, started anew where the shape of its cache must differ."""
+    say = conditions.say
     result: Result = {"name": system.name, "weights": system.weights, "label": system.label, "http": system.http}
     result |= {"missing": system.missing, "workloads": {}, "error": None}
     if system.missing:
@@ -32,26 +53,24 @@ async def measure_system(system: System, workloads: Sequence[Workload], warm_up:
         shapes = [(long, [w for w in workloads if w.long_context is long]) for long in (False, True)]
     for long_context, chosen in shapes:
         if chosen and result["error"] is None:
-            await _measure_shape(system, long_context, chosen, warm_up, result, say)
+            await _measure_shape(system, long_context, chosen, conditions, result)
     return result
 
 
 async def _measure_shape(
-    system: System,
-    long_context: bool,
-    workloads: Sequence[Workload],
-    warm_up: Sequence[Job],
-    result: Result,
-    say: Say,
+    system: System, long_context: bool, workloads: Sequence[Workload], conditions: Conditions, result: Result
 ) -> None:
+    say = conditions.say
+    await wait_until_quiet(conditions.patience_s)
     running = system.start(long_context)
     try:
         await running.ready()
         result.setdefault("start_s", running.start_s)
         result.setdefault("memory_at_start", await _memory(running))
         say(f"{system.label}: ready after {running.start_s:.2f} s")
-        await running.run(warm_up, 2, probe=False)
+        await running.run(conditions.warm_up, 2, probe=False)
         for workload in workloads:
+            await wait_until_quiet(conditions.patience_s)
             figures = await measure_workload(running, workload)
             result["workloads"][workload.key] = figures
             say(f"{system.label}: {workload.key}: {_in_short(figures)}")
@@ -61,6 +80,16 @@ async def _measure_shape(
         say(f"{system.label}: {result['error']}")
     finally:
         await running.close()
+
+
+async def wait_until_quiet(patience_s: float) -> None:
+    """Wait until the processor is idle for a moment, or patience is at an end."""
+    deadline_s = time.monotonic() + patience_s
+    while time.monotonic() < deadline_s:
+        before_s = busy_s()
+        await asyncio.sleep(QUIET_S)
+        if busy_s() - before_s < QUIET_SHARE * QUIET_S:
+            return
 
 
 async def measure_workload(running: Running, workload: Workload) -> Result:
