@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -55,6 +56,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that servers are ended then too
     console = Console(width=None if sys.stdout.isatty() else WIDTH, soft_wrap=True)
     RESULTS.mkdir(exist_ok=True)
     last = RESULTS / "last.json"
