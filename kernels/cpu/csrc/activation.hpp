@@ -10,7 +10,7 @@
 namespace {
 
 // A block is wide if its max|x| squared is more than this many times the mean over the row's blocks.
-constexpr double kWide = 3.0;
+constexpr double kWide = 2.0;
 
 // One plane of a block: its scale, the sum of x itself (0 in the low plane: the first has it all), and what integer sums
 // begin with: minus the zero point of a format, times the sum of the codes over the block, or over one half of it.

@@ -95,8 +95,9 @@ INLINE void score_tile(AttentionScratch* s, int row, int vector, int64_t d) {
 template <int KIND, int P>
 INLINE void score_rows(AttentionScratch* s, int rows, int vector, int64_t d) {
     int r = 0;
-    for (; r + 6 <= rows; r += 6) score_tile<KIND, 6, P>(s, r, vector, d);
-    for (; r + 3 <= rows; r += 3) score_tile<KIND, 3, P>(s, r, vector, d);
+    for (; r + kTileRows <= rows; r += kTileRows) score_tile<KIND, kTileRows, P>(s, r, vector, d);
+    if constexpr (kTileRows > 3)
+        for (; r + 3 <= rows; r += 3) score_tile<KIND, 3, P>(s, r, vector, d);
     for (; r < rows; r++) score_tile<KIND, 1, P>(s, r, vector, d);
 }
 
@@ -203,8 +204,9 @@ INLINE void value_tile(AttentionScratch* s, int row, int64_t dim, int tokens, in
 template <int KIND, int P>
 INLINE void value_rows(AttentionScratch* s, int rows, int64_t dim, int tokens, int64_t d) {
     int r = 0;
-    for (; r + 6 <= rows; r += 6) value_tile<KIND, 6, P>(s, r, dim, tokens, d);
-    for (; r + 3 <= rows; r += 3) value_tile<KIND, 3, P>(s, r, dim, tokens, d);
+    for (; r + kTileRows <= rows; r += kTileRows) value_tile<KIND, kTileRows, P>(s, r, dim, tokens, d);
+    if constexpr (kTileRows > 3)
+        for (; r + 3 <= rows; r += 3) value_tile<KIND, 3, P>(s, r, dim, tokens, d);
     for (; r < rows; r++) value_tile<KIND, 1, P>(s, r, dim, tokens, d);
 }
 
@@ -236,7 +238,7 @@ static void attend_tile(const upwell_cache& c, const int32_t* blocks, int64_t he
         if (has_scales(KIND)) s->key_scales[v] = scales_of(c, k) + offset, s->value_scales[v] = scales_of(c, x) + offset;
     }
     int v = 0;
-    if (rows < 6)
+    if (rows < kTileRows)
         for (; v + 4 <= vectors; v += 4) score_rows<KIND, 4>(s, rows, v, d);
     for (; v + 2 <= vectors; v += 2) score_rows<KIND, 2>(s, rows, v, d);
     for (; v < vectors; v++) score_rows<KIND, 1>(s, rows, v, d);

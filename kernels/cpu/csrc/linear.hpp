@@ -11,7 +11,6 @@
 
 namespace {
 
-constexpr int kTileRows = 6;      // 6 rows by 2 panels: 12 integer and 12 float accumulators of 32 registers
 constexpr int kStagedRows = 192;  // rows that go through a staged pair of panels before the next pair
 constexpr int kStagedBlocks = 24; // 24 blocks of two panels are about 34 KB
 
@@ -104,13 +103,14 @@ INLINE void int_tile(const void* w0, const void* w1, int64_t b0, int64_t b1, con
 template <class Format, bool STAGED>
 static void int_tile_rows(int rows, const void* w0, const void* w1, int64_t b0, int64_t b1, const Activations& a,
                           int64_t row, float* sums) {
-    switch (rows) {
-        case 1: int_tile<Format, STAGED, 1>(w0, w1, b0, b1, a, row, sums); break;
-        case 2: int_tile<Format, STAGED, 2>(w0, w1, b0, b1, a, row, sums); break;
-        case 3: int_tile<Format, STAGED, 3>(w0, w1, b0, b1, a, row, sums); break;
-        case 4: int_tile<Format, STAGED, 4>(w0, w1, b0, b1, a, row, sums); break;
-        case 5: int_tile<Format, STAGED, 5>(w0, w1, b0, b1, a, row, sums); break;
-        default: int_tile<Format, STAGED, 6>(w0, w1, b0, b1, a, row, sums);
+    if (rows == 1) return int_tile<Format, STAGED, 1>(w0, w1, b0, b1, a, row, sums);
+    if constexpr (kTileRows >= 2)
+        if (rows == 2) return int_tile<Format, STAGED, 2>(w0, w1, b0, b1, a, row, sums);
+    if constexpr (kTileRows >= 6) {
+        if (rows == 3) return int_tile<Format, STAGED, 3>(w0, w1, b0, b1, a, row, sums);
+        if (rows == 4) return int_tile<Format, STAGED, 4>(w0, w1, b0, b1, a, row, sums);
+        if (rows == 5) return int_tile<Format, STAGED, 5>(w0, w1, b0, b1, a, row, sums);
+        return int_tile<Format, STAGED, 6>(w0, w1, b0, b1, a, row, sums);
     }
 }
 

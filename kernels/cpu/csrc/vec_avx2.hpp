@@ -16,6 +16,7 @@ struct I {  // 16 x i32, or 32 x i16, or 64 x u8
 };
 
 #if defined(__AVXVNNI__)
+constexpr int kTileRows = 2;  // by 2 panels, two registers each
 constexpr bool kSignedWeights = false;  // dot4_wide wants unsigned weights
 #else
 constexpr bool kSignedWeights = true;  // dot4_wide takes off the 128
@@ -133,11 +134,11 @@ INLINE I upper_pair(I x) {  // (byte >> SHIFT & 3) << 4
 #if defined(__AVXVNNI__)
 // In assembler, as in vec_avx512.hpp. {vex}, since the assembler's own choice would be AVX-512's.
 INLINE __m256i dot4(__m256i sum, __m256i weights, __m256i activations) {
-    asm("{vex} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(weights), "x"(activations));
+    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(weights), "x"(activations));
     return sum;
 }
 INLINE __m256i dot2(__m256i sum, __m256i a, __m256i b) {
-    asm("{vex} vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+    asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
     return sum;
 }
 #else

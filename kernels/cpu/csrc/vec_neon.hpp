@@ -15,14 +15,15 @@ struct I {  // 16 x i32, or 32 x i16, or 64 x u8
     int32x4_t v[4];
 };
 
+constexpr int kTileRows = 2;  // by 2 panels, four registers each
 constexpr bool kSignedWeights = true;  // dot4_wide takes off the 128
 
 // A vector whose register j is the expression X.
 #define UPWELL_EACH(V, X)                      \
     {                                          \
-        V r;                                   \
-        for (int j = 0; j < 4; j++) r.v[j] = X; \
-        return r;                              \
+        V out; \
+        for (int j = 0; j < 4; j++) out.v[j] = X; \
+        return out; \
     }
 
 INLINE F fset(float x) UPWELL_EACH(F, vdupq_n_f32(x))

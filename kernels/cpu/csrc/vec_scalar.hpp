@@ -18,14 +18,15 @@ struct I {  // 16 x i32, or 32 x i16, or 64 x u8
     };
 };
 
+constexpr int kTileRows = 1;  // one after the other: nothing is shared
 constexpr bool kSignedWeights = false;  // dot4_wide wants unsigned weights
 
 // A vector whose lane i is the expression X.
 #define UPWELL_EACH(V, X)                       \
     {                                           \
-        V r;                                    \
-        for (int i = 0; i < 16; i++) r.v[i] = X; \
-        return r;                               \
+        V out; \
+        for (int i = 0; i < 16; i++) out.v[i] = X; \
+        return out; \
     }
 
 template <class To, class From>
