@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from kernels.cpu.backend import cpu_ops
 from kernels.ops import OPERATIONS, BackendOptions, BackendUnavailable, Ops
 from kernels.reference.backend import reference_ops
 
-BACKENDS: dict[str, Callable[[BackendOptions], Ops]] = {"reference": reference_ops}
+BACKENDS: dict[str, Callable[[BackendOptions], Ops]] = {"cpu": cpu_ops, "reference": reference_ops}
 """Backend name -> what fills its table, or raises BackendUnavailable. ``auto`` takes the first that works here."""
 
 

@@ -2,9 +2,9 @@
 
     .venv/bin/python -m tools.accuracy [--model PATH] [--positions 2048] [--write-docs]
 
-The text is the language reference that comes with CPython (``pydoc_data.topics``), in windows of 512 tokens. Each backend
-and cache format computes the logits of every position; compared are the mean Kullback-Leibler divergence from the
-reference, how often the likeliest token is the same, and perplexity. ``--write-docs`` rewrites the table in
+The text is the language reference that comes with CPython (``pydoc_data.topics``), in windows of 512 tokens. Each
+backend and cache format computes the logits of every position; compared are the mean Kullback-Leibler divergence from
+the reference, how often the likeliest token is the same, and perplexity. ``--write-docs`` rewrites the table in
 docs/accuracy.md. llama.cpp's row is measured with its own tool; the page says how.
 """
 
@@ -73,9 +73,7 @@ class Scorer:
         """f32[WINDOW, V], the scores after each token of one window."""
         positions = np.arange(WINDOW, dtype=np.int32)
         table = np.arange(WINDOW // BLOCK_SIZE, dtype=np.int32)[None, :]
-        attention = AttentionBatch(
-            np.array([0, WINDOW], dtype=np.int32), np.array([WINDOW], dtype=np.int32), table
-        )
+        attention = AttentionBatch(np.array([0, WINDOW], dtype=np.int32), np.array([WINDOW], dtype=np.int32), table)
         return self._runner.forward(StepInputs(ids, positions, positions, attention, positions)).logits
 
 
@@ -120,7 +118,9 @@ def compare(model: Path, variants: tuple[tuple[str, str], ...], text: npt.NDArra
 def table(figures: list[Figures]) -> str:
     """As Markdown."""
     base = figures[0].perplexity
-    lines = ["| backend and cache | mean KL | 99th percentile | same likeliest token | perplexity | against reference |"]
+    lines = [
+        "| backend and cache | mean KL | 99th percentile | same likeliest token | perplexity | against reference |"
+    ]
     lines.append("|---|---|---|---|---|---|")
     lines += [
         f"| {f.name} | {f.divergence:.2e} | {f.divergence_p99:.2e} | {f.agreement:.2%} | {f.perplexity:.4f} "

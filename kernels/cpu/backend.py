@@ -110,7 +110,9 @@ class CpuBackend:
     def __init__(self, options: BackendOptions) -> None:
         kind = DEFAULT_CACHE if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
         if kind not in CACHE_KINDS:
-            raise BackendUnavailable(f"--kv-cache-dtype must be auto or one of {', '.join(CACHE_KINDS)}, but is {kind}.")
+            raise BackendUnavailable(
+                f"--kv-cache-dtype must be auto or one of {', '.join(CACHE_KINDS)}, but is {kind}."
+            )
         self._library = load_library()
         isa = self._library.isas().decode().split()[0]
         self._library.use(isa.encode())
@@ -184,7 +186,7 @@ class CpuBackend:
         """Attention over the cache."""
         out = self._value(q.columns, _rows(q))
         arrays = {"q_starts": batch.q_starts, "kv_lens": batch.kv_lens, "block_table": batch.block_table}
-        node = g.Attention(cache.k.struct, q, *arrays.values(), scale, window, g.HeadPath(), out)
+        node = g.Attention(cache.k.struct, q, **arrays, scale=scale, window=window, path=g.HeadPath(), out=out)
         return self._append(node, q.shape, _rows(q), **arrays)
 
     def silu_mul(self, x: g.Tensor) -> g.Tensor:
@@ -192,9 +194,7 @@ class CpuBackend:
         out = self._value(x.columns // 2, _rows(x))
         return self._append(g.SiluMul(x, out), (x.columns // 2,), _rows(x))
 
-    def moe(
-        self, x: g.Tensor, router: PackedLinear, experts: PackedExperts, top_k: int, normalise: bool
-    ) -> g.Tensor:
+    def moe(self, x: g.Tensor, router: PackedLinear, experts: PackedExperts, top_k: int, normalise: bool) -> g.Tensor:
         """Routed experts."""
         out = self._value(x.columns, _rows(x))
         return self._append(g.Moe(x, router, experts, top_k, normalise, out), (x.columns,), _rows(x))
@@ -205,16 +205,19 @@ class CpuBackend:
         node = g.Logits(x, rows, weight, out)
         return self._append(node, (weight.num_outputs,), _rows(x), logit_rows=rows)
 
-    def record(
-        self, forward: Callable[[StepInputs], g.Tensor], limits: StepLimits
-    ) -> Callable[[StepInputs], Scores]:
+    def record(self, forward: Callable[[StepInputs], g.Tensor], limits: StepLimits) -> Callable[[StepInputs], Scores]:
         """Record a forward pass; what comes back runs it."""
         s = g.StepArray
-        self._nodes = nodes = []
+        nodes: list[g.Node] = []
+        self._nodes = nodes
         try:
             forward(
                 StepInputs(
-                    s.TOKEN_IDS, s.POSITIONS, s.SLOTS, AttentionBatch(s.Q_STARTS, s.KV_LENS, s.BLOCK_TABLE), s.LOGIT_ROWS
+                    s.TOKEN_IDS,
+                    s.POSITIONS,
+                    s.SLOTS,
+                    AttentionBatch(s.Q_STARTS, s.KV_LENS, s.BLOCK_TABLE),
+                    s.LOGIT_ROWS,
                 )
             )
         finally:
@@ -324,5 +327,3 @@ def _length(array: g.Integers) -> int:
 
 def _nothing() -> None:
     """Operations have finished when they return."""
-
-

@@ -229,7 +229,7 @@ class Logits(Node):
 def fuse(nodes: list[Node]) -> list[Node]:
     """Nodes that do the same with fewer passes over memory; the results are equal to the last bit.
 
-    A product whose only reader is silu_mul becomes one with it; head norms and rotations that only attention or the cache
+    A product whose only reader is silu_mul becomes one with it; head norms and rotations that only attention or cache
     read are done by those.
     """
     readers: dict[Value, list[Node]] = {}

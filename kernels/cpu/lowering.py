@@ -15,7 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.cpu import graph as g
-from kernels.cpu.abi import CODE_BYTES, HEADER_BYTES, MAX_GROUP, MAX_PROGRAM, NO_BARRIER, ROWS_SAMPLED, Experts, Op, Rows
+from kernels.cpu.abi import (
+    CODE_BYTES,
+    HEADER_BYTES,
+    MAX_GROUP,
+    MAX_PROGRAM,
+    NO_BARRIER,
+    ROWS_SAMPLED,
+    Experts,
+    Op,
+    Rows,
+)
 from kernels.cpu.memory import address, aligned
 from kernels.cpu.weights import PackedLinear, PackedMatrix, struct_address
 
@@ -141,9 +151,7 @@ class Program:
         """Memory for a value that is about to be made."""
         floats, integers = self._wants.get(value, (True, False))
         floats = floats or wants_floats or (integers and not can_quantise) or value.data is not None
-        storage = Storage(
-            value, self._max[value.axis], self._arena, floats=floats, integers=integers and can_quantise
-        )
+        storage = Storage(value, self._max[value.axis], self._arena, floats=floats, integers=integers and can_quantise)
         self._storage[value] = storage
         return storage
 

@@ -17,6 +17,7 @@ from kernels.formats import RawTensor, WeightFormat
 from kernels.reference.dequant import dequantise
 
 F32 = npt.NDArray[np.float32]
+PANEL_ROWS = 16
 FLOAT_FORMATS = frozenset({WeightFormat.F32, WeightFormat.F16, WeightFormat.BF16})
 
 
@@ -56,7 +57,11 @@ class PackedLinear:
 
 @dataclass(frozen=True)
 class PackedExperts:
-    """Routed experts: [2F,H] (gate over up) and [H,F] (down) of each, and their structs side by side."""
+    """Routed experts: [2F,H] (gate over up) and [H,F] (down) of each, and their structs side by side.
+
+    Attributes:
+        inner: F, rounded up to whole panels.
+    """
 
     up: tuple[PackedMatrix, ...]
     down: tuple[PackedMatrix, ...]
@@ -65,9 +70,7 @@ class PackedExperts:
     structs: tuple[Any, Any] = field(repr=False)
 
 
-def pack_linear(
-    library: Library, weights: Sequence[RawTensor], biases: Sequence[RawTensor] | None
-) -> PackedLinear:
+def pack_linear(library: Library, weights: Sequence[RawTensor], biases: Sequence[RawTensor] | None) -> PackedLinear:
     """Pack weights that share their input, stacked."""
     beside = biases if biases is not None else [None] * len(weights)
     parts = []
@@ -78,20 +81,20 @@ def pack_linear(
 
 
 def pack_matrix(
-    library: Library, weights: Sequence[RawTensor], biases: Sequence[RawTensor] | None = None
+    library: Library, weights: Sequence[RawTensor], biases: Sequence[RawTensor] | None = None, row_multiple: int = 1
 ) -> PackedMatrix:
-    """Pack weights of one format, one below the other."""
+    """Pack weights of one format, one below the other, each with zero rows up to ``row_multiple``."""
     fmt, k = weights[0].format, weights[0].shape[1]
-    n = sum(raw.shape[0] for raw in weights)
-    panels = aligned(library.packed_bytes(FORMATS[fmt], n, k))
+    heights = [-(-raw.shape[0] // row_multiple) * row_multiple for raw in weights]
+    panels = aligned(library.packed_bytes(FORMATS[fmt], sum(heights), k))
     row = 0
-    for raw in weights:
+    for raw, height in zip(weights, heights, strict=True):
         data = np.ascontiguousarray(raw.data)
         library.pack(FORMATS[fmt], raw.shape[0], k, address(data), data.shape[1], address(panels), row)
-        row += raw.shape[0]
+        row += height
     bias = np.concatenate([dequantise(raw) for raw in biases]) if biases else None
     struct = Matrix(
-        format=FORMATS[fmt], n=n, k=k, panels=address(panels), bias=None if bias is None else address(bias)
+        format=FORMATS[fmt], n=row, k=k, panels=address(panels), bias=None if bias is None else address(bias)
     )
     return PackedMatrix(struct, fmt, panels, bias)
 
@@ -99,18 +102,22 @@ def pack_matrix(
 def pack_experts(library: Library, gate: RawTensor, up: RawTensor, down: RawTensor) -> PackedExperts:
     """Pack stacked experts: gate and up [E,F,H], down [E,H,F].
 
+    Gate and up begin at a panel each, so F is rounded up to whole panels; what is added is zero.
+
     Raises:
-        ValueError: sizes that the kernels do not have: F must be a multiple of 16.
+        ValueError: there are too many experts, or gate and up differ in format.
     """
     num_experts, inner, hidden = gate.shape
-    if inner % 16 or num_experts > MAX_EXPERTS:
-        raise ValueError(f"experts must have a multiple of 16 inner units and be at most {MAX_EXPERTS}")
+    if num_experts > MAX_EXPERTS:
+        raise ValueError(f"the native kernels route to {MAX_EXPERTS} experts at most, but there are {num_experts}")
     if gate.format is not up.format:
         raise ValueError("the gate and up projections of an expert must have the same format")
-    ups = tuple(pack_matrix(library, [_pick(gate, e), _pick(up, e)]) for e in range(num_experts))
+    ups = tuple(
+        pack_matrix(library, [_pick(gate, e), _pick(up, e)], row_multiple=PANEL_ROWS) for e in range(num_experts)
+    )
     downs = tuple(pack_matrix(library, [_pick(down, e)]) for e in range(num_experts))
     structs = tuple((Matrix * num_experts)(*(m.struct for m in side)) for side in (ups, downs))
-    return PackedExperts(ups, downs, hidden, inner, (structs[0], structs[1]))
+    return PackedExperts(ups, downs, hidden, -(-inner // PANEL_ROWS) * PANEL_ROWS, (structs[0], structs[1]))
 
 
 def struct_address(struct: ctypes.Structure | ctypes.Array[Any]) -> int:

@@ -15,8 +15,8 @@ struct I {  // 16 x i32, or 32 x i16, or 64 x u8
     __m256i lo, hi;
 };
 
-#if defined(__AVXVNNI__)
 constexpr int kTileRows = 2;  // by 2 panels, two registers each
+#if defined(__AVXVNNI__)
 constexpr bool kSignedWeights = false;  // dot4_wide wants unsigned weights
 #else
 constexpr bool kSignedWeights = true;  // dot4_wide takes off the 128
