@@ -126,10 +126,14 @@ template <class Format>
 static void int_product(const uint8_t* p0, const uint8_t* p1, const Activations& a, int64_t row, int rows,
                         LinearScratch* s) {
     for (int r = 0; r < rows; r++) fstore(s->sums[r], fset(0)), fstore(s->sums[r] + 16, fset(0));
-    if (rows <= kTileRows) return int_tile_rows<Format, false>(rows, p0, p1, 0, a.blocks, a, row, s->sums[0]);
+    // Parts of the row, staged or not: a part's low planes are added after its codes, so where parts end is in the sum.
     int64_t parts = (a.blocks + kStagedBlocks - 1) / kStagedBlocks;
     for (int64_t part = 0; part < parts; part++) {
         int64_t b0 = a.blocks * part / parts, b1 = a.blocks * (part + 1) / parts;
+        if (rows <= kTileRows) {
+            int_tile_rows<Format, false>(rows, p0, p1, b0, b1, a, row, s->sums[0]);
+            continue;
+        }
         for (int64_t b = b0; b < b1; b++) {
             stage<Format>(p0, b, &s->staged[0][b - b0]);
             stage<Format>(p1, b, &s->staged[1][b - b0]);
