@@ -12,6 +12,9 @@ namespace {
 // A block is wide if its max|x| squared is more than this many times the mean over the row's blocks.
 constexpr double kWide = 2.0;
 
+// A block whose max|x| is not above this counts as zeros: 127 / max|x| might be infinite.
+constexpr float kTiny = 1e-36f;
+
 // One plane of a block: its scale, the sum of x itself (0 in the low plane: the first has it all), and what integer sums
 // begin with: minus the zero point of a format, times the sum of the codes over the block, or over one half of it.
 struct Plane {
@@ -26,8 +29,8 @@ struct BlockHeader {
 static_assert(sizeof(BlockHeader) == 56);
 
 INLINE Plane plane_of(float scale, float sum, I q0, I q1) {
-    int32_t s0 = isum(q0), s1 = isum(q1);
-    return {scale, sum, -8 * (s0 + s1), -128 * (s0 + s1), {-32 * s0, -32 * s1}};
+    uint32_t s0 = (uint32_t)isum(q0), s1 = (uint32_t)isum(q1);  // may wrap around where x is not finite
+    return {scale, sum, (int32_t)(-8 * (s0 + s1)), (int32_t)(-128 * (s0 + s1)), {(int32_t)(-32 * s0), (int32_t)(-32 * s1)}};
 }
 
 // A row of so many blocks: first the codes of all of them, then the low planes of all of them.
@@ -36,7 +39,7 @@ INLINE int64_t code_bytes(int64_t blocks) { return 64 * blocks; }
 INLINE void quantise_block(F x0, F x1, int8_t* row, int64_t block, int64_t blocks, BlockHeader* header) {
     float peak = fpeak(fmax(fabs_(x0), fabs_(x1)));
     float sum = fsum(fadd(x0, x1));
-    F inverse = fset(peak > 0 ? 127.0f / peak : 0.0f), step = fset(128.0f), back = fset(-128.0f);
+    F inverse = fset(peak > kTiny ? 127.0f / peak : 0.0f), step = fset(128.0f), back = fset(-128.0f);
     F y0 = fmul(x0, inverse), y1 = fmul(x1, inverse), h0 = fround(y0), h1 = fround(y1);
     // What is left is at most half a step: 64, which 8 bits hold.
     I low0 = to_int(fma(h0, back, fmul(y0, step))), low1 = to_int(fma(h1, back, fmul(y1, step)));

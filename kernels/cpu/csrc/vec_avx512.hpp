@@ -82,14 +82,19 @@ INLINE I dot2(I sum, I a, I b) {
     return sum;
 }
 
-// Halves are folded onto each other: 16, 8, 4, 2, 1. Every instruction set sums in this order.
+// Halves are folded onto each other: 16, 8, 4, 2, 1. Every instruction set sums and compares in this order.
 INLINE float fsum(F x) {
     __m256 a = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
     __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     b = _mm_add_ps(b, _mm_movehl_ps(b, b));
     return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
 }
-INLINE float fpeak(F x) { return _mm512_reduce_max_ps(x); }
+INLINE float fpeak(F x) {
+    __m256 a = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+    __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    b = _mm_max_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_max_ss(b, _mm_movehdup_ps(b)));
+}
 INLINE int32_t isum(I x) { return _mm512_reduce_add_epi32(x); }
 
 }  // namespace
