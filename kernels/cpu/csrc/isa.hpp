@@ -10,9 +10,5 @@ struct Isa {
     void (*read_cache)(const upwell_cache&, int64_t num_blocks, bool is_value, float* out);
 };
 
-extern const Isa kScalar;
-#if defined(__x86_64__)
-extern const Isa kAvx512, kAvxVnni, kAvx2;
-#elif defined(__aarch64__)
-extern const Isa kNeon;
-#endif
+// Each is defined by isa_*.cpp; CMakeLists.txt says which of these are compiled.
+extern const Isa kAvx512, kAvxVnni, kAvx2, kNeon, kScalar;

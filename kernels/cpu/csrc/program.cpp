@@ -23,13 +23,20 @@ constexpr int64_t kMaxProgram = 1 << 14;
 
 const Isa* isa = nullptr;
 
-const Isa* const kIsas[] = {
-#if defined(__x86_64__)
+const Isa* const kIsas[] = {  // best first
+#if defined(UPWELL_AVX512)
     &kAvx512,
-#elif defined(__aarch64__)
+#endif
+#if defined(UPWELL_AVXVNNI)
+    &kAvxVnni,
+#endif
+#if defined(UPWELL_AVX2)
+    &kAvx2,
+#endif
+#if defined(UPWELL_NEON)
     &kNeon,
 #endif
-    // SCALAR
+    &kScalar,
 };
 
 void relax() {

@@ -170,7 +170,7 @@ INLINE I dot4_wide(I sum, I weights, I activations) {
 // 16 sums of 2 products of s16.
 INLINE I dot2(I sum, I a, I b) { return {dot2(sum.lo, a.lo, b.lo), dot2(sum.hi, a.hi, b.hi)}; }
 
-// Halves are folded onto each other: 16, 8, 4, 2, 1. Every instruction set sums in this order.
+// Halves are folded onto each other: 16, 8, 4, 2, 1. Every instruction set sums and compares in this order.
 INLINE float fsum(F x) {
     __m256 a = _mm256_add_ps(x.lo, x.hi);
     __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));

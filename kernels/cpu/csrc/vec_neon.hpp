@@ -21,9 +21,9 @@ constexpr bool kSignedWeights = true;  // dot4_wide takes off the 128
 // A vector whose register j is the expression X.
 #define UPWELL_EACH(V, X)                      \
     {                                          \
-        V out; \
-        for (int j = 0; j < 4; j++) out.v[j] = X; \
-        return out; \
+        V out;                                 \
+        for (int j = 0; j < 4; j++) out.v[j] = X;\
+        return out;                            \
     }
 
 INLINE F fset(float x) UPWELL_EACH(F, vdupq_n_f32(x))
@@ -139,7 +139,7 @@ INLINE int32x4_t dot2(int32x4_t sum, int16x8_t a, int16x8_t b) {
 INLINE I dot2(I sum, I a, I b)
     UPWELL_EACH(I, dot2(sum.v[j], vreinterpretq_s16_s32(a.v[j]), vreinterpretq_s16_s32(b.v[j])))
 
-// Halves are folded onto each other: 16, 8, 4, 2, 1. Every instruction set sums in this order.
+// Halves are folded onto each other: 16, 8, 4, 2, 1. Every instruction set sums and compares in this order.
 INLINE float fsum(F x) {
     float32x4_t a = vaddq_f32(vaddq_f32(x.v[0], x.v[2]), vaddq_f32(x.v[1], x.v[3]));
     float32x2_t b = vadd_f32(vget_low_f32(a), vget_high_f32(a));

@@ -22,11 +22,11 @@ constexpr int kTileRows = 1;  // one after the other: nothing is shared
 constexpr bool kSignedWeights = false;  // dot4_wide wants unsigned weights
 
 // A vector whose lane i is the expression X.
-#define UPWELL_EACH(V, X)                       \
-    {                                           \
-        V out; \
-        for (int i = 0; i < 16; i++) out.v[i] = X; \
-        return out; \
+#define UPWELL_EACH(V, X)                      \
+    {                                          \
+        V out;                                 \
+        for (int i = 0; i < 16; i++) out.v[i] = X;\
+        return out;                            \
     }
 
 template <class To, class From>
@@ -132,7 +132,7 @@ INLINE I dot2(I sum, I a, I b) {
     return sum;
 }
 
-// Halves are folded onto each other: 16, 8, 4, 2, 1. Every instruction set sums in this order.
+// Halves are folded onto each other: 16, 8, 4, 2, 1. Every instruction set sums and compares in this order.
 INLINE float fsum(F x) {
     for (int half = 8; half; half /= 2)
         for (int i = 0; i < half; i++) x.v[i] += x.v[i + half];

@@ -1,0 +1,312 @@
+// Runs every operation under every instruction set of this machine and under 1, 2 and 3 threads, and compares all that
+// they write with what plain C++ on one thread writes: it must be the same to the last bit. (A NaN may be any NaN.)
+#include <cstdio>
+
+#include "test_support.hpp"
+
+namespace {
+
+// ---- Rows
+
+void linear(Pass& pass, int format, int rows) {
+    pass.begin(std::string("linear ") + kFormatNames[format] + " rows " + std::to_string(rows));
+    // 32 blocks are staged in two parts, and 40 outputs are three panels, the last one half empty.
+    int n = 40, k = is_float(format) ? 77 : 1024;
+    Matrix first(format, n, k, rows % 2, pass.random), second(format, 17, k, false, pass.random);
+    Rows in(rows, k, true, !is_float(format));
+    for (int64_t i = 0; i < in.x.count(); i++) in.x[i] = pass.random.number();
+    Array<float> out(rows * (n + 3)), other(rows * 17);
+    if (!is_float(format)) {
+        pass.add(UPWELL_QUANTISE, {in, k});
+        pass.add(UPWELL_MARK, {in, k});
+    }
+    pass.add(UPWELL_LINEAR, {in, first, out, n + 3}, UPWELL_NO_BARRIER);
+    pass.add(UPWELL_LINEAR, {in, second, other, 17});
+    pass.run(rows);
+    pass.keep(in);
+    pass.keep("out", out);
+    pass.keep("other", other);
+}
+
+void silu_linear(Pass& pass, int format, int rows) {
+    pass.begin(std::string("silu_linear ") + kFormatNames[format] + " rows " + std::to_string(rows));
+    int f = 80, k = is_float(format) ? 33 : 256;
+    Matrix matrix(format, 2 * f, k, rows % 2, pass.random);
+    Rows in(rows, k, true, !is_float(format)), out(rows, f, true, true);
+    for (int64_t i = 0; i < in.x.count(); i++) in.x[i] = pass.random.number();
+    if (!is_float(format)) {
+        pass.add(UPWELL_QUANTISE, {in, k});
+        pass.add(UPWELL_MARK, {in, k});
+    }
+    pass.add(UPWELL_SILU_LINEAR, {in, matrix, out});
+    pass.add(UPWELL_MARK, {out, f});
+    pass.run(rows);
+    pass.keep(out);
+}
+
+// Numbers that are not ordinary ones: they must come out the same too, and never as good numbers.
+void special_numbers(Pass& pass, int format) {
+    pass.begin(std::string("special numbers ") + kFormatNames[format]);
+    const float kSpecial[] = {__builtin_nanf(""), __builtin_inff(), -__builtin_inff(), 1e-41f, -0.0f, 3e38f, 1e-38f, 0.0f};
+    int rows = 8, k = 256, n = 32;
+    Matrix matrix(format, n, k, false, pass.random), gates(format, 2 * n, k, false, pass.random);
+    Rows in(rows, k, true, !is_float(format)), up(rows, n, true, false);
+    for (int r = 0; r < rows; r++) {
+        bool tiny = r == 3 || r == 4;  // all of the row
+        for (int i = 0; i < k; i++) in.x[r * k + i] = tiny ? kSpecial[r] : pass.random.number();
+        in.x[r * k + 5 * r] = kSpecial[r];
+    }
+    Array<float> out(rows * n);
+    if (!is_float(format)) {
+        pass.add(UPWELL_QUANTISE, {in, k});
+        pass.add(UPWELL_MARK, {in, k});
+    }
+    pass.add(UPWELL_LINEAR, {in, matrix, out, n});
+    pass.add(UPWELL_SILU_LINEAR, {in, gates, up});
+    pass.run(rows);
+    pass.keep("q", in.q);
+    pass.keep("out", out);
+    pass.keep("up", up.x);
+}
+
+void norm(Pass& pass, int columns, int heads, bool residual) {
+    pass.begin("norm " + std::to_string(columns) + " by " + std::to_string(heads));
+    int rows = 7, width = columns * heads;
+    Rows in(rows, width, true, false), out(rows, width, true, heads == 1);
+    for (int64_t i = 0; i < in.x.count(); i++) in.x[i] = pass.random.number();
+    Array<float> before(rows * width, pass.random), weight(columns, pass.random), sum(rows * width);
+    pass.add(UPWELL_NORM, {in, residual ? Argument(before) : nullptr, weight, sum, out, columns, heads, 1e-5f});
+    if (heads == 1) pass.add(UPWELL_MARK, {out, columns});
+    pass.run(rows);
+    pass.keep(out);
+    pass.keep("sum", sum);
+}
+
+void elementwise(Pass& pass, int columns) {
+    pass.begin("silu_mul, gather, argmax of " + std::to_string(columns));
+    int rows = 9;
+    Array<float> x(rows * 2 * columns, pass.random);
+    Rows made(rows, columns, true, true), gathered(3, columns, true, true);
+    pass.add(UPWELL_SILU_MUL, {x, 2 * columns, made, columns});
+    pass.add(UPWELL_MARK, {made, columns});
+    pass.add(UPWELL_GATHER, {x, 2 * columns, gathered, columns}, UPWELL_ROWS_SAMPLED);
+    Array<int32_t> best(3), row{8, 0, 5};
+    x[2 * columns * 5] = x[2 * columns * 5 + columns - 1] = 100;  // a tie
+    x[2 * columns * 8 + columns - 1] = __builtin_nanf("");
+    pass.add(UPWELL_ARGMAX, {gathered.x, columns, columns, best}, UPWELL_ROWS_SAMPLED);
+    upwell_batch batch = {};
+    batch.num_tokens = rows, batch.num_rows = 3, batch.logit_rows = row;
+    pass.run(batch);
+    pass.keep(made);
+    pass.keep("gathered", gathered.x);
+    pass.keep("best", best);
+}
+
+void embed(Pass& pass, int format) {
+    pass.begin(std::string("embed ") + kFormatNames[format]);
+    int n = 40, k = is_float(format) ? 77 : 512;
+    Matrix matrix(format, n, k, false, pass.random);
+    Array<int32_t> tokens{0, 39, 17, 16, 31};
+    Array<float> out(tokens.count() * k);
+    pass.add(UPWELL_EMBED, {matrix, out, k});
+    upwell_batch batch = {};
+    batch.num_tokens = tokens.count(), batch.token_ids = tokens;
+    pass.run(batch);
+    pass.keep("out", out);
+}
+
+void rope(Pass& pass, int head_dim) {
+    pass.begin("rope " + std::to_string(head_dim));
+    int heads = 3, width = heads * head_dim;
+    Array<int32_t> positions{0, 11, 4, 7, 2};
+    Array<float> table(2 * 12 * (head_dim / 2), pass.random), x(positions.count() * width, pass.random);
+    Array<float> out(positions.count() * width);
+    pass.add(UPWELL_ROPE, {x, width, out, width, heads, head_dim, table, 12});
+    upwell_batch batch = {};
+    batch.num_tokens = positions.count(), batch.positions = positions;
+    pass.run(batch);
+    pass.keep("out", out);
+}
+
+// ---- Cache and attention
+
+struct Cache {
+    Array<uint8_t> k, v;
+    upwell_cache cache;
+    Cache(int kind, int blocks, int block_size, int kv_heads, int head_dim)
+        : k(blocks * kv_heads * upwell_cache_head_bytes(kind, block_size, head_dim, 0)),
+          v(blocks * kv_heads * upwell_cache_head_bytes(kind, block_size, head_dim, 1)),
+          cache{kind, block_size, kv_heads, head_dim, k, v, k.count() / blocks / kv_heads, v.count() / blocks / kv_heads} {}
+};
+
+// Three sequences: a prompt of 20, one token after 299, and a chunk of 7 across the border of a tile.
+void attention(Pass& pass, int kind, int head_dim, bool plain) {
+    pass.begin(std::string("attention ") + kCacheNames[kind] + " head " + std::to_string(head_dim) + (plain ? "" : " all"));
+    constexpr int kSize = 16, kHeads = 6, kKvHeads = 2, kMost = 300;
+    const int lengths[] = {20, kMost, 131}, queries[] = {20, 1, 7};
+    const int64_t max_blocks = (kMost + kSize - 1) / kSize, width = kKvHeads * head_dim, q_width = kHeads * head_dim;
+    Cache cache(kind, 3 * (int)max_blocks, kSize, kKvHeads, head_dim);
+    Array<int32_t> table(3 * max_blocks), slots(20 + kMost + 131), positions(slots.count());
+    for (int64_t i = 0; i < table.count(); i++) table[i] = (int32_t)(i * 7 % table.count());
+    for (int s = 0, at = 0; s < 3; s++)
+        for (int p = 0; p < lengths[s]; p++, at++) {
+            positions[at] = p;
+            slots[at] = table[s * max_blocks + p / kSize] * kSize + p % kSize;
+        }
+    Array<float> k(slots.count() * width, pass.random), v(slots.count() * width, pass.random), q(28 * q_width, pass.random);
+    Array<float> rotation(2 * kMost * (head_dim / 2), pass.random), weight(head_dim, pass.random);
+    Argument rope = plain ? nullptr : Argument(rotation), norm = plain ? nullptr : Argument(weight);
+    pass.add(UPWELL_WRITE_KV, {&cache.cache, k, width, v, width, rope, kMost, norm, 1e-6f});
+    upwell_batch batch = {};
+    batch.num_tokens = slots.count(), batch.positions = positions, batch.slots = slots;
+    pass.run(batch);
+
+    Rows out(28, q_width, true, head_dim % 32 == 0);
+    pass.add(UPWELL_ATTENTION, {&cache.cache, q, q_width, out, kHeads, 1 / __builtin_sqrtf((float)head_dim),
+                                plain ? 0 : 37, rope, kMost, norm, 1e-6f});
+    if (out.rows.q) pass.add(UPWELL_MARK, {out, q_width});
+    Array<int32_t> starts{0, queries[0], queries[0] + queries[1], 28}, kv_lens{lengths[0], lengths[1], lengths[2]};
+    batch = {};
+    batch.num_tokens = 28, batch.num_seqs = 3, batch.max_blocks = max_blocks;
+    batch.q_starts = starts, batch.kv_lens = kv_lens, batch.block_table = table;
+    pass.run(batch);
+
+    Array<float> keys(3 * max_blocks * kSize * width), values(keys.count());
+    upwell_cache_read(&cache.cache, 3 * max_blocks, 0, keys);
+    upwell_cache_read(&cache.cache, 3 * max_blocks, 1, values);
+    pass.keep("k", cache.k);
+    pass.keep("v", cache.v);
+    pass.keep("keys", keys);
+    pass.keep("values", values);
+    pass.keep(out);
+}
+
+// Numbers at the ends of what a cache holds.
+void extreme_cache(Pass& pass, int kind) {
+    pass.begin(std::string("extreme cache ") + kCacheNames[kind]);
+    Cache cache(kind, 2, 16, 1, 32);
+    Array<int32_t> slots(32);
+    Array<float> k(32 * 32, pass.random), v(32 * 32, pass.random);
+    for (int i = 0; i < 32 * 32; i++) {
+        slots[i % 32] = i % 32;
+        float factor = __builtin_ldexpf(1, i / 32 * 2 - 30);
+        k[i] *= factor, v[i] *= factor;
+    }
+    pass.add(UPWELL_WRITE_KV, {&cache.cache, k, 32, v, 32, nullptr, 0, nullptr, 0.0f});
+    upwell_batch batch = {};
+    batch.num_tokens = 32, batch.slots = slots;
+    pass.run(batch);
+    pass.keep("k", cache.k);
+    pass.keep("v", cache.v);
+}
+
+// ---- Routed experts
+
+void experts(Pass& pass, int format, int tokens) {
+    pass.begin(std::string("experts ") + kFormatNames[format] + " tokens " + std::to_string(tokens));
+    constexpr int kExperts = 6, kTop = 2;
+    const int hidden = 256, inner = 256, pairs = tokens * kTop;
+    const bool integers = !is_float(format);
+    std::vector<upwell_matrix> up, down;
+    std::vector<Matrix*> matrices;
+    for (int e = 0; e < 2 * kExperts; e++) {
+        bool first = e < kExperts;
+        matrices.push_back(new Matrix(format, first ? 2 * inner : hidden, first ? hidden : inner, false, pass.random));
+        (first ? up : down).push_back(matrices.back()->matrix);
+    }
+    Rows in(tokens, hidden, true, integers), gathered(pairs, hidden, !integers, integers);
+    Rows between(pairs, inner, !integers, integers);
+    for (int64_t i = 0; i < in.x.count(); i++) in.x[i] = pass.random.number();
+    Array<int32_t> expert_of(pairs), row_of(pairs), token_of(pairs), first_row(kExperts + 1);
+    Array<float> gate_of(pairs), result(pairs * hidden), out(tokens * hidden), scores(tokens * kExperts, pass.random);
+    upwell_experts table = {kExperts, kTop, tokens % 2, hidden, inner, up.data(), down.data(), expert_of, row_of, gate_of,
+                            token_of, first_row, gathered.rows, between.rows, result};
+    Rows wanted(0, hidden, false, false);
+    wanted.rows = {integers ? nullptr : in.rows.x, hidden, in.rows.q, in.rows.headers};
+    if (integers) {
+        pass.add(UPWELL_QUANTISE, {in, hidden});
+        pass.add(UPWELL_MARK, {in, hidden});
+    }
+    pass.add(UPWELL_ROUTE, {&table, scores, kExperts});
+    pass.add(UPWELL_EXPERT_ORDER, {&table});
+    pass.add(UPWELL_EXPERT_GATHER, {&table, wanted});
+    pass.add(UPWELL_EXPERT_UP, {&table});
+    pass.add(UPWELL_EXPERT_MARK, {&table});
+    pass.add(UPWELL_EXPERT_DOWN, {&table});
+    pass.add(UPWELL_EXPERT_SUM, {&table, out, hidden});
+    pass.run(tokens);
+    pass.keep("expert_of", expert_of);
+    pass.keep("gate_of", gate_of);
+    pass.keep("row_of", row_of);
+    pass.keep(between);
+    pass.keep("out", out);
+    for (Matrix* matrix : matrices) delete matrix;
+}
+
+void all_operations(Pass& pass) {
+    for (int format = 0; format < kFormats; format++) {
+        for (int rows = 1; rows <= 13; rows++) linear(pass, format, rows);
+        linear(pass, format, 200);
+        for (int rows : {1, 2, 9}) silu_linear(pass, format, rows);
+        special_numbers(pass, format);
+        embed(pass, format);
+    }
+    silu_linear(pass, UPWELL_Q4_0, 200);
+    norm(pass, 576, 1, true);
+    norm(pass, 70, 1, false);
+    norm(pass, 64, 3, false);
+    for (int columns : {5, 64, 1003}) elementwise(pass, columns);
+    for (int head_dim : {8, 64, 80, 128, 256}) {
+        rope(pass, head_dim);
+        for (int kind = 0; kind < kCacheKinds; kind++)
+            for (bool plain : {true, false}) attention(pass, kind, head_dim, plain);
+    }
+    for (int kind = 0; kind < kCacheKinds; kind++) extreme_cache(pass, kind);
+    for (int format : {UPWELL_F16, UPWELL_Q8_0, UPWELL_Q4_K})
+        for (int tokens : {1, 2, 17}) experts(pass, format, tokens);
+}
+
+// ---- Comparison
+
+bool is_nan(uint32_t bits) { return (bits & 0x7fffffff) > 0x7f800000; }
+
+bool agree(const std::vector<Written>& expected, const std::vector<Written>& got, const char* isa, int threads) {
+    bool all = true;
+    for (size_t i = 0; i < expected.size(); i++)
+        for (size_t j = 0; j < expected[i].words.size(); j++) {
+            uint32_t a = expected[i].words[j], b = got[i].words[j];
+            if (a == b || (expected[i].floats && is_nan(a) && is_nan(b))) continue;
+            float x, y;
+            memcpy(&x, &a, 4);
+            memcpy(&y, &b, 4);
+            printf("%s, %d threads: %s: word %zu is %08x (%g), but %08x (%g) in plain C++\n", isa, threads,
+                   expected[i].name.c_str(), j, b, (double)y, a, (double)x);
+            all = false;
+            break;
+        }
+    return all;
+}
+
+std::vector<Written> written_by(const char* isa, int threads) {
+    Pass pass = {};
+    pass.pool = upwell_pool_new(threads);
+    if (!pass.pool || !upwell_use(isa)) abort();
+    all_operations(pass);
+    upwell_pool_free(pass.pool);
+    return std::move(pass.written);
+}
+
+}  // namespace
+
+int main() {
+    std::vector<Written> expected = written_by("scalar", 1);
+    std::string isas = upwell_isas();
+    bool sound = true;
+    for (char* isa = strtok(isas.data(), " "); isa; isa = strtok(nullptr, " ")) {
+        bool same = true;
+        for (int threads = 1; threads <= 3; threads++) same &= agree(expected, written_by(isa, threads), isa, threads);
+        printf("%s: %zu results %s plain C++\n", isa, expected.size(), same ? "equal those of" : "DIFFER from");
+        sound &= same;
+    }
+    return sound ? 0 : 1;
+}
