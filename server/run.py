@@ -146,11 +146,14 @@ def bind(host: str, port: int) -> socket.socket:
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family, backlog=2048)
+        listening = socket.create_server(address[:2], family=family, backlog=2048)
     except OSError as error:
         number = error.errno or 0  # a failed look-up has a negative one of its own
         reason = os.strerror(number) if number > 0 else str(error.strerror or error)
         raise ConfigError(f"cannot listen on {host}:{port}: {reason}. Choose another --port or --host.") from error
+    # Accepted connections inherit it; asyncio would set it only on sockets made with the protocol's number.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 def _signals(loop: asyncio.AbstractEventLoop) -> asyncio.Queue[signal.Signals]:

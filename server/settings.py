@@ -89,7 +89,7 @@ DrainTimeout = Annotated[
     float,
     typer.Option(help="Seconds that open requests may take to finish at shutdown.", min=0, rich_help_panel=_SERVER),
 ]
-Device = Annotated[str, typer.Option(help="Backend: auto or reference.", rich_help_panel=_ENGINE)]
+Device = Annotated[str, typer.Option(help="Backend: auto, cpu or reference.", rich_help_panel=_ENGINE)]
 Threads = Annotated[
     int | None,
     typer.Option(

@@ -68,34 +68,60 @@ struct upwell_pool {
     int64_t count;
     const upwell_batch* batch;
     int64_t* nanoseconds;
-    alignas(64) std::atomic<int32_t> generation;  // of programs; -1 ends the threads
+    int strikes, resting;  // programs in a row that waited too long; programs to come with fewer threads
+    alignas(64) std::atomic<int32_t> generation;  // of programs, times kMaxThreads, plus threads - 1; negative ends them
     alignas(64) std::atomic<int64_t> arrived;     // at barriers, over all threads and the whole program
     alignas(64) std::atomic<int32_t> left;        // threads that are done with the program
 };
 
 namespace {
 
+// Returns the nanoseconds after the spinning: near 0 unless another thread does not get to run.
 template <class Done>
-void wait_until(const Done& done) {
+int64_t wait_until(const Done& done) {
+    int64_t gave_way = 0;
     for (int spins = 0; !done(); spins++) {
-        if (spins < kSpins) relax();
-        else sched_yield();
+        if (spins < kSpins) {
+            relax();
+        } else {
+            if (!gave_way) gave_way = now();
+            sched_yield();
+        }
     }
+    return gave_way ? now() - gave_way : 0;
 }
 
-void go_through(upwell_pool* pool, int index) {
-    int64_t barriers = 0;
+// Returns the nanoseconds this thread waited for the others, as above.
+int64_t go_through(upwell_pool* pool, int index, int threads) {
+    int64_t barriers = 0, waited = 0;
     for (int64_t i = 0; i < pool->count; i++) {
         const upwell_instr& instr = pool->program[i];
         int64_t began = pool->nanoseconds && index == 0 ? now() : 0;
-        isa->run({pool->taken + i, pool->threads, pool->scratch[index]}, instr, *pool->batch);
-        if (!(instr.flags & UPWELL_NO_BARRIER) && pool->threads > 1) {
-            int64_t all = ++barriers * pool->threads;
+        isa->run({pool->taken + i, threads, pool->scratch[index]}, instr, *pool->batch);
+        if (!(instr.flags & UPWELL_NO_BARRIER) && threads > 1) {
+            int64_t all = ++barriers * threads;
             pool->arrived.fetch_add(1, std::memory_order_acq_rel);
-            wait_until([&] { return pool->arrived.load(std::memory_order_acquire) >= all; });
+            waited += wait_until([&] { return pool->arrived.load(std::memory_order_acquire) >= all; });
         }
         if (pool->nanoseconds && index == 0) pool->nanoseconds[i] += now() - began;
     }
+    return waited;
+}
+
+// How many threads the next program gets. Where other processes take the processors, a thread that waits for one that
+// does not run loses more than it gains; results do not depend on the number. So after three programs in a row that
+// spent a third of their time so, the caller works alone for a while, and then they try again.
+int threads_for_next(upwell_pool* pool) {
+    if (pool->resting == 0) return pool->threads;
+    pool->resting--;
+    return 1;
+}
+
+void note_waiting(upwell_pool* pool, int64_t waited, int64_t total) {
+    pool->strikes = 3 * waited > total ? pool->strikes + 1 : 0;
+    if (pool->strikes < 3) return;
+    pool->strikes = 0;
+    pool->resting = 32;
 }
 
 struct Start {
@@ -115,7 +141,9 @@ void* serve(void* argument) {
         }
         seen = pool->generation.load(std::memory_order_acquire);
         if (seen < 0) return nullptr;
-        go_through(pool, start.index);
+        int threads = seen % kMaxThreads + 1;
+        if (start.index >= threads) continue;
+        go_through(pool, start.index, threads);
         pool->left.fetch_add(1, std::memory_order_acq_rel);
     }
 }
@@ -185,13 +213,17 @@ extern "C" void upwell_profile(upwell_pool* pool, const upwell_instr* program, i
     for (int64_t i = 0; i < count; i++) pool->taken[i].store(0, std::memory_order_relaxed);
     pool->arrived.store(0, std::memory_order_relaxed);
     pool->left.store(0, std::memory_order_relaxed);
-    if (pool->threads > 1) {
-        int32_t next = (pool->generation.load(std::memory_order_relaxed) + 1) & INT_MAX;
+    int threads = threads_for_next(pool);
+    int64_t began = now();
+    if (threads > 1) {
+        int32_t count_now = pool->generation.load(std::memory_order_relaxed) / kMaxThreads;
+        int32_t next = (count_now + 1) % (INT_MAX / kMaxThreads - 1) * kMaxThreads + threads - 1;
         pool->generation.store(next, std::memory_order_release);
         futex(&pool->generation, FUTEX_WAKE, INT_MAX);
     }
-    go_through(pool, 0);
-    wait_until([&] { return pool->left.load(std::memory_order_acquire) == pool->threads - 1; });
+    int64_t waited = go_through(pool, 0, threads);
+    waited += wait_until([&] { return pool->left.load(std::memory_order_acquire) == threads - 1; });
+    if (threads > 1) note_waiting(pool, waited, now() - began);
 }
 
 extern "C" void upwell_run(upwell_pool* pool, const upwell_instr* program, int64_t count, const upwell_batch* batch) {
