@@ -223,6 +223,10 @@ struct AttentionCall {
     float eps;
 };
 
+INLINE void fetch(const uint8_t* p, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
+}
+
 // One tile of keys and values for all rows of the scratch.
 template <int KIND>
 static void attend_tile(const upwell_cache& c, const int32_t* blocks, int64_t head, int64_t first, int64_t kv_len,
@@ -237,12 +241,20 @@ static void attend_tile(const upwell_cache& c, const int32_t* blocks, int64_t he
         s->values[v] = x + offset * d * item;
         if (has_scales(KIND)) s->key_scales[v] = scales_of(c, k) + offset, s->value_scales[v] = scales_of(c, x) + offset;
     }
+    // A few queries wait for memory rather than for arithmetic: fetch the values while the scores are computed, and the
+    // next tile's keys while the values are summed.
+    if (rows < kTileRows)
+        for (int u = 0; u < vectors; u++) fetch(s->values[u], 16 * d * item);
     int v = 0;
     if (rows < kTileRows)
         for (; v + 4 <= vectors; v += 4) score_rows<KIND, 4>(s, rows, v, d);
     for (; v + 2 <= vectors; v += 2) score_rows<KIND, 2>(s, rows, v, d);
     for (; v < vectors; v++) score_rows<KIND, 1>(s, rows, v, d);
     for (int r = 0; r < rows; r++) weigh<KIND>(s, r, first, vectors, d, window);
+    if (rows < kTileRows)
+        for (int64_t at = first + kTile; at < kv_len && at < first + 2 * kTile; at += 16)
+            fetch(head_of(c, c.k, c.head_bytes_k, blocks[at / c.block_size], head) + at % c.block_size * d * item,
+                  16 * d * item);
     int64_t i = 0;
     for (; i + 64 <= d; i += 64) value_rows<KIND, 4>(s, rows, i, tokens, d);
     for (; i < d; i += 16) value_rows<KIND, 1>(s, rows, i, tokens, d);
