@@ -1,0 +1,127 @@
+"""The native backend's programs: recorded, fused and shared out among threads, a step gives the same bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from engine.config import CacheConfig
+from engine.model_runner import ModelRunner
+from engine.models.registry import model_class
+from engine.weights.open import open_checkpoint
+from kernels.cpu import graph as g
+from kernels.cpu.abi import Op
+from kernels.ops import AttentionBatch, BackendOptions, BackendUnavailable, StepInputs, StepLimits
+from kernels.resolve import BACKENDS
+from tests.support.backends import DEVICES
+from tests.support.tiny_models import GOLDEN, TINY_MODELS
+
+pytestmark = pytest.mark.skipif("cpu" not in DEVICES, reason="no native library: .ci/run builds one and has it")
+
+NUM_BLOCKS, BLOCK_SIZE = 16, 16
+LENGTHS = ((70, 70), (33, 1), (20, 7))
+"""(tokens in the cache, of which in this step)."""
+
+
+def inputs_of(lengths):
+    table = np.arange(NUM_BLOCKS, dtype=np.int32)[: 3 * 5].reshape(3, 5)[: len(lengths)]
+    rng = np.random.default_rng(1)
+    new = [count for _, count in lengths]
+    positions = np.concatenate([np.arange(total - count, total) for total, count in lengths]).astype(np.int32)
+    owners = np.repeat(np.arange(len(lengths)), new)
+    starts = np.concatenate([[0], np.cumsum(new)]).astype(np.int32)
+    return StepInputs(
+        rng.integers(0, 256, len(positions)).astype(np.int32),
+        positions,
+        (table[owners, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE).astype(np.int32),
+        AttentionBatch(starts, np.array([total for total, _ in lengths], dtype=np.int32), np.ascontiguousarray(table)),
+        np.array([3, 69, *(starts[2:] - 1)], dtype=np.int32),
+    )
+
+
+def steps(name, threads, *, recorded, kind="auto"):
+    """Logits of two steps: one fills the caches, one has chunks and decodes."""
+    ops = BACKENDS["cpu"](BackendOptions(threads=threads, kv_cache_dtype=kind))
+    checkpoint = open_checkpoint(GOLDEN / name)
+    model = model_class(checkpoint.config.architecture)(checkpoint.config, checkpoint, ops, 128, lambda _: None)
+    config = checkpoint.config
+    fill = inputs_of([(total, total) for total, _ in LENGTHS])
+    batches = [fill, inputs_of(LENGTHS)]
+    if recorded:
+        runner = ModelRunner(model, ops, CacheConfig(NUM_BLOCKS, BLOCK_SIZE), StepLimits(200, 8))
+        return [runner.forward(batch).logits.copy() for batch in batches]
+    caches = [
+        ops.memory.alloc_cache(NUM_BLOCKS, BLOCK_SIZE, config.num_kv_heads, config.head_dim)
+        for _ in range(config.num_layers)
+    ]
+    return [ops.memory.download(model.forward(batch, caches)) for batch in batches]
+
+
+@pytest.mark.parametrize("name", TINY_MODELS)
+@pytest.mark.parametrize("kind", ["f32", "f16", "i16", "i8"])
+def test_a_recorded_step_is_what_its_operations_are(name, kind):
+    """Fused, with shared buffers: the same bits as one operation after the other."""
+    for got, wanted in zip(
+        steps(name, 2, recorded=True, kind=kind), steps(name, 2, recorded=False, kind=kind), strict=True
+    ):
+        assert np.isfinite(wanted).all()
+        np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("name", TINY_MODELS)
+def test_threads_change_nothing(name):
+    alone = steps(name, 1, recorded=True)
+    for threads in (2, 3, 5):
+        for got, wanted in zip(steps(name, threads, recorded=True), alone, strict=True):
+            np.testing.assert_array_equal(got, wanted)
+
+
+def test_norms_rotations_and_activations_are_fused():
+    ops = BACKENDS["cpu"](BackendOptions(threads=1))
+    checkpoint = open_checkpoint(GOLDEN / "tiny-mistral")
+    config = checkpoint.config
+    model = model_class(config.architecture)(config, checkpoint, ops, 64, lambda _: None)
+    caches = [ops.memory.alloc_cache(4, 16, config.num_kv_heads, config.head_dim) for _ in range(config.num_layers)]
+    step = ops.record(lambda inputs: model.forward(inputs, caches), StepLimits(32, 4))
+    assert Op.ROPE not in step.program.ops
+    assert Op.SILU_MUL not in step.program.ops
+    assert step.program.ops.count(Op.WRITE_KV) == config.num_layers
+
+
+def test_a_step_larger_than_recorded_is_refused():
+    ops = BACKENDS["cpu"](BackendOptions(threads=1))
+    checkpoint = open_checkpoint(GOLDEN / "tiny-mistral")
+    model = model_class(checkpoint.config.architecture)(checkpoint.config, checkpoint, ops, 128, lambda _: None)
+    runner = ModelRunner(model, ops, CacheConfig(NUM_BLOCKS, BLOCK_SIZE), StepLimits(60, 8))
+    with pytest.raises(ValueError, match="larger"):
+        runner.forward(inputs_of(LENGTHS))
+
+
+def test_a_nan_reaches_the_rows_it_enters_and_no_other():
+    ops = BACKENDS["cpu"](BackendOptions(threads=2))
+    rng = np.random.default_rng(0)
+    from kernels.formats import WeightFormat
+    from kernels.spec import random_tensor
+
+    weight = ops.prepare_linear([random_tensor(rng, (48, 64), WeightFormat.Q4_1)], None)
+    x = rng.standard_normal((9, 64)).astype(np.float32)
+    clean = ops.memory.download(ops.linear(ops.memory.upload(x), weight)).copy()
+    for bad in (np.nan, np.inf):
+        broken = x.copy()
+        broken[4, 40] = bad
+        got = ops.memory.download(ops.linear(ops.memory.upload(broken), weight))
+        assert not np.isfinite(got[4]).any()
+        np.testing.assert_array_equal(np.delete(got, 4, axis=0), np.delete(clean, 4, axis=0))
+
+
+def test_views_keep_to_their_rows():
+    value = g.Value(12, data=np.zeros((2, 12), dtype=np.float32))
+    heads = g.Tensor(value, 0, (12,)).reshape(-1, 3, 4)
+    assert (heads[:, 1:].first, heads[:, 1:].shape) == (4, (2, 4))
+    with pytest.raises(ValueError, match="cannot become"):
+        heads.reshape(2, 6)
+
+
+def test_a_cache_of_another_kind_is_refused():
+    with pytest.raises(BackendUnavailable, match="--kv-cache-dtype"):
+        BACKENDS["cpu"](BackendOptions(kv_cache_dtype="fp8"))
