@@ -61,6 +61,7 @@ class Op(enum.IntEnum):
     EXPERT_SUM = 16
     MARK = 17
     EXPERT_MARK = 18
+    DRAW = 19
 
 
 class Matrix(ctypes.Structure):

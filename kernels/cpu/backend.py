@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.cpu import graph as g
-from kernels.cpu.abi import CACHE_KINDS, Batch, Library
+from kernels.cpu.abi import CACHE_KINDS, ROWS_SAMPLED, Batch, Library, Op
 from kernels.cpu.library import WHY_NOT, find_library
-from kernels.cpu.lowering import Program
+from kernels.cpu.lowering import Program, one_call
 from kernels.cpu.memory import BLOCK_MULTIPLE, CacheHalf, address, alloc_cache
 from kernels.cpu.threads import default_threads
 from kernels.cpu.weights import PackedExperts, PackedLinear, pack_experts, pack_linear
@@ -29,6 +29,7 @@ from kernels.ops import (
     BackendInfo,
     BackendOptions,
     BackendUnavailable,
+    DrawParams,
     LayerCache,
     Memory,
     Ops,
@@ -38,9 +39,9 @@ from kernels.ops import (
 )
 from kernels.reference.dequant import dequantise
 from kernels.reference.elementwise import prepare_rope
-from kernels.reference.sampling import draw
 
 F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
 DEFAULT_CACHE = "i16"
 
 
@@ -77,7 +78,7 @@ def cpu_ops(options: BackendOptions) -> Ops:
         moe=backend.moe,
         logits=backend.logits,
         record=backend.record,
-        draw=draw,
+        draw=backend.draw,
     )
 
 
@@ -96,6 +97,10 @@ class Runner:
     def run(self, program: Program, batch: Batch) -> None:
         """Run a program to its end."""
         self._library.run(self._pool, address(program.instructions), program.num_calls, ctypes.byref(batch))
+
+    def call(self, instructions: npt.NDArray[Any], batch: Batch) -> None:
+        """Run instructions that are not part of a program."""
+        self._library.run(self._pool, address(instructions), len(instructions), ctypes.byref(batch))
 
     def profile(self, program: Program, batch: Batch, nanoseconds: npt.NDArray[np.int64]) -> None:
         """``run``, adding to i64[num_calls] what each call took."""
@@ -204,6 +209,20 @@ class CpuBackend:
         out = self._value(weight.num_outputs, _length(rows), g.Axis.SAMPLED)
         node = g.Logits(x, rows, weight, out)
         return self._append(node, (weight.num_outputs,), _rows(x), logit_rows=rows)
+
+    def draw(self, logits: F32, params: DrawParams) -> I32:
+        """One token a row, at random, from what the parameters leave; overwrites the logits f32[n,V]."""
+        logits = np.ascontiguousarray(logits)
+        out = np.zeros(len(logits), dtype=np.int32)
+        columns = [
+            np.ascontiguousarray(params.temperature, dtype=np.float64),
+            np.ascontiguousarray(params.top_k, dtype=np.int32),
+            *(np.ascontiguousarray(c, dtype=np.float64) for c in (params.top_p, params.min_p, params.uniform)),
+        ]
+        width = logits.shape[1]
+        arguments = (address(logits), width, width, *map(address, columns), address(out))
+        self._runner.call(one_call(Op.DRAW, ROWS_SAMPLED, *arguments), Batch(num_rows=len(logits)))
+        return out
 
     def record(self, forward: Callable[[StepInputs], g.Tensor], limits: StepLimits) -> Callable[[StepInputs], Scores]:
         """Record a forward pass; what comes back runs it."""

@@ -317,6 +317,14 @@ class Program:
         self.logits = out.x
 
 
+def one_call(op: Op, flags: int, *arguments: int) -> npt.NDArray[Any]:
+    """A program of one call."""
+    instructions = np.zeros(1, dtype=INSTRUCTION)
+    instructions["op"], instructions["flags"] = op, flags
+    instructions["a"][0, : len(arguments)] = arguments
+    return instructions
+
+
 def _wants(nodes: Sequence[g.Node]) -> dict[g.Value, tuple[bool, bool]]:
     """For each value that is read: whether some reader wants it as f32, and whether some wants it as int8."""
     wants: dict[g.Value, tuple[bool, bool]] = {}

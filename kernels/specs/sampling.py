@@ -10,7 +10,7 @@ from kernels.ops import Arithmetic, DrawParams, Ops
 from kernels.spec import Array, Case, Inputs, OpSpec, Tolerance
 
 _COLUMNS = ("temperature", "top_k", "top_p", "min_p", "uniform")
-_CLEAR = 1e-9
+_CLEAR = 1e-6
 """Cases keep this far from every border, where a rounding would decide."""
 
 

@@ -3,6 +3,7 @@
 #include "attention.hpp"
 #include "isa.hpp"
 #include "moe.hpp"
+#include "sampling.hpp"
 
 namespace {
 
@@ -62,6 +63,11 @@ static void run(const Work& w, const upwell_instr& i, const upwell_batch& b) {
         case UPWELL_SILU_MUL: return run_silu_mul(w, FLOATS(0), a[1], ROWS(2), a[3], rows);
         case UPWELL_GATHER: return run_gather(w, b, FLOATS(0), a[1], ROWS(2), a[3]);
         case UPWELL_ARGMAX: return run_argmax(w, FLOATS(0), a[1], a[2], address<int32_t>(a[3]), rows);
+        case UPWELL_DRAW: {
+            DrawParams p = {address<double>(a[3]), address<int32_t>(a[4]), address<double>(a[5]), address<double>(a[6]),
+                            address<double>(a[7])};
+            return run_draw(w, FLOATS(0), a[1], a[2], p, address<int32_t>(a[8]), rows);
+        }
         case UPWELL_ROUTE: return run_route(w, EXPERTS, FLOATS(1), a[2], rows);
         case UPWELL_EXPERT_ORDER: return run_expert_order(w, EXPERTS, rows);
         case UPWELL_EXPERT_GATHER: return run_expert_gather(w, EXPERTS, ROWS(1), rows);

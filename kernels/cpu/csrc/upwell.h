@@ -67,6 +67,7 @@ enum upwell_op {
     UPWELL_EXPERT_SUM = 16,    // experts, out, ld
     UPWELL_MARK = 17,          // rows, columns: which blocks are wide, once a row is whole
     UPWELL_EXPERT_MARK = 18,   // experts
+    UPWELL_DRAW = 19,          // logits, ld, vocab, temperature, top_k, top_p, min_p, uniform, out: overwrites the logits
 };
 
 // One native call of a step. Pointers and integers lie in `a` as they are, floats as their bits.
@@ -125,12 +126,6 @@ int64_t upwell_header_bytes(void);
 int64_t upwell_cache_head_bytes(int kind, int64_t block_size, int64_t head_dim, int is_value);
 // Read a cache back as f32[num_blocks, block_size, kv_heads, head_dim].
 void upwell_cache_read(const upwell_cache* cache, int64_t num_blocks, int is_value, float* out);
-
-// One token a row, from what temperature, top_k, top_p and min_p leave: f32[rows, vocab] with `ld` floats from row to
-// row -> i32[rows].
-void upwell_draw(upwell_pool* pool, const float* logits, int64_t ld, int64_t rows, int64_t vocab,
-                 const double* temperature, const int32_t* top_k, const double* top_p, const double* min_p,
-                 const double* uniform, int32_t* out);
 
 #pragma GCC visibility pop
 

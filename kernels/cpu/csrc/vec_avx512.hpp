@@ -95,6 +95,11 @@ INLINE float fpeak(F x) {
     b = _mm_max_ps(b, _mm_movehl_ps(b, b));
     return _mm_cvtss_f32(_mm_max_ss(b, _mm_movehdup_ps(b)));
 }
-INLINE int32_t isum(I x) { return _mm512_reduce_add_epi32(x); }
+INLINE int32_t isum(I x) {  // wraps around, which _mm512_reduce_add_epi32 leaves undefined
+    __m256i a = _mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
+    __m128i b = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    b = _mm_add_epi32(b, _mm_shuffle_epi32(b, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(b, _mm_shuffle_epi32(b, 0xb1)));
+}
 
 }  // namespace
