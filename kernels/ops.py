@@ -199,8 +199,8 @@ class Ops:
         moe: (x [T,H], router Linear [E,H], Experts, top_k, normalise) -> [T,H].
         logits: (x [T,H], rows i32[R], Linear [V,H]) -> f32[R,V].
         record: (forward: StepInputs -> Tensor f32[R,V], StepLimits) -> (StepInputs -> Scores).
-        draw: (logits f32[n,V], DrawParams) -> one token a row, i32[n]. NumPy in and out; -inf means never; the logits may
-            be overwritten.
+        draw: (logits f32[n,V], DrawParams) -> one token a row, i32[n]. NumPy in and out; -inf means never; the
+            logits may be overwritten.
     """
 
     info: BackendInfo

@@ -220,7 +220,7 @@ class CpuBackend:
             *(np.ascontiguousarray(c, dtype=np.float64) for c in (params.top_p, params.min_p, params.uniform)),
         ]
         width = logits.shape[1]
-        arguments = (address(logits), width, width, *map(address, columns), address(out))
+        arguments = (address(logits), width, width, *(address(column) for column in columns), address(out))
         self._runner.call(one_call(Op.DRAW, ROWS_SAMPLED, *arguments), Batch(num_rows=len(logits)))
         return out
 
