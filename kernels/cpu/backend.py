@@ -214,7 +214,7 @@ class CpuBackend:
         """One token a row, at random, from what the parameters leave; overwrites the logits f32[n,V]."""
         logits = np.ascontiguousarray(logits)
         out = np.zeros(len(logits), dtype=np.int32)
-        columns = [
+        columns: list[npt.NDArray[Any]] = [
             np.ascontiguousarray(params.temperature, dtype=np.float64),
             np.ascontiguousarray(params.top_k, dtype=np.int32),
             *(np.ascontiguousarray(c, dtype=np.float64) for c in (params.top_p, params.min_p, params.uniform)),
