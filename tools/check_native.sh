@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# Build the native kernels in every way that is supported, and run every operation under every instruction set: with gcc
+# and clang, under sanitizers, on a processor without vectors, and for aarch64 in an emulator. All must give the same
+# numbers, to the last bit. Two builds at a time; those of an earlier run are built on.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+builds=build/check
+mkdir -p "$builds"
+
+# tool PACKAGE...: the Debian packages of tools that are not there.
+missing=()
+tool() { command -v "$1" >/dev/null || missing+=("$2"); }
+tool cmake cmake
+tool ninja ninja-build
+tool g++ g++
+tool clang++ clang
+tool aarch64-linux-gnu-g++ g++-aarch64-linux-gnu
+tool qemu-aarch64 qemu-user
+if [ ${#missing[@]} -gt 0 ]; then
+  echo "installing ${missing[*]}"
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+# build NAME CMAKE-OPTION...: with warnings as errors, into $builds/NAME.
+build() {
+  local name=$1
+  shift
+  cmake -S . -B "$builds/$name" -G Ninja -DUPWELL_TESTS=ON -DUPWELL_WERROR=ON "$@"
+  cmake --build "$builds/$name" -j 1
+}
+
+# run NAME PREFIX...: test_isas of a build; its result is shown, and its numbers are kept to compare.
+run() {
+  local name=$1 began=$SECONDS
+  shift
+  "$@" | tee "$builds/$name.results"
+  grep -o 'fingerprint .*' "$builds/$name.results" >"$builds/$name.fingerprint"
+  sed "s/^/$name: /; /fingerprint/d" "$builds/$name.results" >&3
+  echo "$name: $((SECONDS - began)) s" >&3
+}
+
+plain() {
+  build gcc -DCMAKE_CXX_COMPILER=g++
+  # Symbols that are shared between objects could be linked from one that was compiled for another processor.
+  ! nm "$builds"/gcc/CMakeFiles/upwell.dir/kernels/cpu/csrc/isa_*.o | grep -E ' [VWuvw] '
+  ! readelf -d "$builds/gcc/libupwell.so" | grep -F 'libstdc++'
+  run gcc "$builds/gcc/test_isas"
+  if [ "$(uname -m)" = x86_64 ]; then
+    run old-processor qemu-x86_64 -cpu Nehalem "$builds/gcc/test_isas"
+  fi
+}
+
+aarch64() {
+  build aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64
+  run aarch64 qemu-aarch64 -L /usr/aarch64-linux-gnu "$builds/aarch64/test_isas"
+}
+
+clang() {
+  build clang -DCMAKE_CXX_COMPILER=clang++
+  run clang "$builds/clang/test_isas"
+}
+
+memory() {
+  build memory -DCMAKE_CXX_COMPILER=g++ -DUPWELL_SANITIZE=address,undefined
+  run memory "$builds/memory/test_isas"
+}
+
+threads() {
+  build threads -DCMAKE_CXX_COMPILER=g++ -DUPWELL_SANITIZE=thread
+  run threads "$builds/threads/test_isas" best
+}
+
+# lane CHECK...: one after the other; a check that fails shows its log.
+lane() {
+  local check
+  for check in "$@"; do
+    (set -e; "$check") >"$builds/$check.log" 2>&1 || { cat "$builds/$check.log" >&3; echo "$check: FAILED" >&3; return 1; }
+  done
+}
+
+exec 3>&1
+rm -f "$builds"/*.fingerprint
+lane memory &
+first=$!
+lane plain aarch64 clang threads
+wait "$first"
+[ "$(cat "$builds"/*.fingerprint | sort -u | wc -l)" = 1 ] || { grep . "$builds"/*.fingerprint; echo "the builds DIFFER"; exit 1; }
+echo "native kernels: all builds and instruction sets give the same numbers"
