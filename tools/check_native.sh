@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 builds=build/check
 mkdir -p "$builds"
 
-# tool PACKAGE...: the Debian packages of tools that are not there.
+# tool COMMAND PACKAGE: note the Debian package of a command that is not there.
 missing=()
 tool() { command -v "$1" >/dev/null || missing+=("$2"); }
 tool cmake cmake
@@ -43,11 +43,11 @@ run() {
 plain() {
   build gcc -DCMAKE_CXX_COMPILER=g++
   # Symbols that are shared between objects could be linked from one that was compiled for another processor.
-  ! nm "$builds"/gcc/CMakeFiles/upwell.dir/kernels/cpu/csrc/isa_*.o | grep -E ' [VWuvw] '
-  ! readelf -d "$builds/gcc/libupwell.so" | grep -F 'libstdc++'
+  if nm "$builds"/gcc/CMakeFiles/upwell.dir/kernels/cpu/csrc/isa_*.o | grep -E ' [VWuvw] '; then exit 1; fi
+  if readelf -d "$builds/gcc/libupwell.so" | grep -F 'libstdc++'; then exit 1; fi
   run gcc "$builds/gcc/test_isas"
   if [ "$(uname -m)" = x86_64 ]; then
-    run old-processor qemu-x86_64 -cpu Nehalem "$builds/gcc/test_isas"
+    run old-processor qemu-x86_64 -cpu Nehalem "$builds/gcc/test_isas" 1
   fi
 }
 
@@ -68,14 +68,18 @@ memory() {
 
 threads() {
   build threads -DCMAKE_CXX_COMPILER=g++ -DUPWELL_SANITIZE=thread
-  run threads "$builds/threads/test_isas" best
+  run threads "$builds/threads/test_isas" 3 best
 }
 
 # lane CHECK...: one after the other; a check that fails shows its log.
 lane() {
-  local check
+  local check status
   for check in "$@"; do
-    (set -e; "$check") >"$builds/$check.log" 2>&1 || { cat "$builds/$check.log" >&3; echo "$check: FAILED" >&3; return 1; }
+    set +e # of the group below alone: bash ignores -e in what a condition runs
+    (set -e; "$check") >"$builds/$check.log" 2>&1
+    status=$?
+    set -e
+    [ "$status" = 0 ] || { cat "$builds/$check.log" >&3; echo "$check: FAILED" >&3; return 1; }
   done
 }
 

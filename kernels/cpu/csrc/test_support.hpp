@@ -131,13 +131,20 @@ struct Written {
 };
 
 // One pass over all operations.
-struct Pass {
-    upwell_pool* pool;
+class Pass {
+  public:
     std::vector<Written> written;
     Random random{0};
 
-    // Begin a case; its random numbers depend on its name alone.
+    explicit Pass(int threads) : threads_(threads) {}
+    Pass(const Pass&) = delete;
+    Pass& operator=(const Pass&) = delete;
+    ~Pass() { upwell_pool_free(pool_); }
+    // Begin a case. Its random numbers depend on its name alone; its pool is new, since one that has to wait on a busy
+    // machine leaves the work to a single thread.
     void begin(std::string name) {
+        if (pool_) upwell_pool_free(pool_);
+        if (!(pool_ = upwell_pool_new(threads_))) abort();
         name_ = std::move(name);
         program_.clear();
         random.state = 0;
@@ -150,7 +157,7 @@ struct Pass {
         program_.push_back(instr);
     }
     void run(const upwell_batch& batch) {
-        upwell_run(pool, program_.data(), (int64_t)program_.size(), &batch);
+        upwell_run(pool_, program_.data(), (int64_t)program_.size(), &batch);
         program_.clear();
     }
     void run(int64_t tokens) {
@@ -171,6 +178,8 @@ struct Pass {
     }
 
   private:
+    int threads_;
+    upwell_pool* pool_ = nullptr;
     std::string name_;
     std::vector<upwell_instr> program_;
 };
