@@ -14,8 +14,8 @@ T ?=
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# What an installation is built from; Python files are taken from where they are. Where there is a compiler, the tests
-# want kernels that compile; to serve, the reference backend will do.
+# What an installation is built from; Python files are taken from where they are. Where there is a compiler, tests and
+# benchmarks want kernels that compile; to serve, the reference backend will do.
 BUILT := $(wildcard pyproject.toml CMakeLists.txt kernels/cpu/csrc/*)
 
 .PHONY: serve test soak bench lint format clean
@@ -59,7 +59,7 @@ format: .venv/.lint
 	@touch $@ .venv/.serve
 
 .venv/.bench: $(BUILT) | .venv/bin/python
-	$(PIP) install --quiet --editable '.[bench]'
+	UPWELL_REQUIRE_NATIVE=1 $(PIP) install --quiet --editable '.[bench]'
 	@touch $@ .venv/.serve
 
 .venv/.lint: pyproject.toml | .venv/bin/python

@@ -41,6 +41,7 @@ git clone --quiet "$root" "$work/clone"
 cd "$work/clone"
 echo "make serve, in a fresh clone:"
 start fresh make serve PORT=0
+grep 'backend *cpu (native' "$work/fresh.log"
 ask .venv/bin/upwell
 stop
 echo "make serve, the second time, without a network:"
@@ -61,6 +62,7 @@ cd "$work"
 "$work/venv/bin/python" -m pip install --quiet "$work"/dist/upwell-*.whl
 venv/bin/upwell --version
 start wheel venv/bin/upwell serve smollm2-135m --port 0
+grep 'backend *cpu (native' "$work/wheel.log"
 ask venv/bin/upwell
 stop
 
