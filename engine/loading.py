@@ -7,13 +7,13 @@ from pathlib import Path
 
 from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from engine.engine import Engine
-from engine.errors import ConfigError
+from engine.errors import ConfigError, UnsupportedModel
 from engine.model_runner import ModelRunner, block_bytes
 from engine.models.registry import model_class
 from engine.tokenizer import load_tokenizer
 from engine.types import EngineReady
 from engine.weights.open import open_checkpoint
-from kernels.ops import BackendOptions, BackendUnavailable, Ops, StepLimits
+from kernels.ops import BackendOptions, BackendUnavailable, NoKernel, Ops, StepLimits
 from kernels.resolve import Resolved, resolve
 
 
@@ -46,9 +46,14 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None]) -> t
         progress(done, checkpoint.total_bytes)
 
     advance(0)
-    model = model_class(model_config.architecture)(model_config, checkpoint, resolved.ops, max_model_len, advance)
     step_limits = StepLimits(limits.max_num_batched_tokens, limits.max_num_seqs)
-    runner = ModelRunner(model, resolved.ops, cache, step_limits)
+    try:
+        model = model_class(model_config.architecture)(model_config, checkpoint, resolved.ops, max_model_len, advance)
+        runner = ModelRunner(model, resolved.ops, cache, step_limits)
+    except NoKernel as error:
+        raise UnsupportedModel(
+            f"the {resolved.ops.info.name} backend cannot run this model: {error}; --device reference can."
+        ) from error
     engine = Engine(runner, load_tokenizer(path), model_config.eos_token_ids, limits, cache)
     ready = EngineReady(
         architecture=model_config.architecture,

@@ -58,6 +58,10 @@ class RawTensor:
         """The tensor with its outermost dimension reordered or picked by ``index``, still packed."""
         return RawTensor((len(index), *self.shape[1:]), self.format, self.data[index])
 
+    def at(self, index: int) -> RawTensor:
+        """One entry of the outermost dimension, still packed."""
+        return RawTensor(self.shape[1:], self.format, self.data[index])
+
     @property
     def nbytes(self) -> int:
         """Size as stored."""

@@ -33,6 +33,10 @@ class BackendUnavailable(Exception):
     """No backend of that name, or it cannot run here as asked; the message says why, and names the flag to change."""
 
 
+class NoKernel(Exception):
+    """A backend has no kernel for something that a model asks of it; the message says what."""
+
+
 @dataclass(frozen=True)
 class LayerCache:
     """One layer's paged keys and values, in the backend's own layout; ``Memory.read_cache`` reads them."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kernels.formats import WeightFormat
+from kernels.ops import CacheDtype
 
 ABI_VERSION = 1
 HEADER_BYTES = 56
@@ -35,7 +36,7 @@ FORMATS = {
     WeightFormat.Q4_K: 6,
     WeightFormat.Q6_K: 7,
 }
-CACHE_KINDS = {"f32": 0, "f16": 1, "i16": 2, "i8": 3}
+CACHE_KINDS: dict[CacheDtype, int] = {"f32": 0, "f16": 1, "i16": 2, "i8": 3}
 ROWS_SAMPLED, NO_BARRIER = 1, 2
 
 
@@ -98,8 +99,7 @@ class Cache(ctypes.Structure):
         ("head_dim", ctypes.c_int32),
         ("k", ctypes.c_void_p),
         ("v", ctypes.c_void_p),
-        ("head_bytes_k", ctypes.c_int64),
-        ("head_bytes_v", ctypes.c_int64),
+        ("head_bytes", ctypes.c_int64),
     )
 
 
@@ -170,8 +170,8 @@ class Library:
         self.pack: Callable[[int, int, int, int, int, int, int], None] = self._function(
             "upwell_pack", None, i32, i64, i64, pointer, i64, pointer, i64
         )
-        self.cache_head_bytes: Callable[[int, int, int, int], int] = self._function(
-            "upwell_cache_head_bytes", i64, i32, i64, i64, i32
+        self.cache_head_bytes: Callable[[int, int, int], int] = self._function(
+            "upwell_cache_head_bytes", i64, i32, i64, i64
         )
         self.cache_read: Callable[[Any, int, int, int], None] = self._function(
             "upwell_cache_read", None, ctypes.POINTER(Cache), i64, i32, pointer

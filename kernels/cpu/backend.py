@@ -113,10 +113,11 @@ class CpuBackend:
     """Appends nodes, and runs them."""
 
     def __init__(self, options: BackendOptions) -> None:
-        kind = DEFAULT_CACHE if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
-        if kind not in CACHE_KINDS:
+        wanted = DEFAULT_CACHE if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
+        kind = next((each for each in CACHE_KINDS if each == wanted), None)
+        if kind is None:
             raise BackendUnavailable(
-                f"--kv-cache-dtype must be auto or one of {', '.join(CACHE_KINDS)}, but is {kind}."
+                f"--kv-cache-dtype must be auto or one of {', '.join(CACHE_KINDS)}, but is {wanted}."
             )
         self._library = load_library()
         isa = self._library.isas().decode().split()[0]
@@ -127,7 +128,7 @@ class CpuBackend:
         self.info = BackendInfo(
             "cpu",
             f"native, {isa}, {self._runner.threads} threads, {kind} cache",
-            Arithmetic("int8 blocks of 32", kind),  # type: ignore[arg-type]
+            Arithmetic("int8 blocks of 32", kind),
         )
 
     def alloc_cache(self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> LayerCache:
@@ -136,9 +137,8 @@ class CpuBackend:
 
     def cache_token_bytes(self, kv_heads: int, head_dim: int) -> int:
         """Bytes of one token's keys and values in one layer."""
-        kind = CACHE_KINDS[self._cache_kind]
-        block = sum(self._library.cache_head_bytes(kind, BLOCK_MULTIPLE, head_dim, is_value) for is_value in (0, 1))
-        return block * kv_heads // BLOCK_MULTIPLE
+        head = self._library.cache_head_bytes(CACHE_KINDS[self._cache_kind], BLOCK_MULTIPLE, head_dim)
+        return 2 * head * kv_heads // BLOCK_MULTIPLE
 
     def prepare_linear(self, weights: Sequence[RawTensor], biases: Sequence[RawTensor] | None) -> PackedLinear:
         """Pack weights that share their input."""

@@ -28,6 +28,7 @@ from kernels.cpu.abi import (
 )
 from kernels.cpu.memory import address, aligned
 from kernels.cpu.weights import PackedLinear, PackedMatrix, struct_address
+from kernels.ops import NoKernel
 
 INSTRUCTION = np.dtype([("op", np.int32), ("flags", np.int32), ("a", np.int64, 15)])
 """``upwell_instr``."""
@@ -97,7 +98,7 @@ class Program:
         """Lower nodes.
 
         Raises:
-            ValueError: there are too many, or one has a shape that the kernels do not have.
+            NoKernel: there are too many, or one has a shape that the kernels do not have.
         """
         self._max = {g.Axis.TOKENS: max_tokens, g.Axis.SAMPLED: max_rows}
         self._arena = Arena()
@@ -121,7 +122,7 @@ class Program:
                     self._kept.append(storage)
                     storage.release(self._arena)
         if len(self._calls) > MAX_PROGRAM:
-            raise ValueError(f"a step of {len(self._calls)} native calls is longer than {MAX_PROGRAM}")
+            raise NoKernel(f"a step of {len(self._calls)} native calls is longer than {MAX_PROGRAM}")
         self.instructions = np.zeros(max(len(self._calls), 1), dtype=INSTRUCTION)
         for row, (op, flags, arguments) in zip(self.instructions, self._calls, strict=False):
             row["op"], row["flags"] = op, flags
@@ -135,22 +136,22 @@ class Program:
 
     def _call(self, op: Op, *arguments: int | ctypes.Structure | None, flags: int = 0) -> None:
         """Append a call; structures are kept and given by address."""
-        plain = []
-        for argument in arguments:
-            if isinstance(argument, ctypes.Structure):
-                self._kept.append(argument)
-                argument = struct_address(argument)  # noqa: PLW2901
-            plain.append(argument or 0)
-        self._calls.append((int(op), flags, plain))
+        self._calls.append((int(op), flags, [self._argument(argument) for argument in arguments]))
+
+    def _argument(self, value: int | ctypes.Structure | None) -> int:
+        if not isinstance(value, ctypes.Structure):
+            return value or 0
+        self._kept.append(value)
+        return struct_address(value)
 
     def _keep(self, array: npt.NDArray[Any]) -> int:
         self._kept.append(array)
         return address(array)
 
-    def _store(self, value: g.Value, *, can_quantise: bool = False, wants_floats: bool = False) -> Storage:
+    def _store(self, value: g.Value, *, can_quantise: bool = False) -> Storage:
         """Memory for a value that is about to be made."""
         floats, integers = self._wants.get(value, (True, False))
-        floats = floats or wants_floats or (integers and not can_quantise) or value.data is not None
+        floats = floats or (integers and not can_quantise) or value.data is not None
         storage = Storage(value, self._max[value.axis], self._arena, floats=floats, integers=integers and can_quantise)
         self._storage[value] = storage
         return storage
@@ -231,7 +232,7 @@ class Program:
 
     def _embed(self, node: g.Embed) -> None:
         if len(node.weight.parts) != 1:
-            raise ValueError("an embedding has one weight")
+            raise NoKernel("the embedding is of several formats")
         out = self._store(node.out)
         self._call(Op.EMBED, node.weight.parts[0].struct, out.rows().x, out.columns)
 
@@ -256,7 +257,7 @@ class Program:
     def _attention(self, node: g.Attention) -> None:
         heads, dim = node.q.shape
         if heads % node.cache.kv_heads or heads // node.cache.kv_heads > MAX_GROUP:
-            raise ValueError(f"{heads} query heads cannot share {node.cache.kv_heads} key heads (at most {MAX_GROUP})")
+            raise NoKernel(f"{heads} query heads cannot share {node.cache.kv_heads} key heads (at most {MAX_GROUP})")
         q, ld = self._source(node.q)
         out = self._store(node.out, can_quantise=dim % 32 == 0)
         table, positions, norm, eps = self._path(node.path)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.cpu.abi import CACHE_KINDS, MAX_HEAD_DIM, Cache, Library
-from kernels.ops import LayerCache
+from kernels.ops import CacheDtype, LayerCache, NoKernel
 
 ALIGNMENT = 64
 BLOCK_MULTIPLE = 16
@@ -21,11 +21,6 @@ def aligned(num_bytes: int) -> npt.NDArray[np.uint8]:
     raw = np.zeros(num_bytes + ALIGNMENT, dtype=np.uint8)
     start = -address(raw) % ALIGNMENT
     return raw[start : start + num_bytes]
-
-
-def aligned_f32(rows: int, columns: int) -> npt.NDArray[np.float32]:
-    """Zeroed f32[rows, columns], aligned."""
-    return aligned(4 * rows * columns).view(np.float32).reshape(rows, columns)
 
 
 def address(array: npt.NDArray[Any]) -> int:
@@ -57,24 +52,26 @@ class CacheStruct(Cache):
 
 
 def alloc_cache(
-    library: Library, kind: str, num_blocks: int, block_size: int, kv_heads: int, head_dim: int
+    library: Library, kind: CacheDtype, num_blocks: int, block_size: int, kv_heads: int, head_dim: int
 ) -> LayerCache:
     """An empty cache.
 
     Raises:
-        ValueError: the block size is not a multiple of 16 that divides 128, or the heads are too big.
+        ValueError: the block size is not a multiple of 16 that divides 128.
+        NoKernel: the heads are too big.
     """
     if block_size % BLOCK_MULTIPLE or 128 % block_size:
         raise ValueError(f"the block size must be 16, 32, 64 or 128, but is {block_size}")
     if head_dim > MAX_HEAD_DIM or head_dim % 2:
-        raise ValueError(f"the head size must be even and at most {MAX_HEAD_DIM}, but is {head_dim}")
+        raise NoKernel(f"the head size must be even and at most {MAX_HEAD_DIM}, but is {head_dim}")
     number = CACHE_KINDS[kind]
-    sizes = [library.cache_head_bytes(number, block_size, head_dim, is_value) for is_value in (0, 1)]
-    memory = aligned(num_blocks * kv_heads * sum(sizes))
+    head_bytes = library.cache_head_bytes(number, block_size, head_dim)
+    half = num_blocks * kv_heads * head_bytes
+    memory = aligned(2 * half)
     start = address(memory)
     struct = CacheStruct(
         kind=number, block_size=block_size, kv_heads=kv_heads, head_dim=head_dim,
-        k=start, v=start + num_blocks * kv_heads * sizes[0], head_bytes_k=sizes[0], head_bytes_v=sizes[1],
+        k=start, v=start + half, head_bytes=head_bytes,
     )  # fmt: skip
     struct.memory = memory
     return LayerCache(

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from kernels.cpu.abi import FORMATS, MAX_EXPERTS, Library, Matrix
 from kernels.cpu.memory import address, aligned
 from kernels.formats import RawTensor, WeightFormat
+from kernels.ops import NoKernel
 from kernels.reference.dequant import dequantise
 
 F32 = npt.NDArray[np.float32]
@@ -105,17 +106,15 @@ def pack_experts(library: Library, gate: RawTensor, up: RawTensor, down: RawTens
     Gate and up begin at a panel each, so F is rounded up to whole panels; what is added is zero.
 
     Raises:
-        ValueError: there are too many experts, or gate and up differ in format.
+        NoKernel: there are too many experts, or gate and up differ in format.
     """
     num_experts, inner, hidden = gate.shape
     if num_experts > MAX_EXPERTS:
-        raise ValueError(f"the native kernels route to {MAX_EXPERTS} experts at most, but there are {num_experts}")
+        raise NoKernel(f"the native kernels route to {MAX_EXPERTS} experts at most, but there are {num_experts}")
     if gate.format is not up.format:
-        raise ValueError("the gate and up projections of an expert must have the same format")
-    ups = tuple(
-        pack_matrix(library, [_pick(gate, e), _pick(up, e)], row_multiple=PANEL_ROWS) for e in range(num_experts)
-    )
-    downs = tuple(pack_matrix(library, [_pick(down, e)]) for e in range(num_experts))
+        raise NoKernel("the gate and up projections of its experts differ in format")
+    ups = tuple(pack_matrix(library, [gate.at(e), up.at(e)], row_multiple=PANEL_ROWS) for e in range(num_experts))
+    downs = tuple(pack_matrix(library, [down.at(e)]) for e in range(num_experts))
     structs = tuple((Matrix * num_experts)(*(m.struct for m in side)) for side in (ups, downs))
     return PackedExperts(ups, downs, hidden, -(-inner // PANEL_ROWS) * PANEL_ROWS, (structs[0], structs[1]))
 
@@ -123,7 +122,3 @@ def pack_experts(library: Library, gate: RawTensor, up: RawTensor, down: RawTens
 def struct_address(struct: ctypes.Structure | ctypes.Array[Any]) -> int:
     """Where a ctypes object lies; its owner keeps it alive."""
     return ctypes.addressof(struct)
-
-
-def _pick(stacked: RawTensor, expert: int) -> RawTensor:
-    return RawTensor(stacked.shape[1:], stacked.format, stacked.data[expert])

@@ -26,8 +26,8 @@ def prepare_experts(gate: RawTensor, up: RawTensor, down: RawTensor) -> Referenc
     """Unpack stacked experts: gate and up [E,F,H], down [E,H,F]."""
     experts = range(gate.shape[0])
     return ReferenceExperts(
-        gate_up=tuple(prepare_linear([_pick(gate, e), _pick(up, e)], None) for e in experts),
-        down=tuple(prepare_linear([_pick(down, e)], None) for e in experts),
+        gate_up=tuple(prepare_linear([gate.at(e), up.at(e)], None) for e in experts),
+        down=tuple(prepare_linear([down.at(e)], None) for e in experts),
     )
 
 
@@ -55,7 +55,3 @@ def moe(x: F32, router: ReferenceLinear, experts: ReferenceExperts, top_k: int, 
         hidden = silu_mul(linear(x[rows], experts.gate_up[expert]))
         out[rows] += gates[rows, expert, None] * linear(hidden, experts.down[expert])
     return out
-
-
-def _pick(stacked: RawTensor, expert: int) -> RawTensor:
-    return RawTensor(stacked.shape[1:], stacked.format, stacked.data[expert])

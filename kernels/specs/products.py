@@ -80,10 +80,6 @@ LOGITS = OpSpec(
 )
 
 
-def _expert(stacked: RawTensor, expert: int) -> RawTensor:
-    return RawTensor(stacked.shape[1:], stacked.format, stacked.data[expert])
-
-
 def _moe_oracle(inputs: Inputs, arithmetic: Arithmetic) -> Array:
     out = np.zeros(inputs["x"].shape)
     for row, scores in enumerate(product(inputs["x"], inputs["router"], arithmetic)):
@@ -92,7 +88,7 @@ def _moe_oracle(inputs: Inputs, arithmetic: Arithmetic) -> Array:
         chosen = np.argsort(-probabilities, kind="stable")[: inputs["top_k"]]
         weights = probabilities[chosen] / (probabilities[chosen].sum() if inputs["normalise"] else 1.0)
         for expert, weight in zip(chosen, weights, strict=True):
-            gate, up, down = (_expert(inputs[name], expert) for name in ("gate", "up", "down"))
+            gate, up, down = (inputs[name].at(expert) for name in ("gate", "up", "down"))
             gated = product(token, gate, arithmetic)
             with np.errstate(over="ignore"):
                 hidden = gated / (1 + np.exp(-gated)) * product(token, up, arithmetic)

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from engine.config import CacheConfig
+from engine.errors import UnsupportedModel
 from engine.model_runner import ModelRunner
 from engine.models.registry import model_class
 from engine.weights.open import open_checkpoint
 from kernels.cpu import graph as g
 from kernels.cpu.abi import Op
-from kernels.ops import AttentionBatch, BackendOptions, BackendUnavailable, StepInputs, StepLimits
+from kernels.ops import AttentionBatch, BackendOptions, BackendUnavailable, NoKernel, StepInputs, StepLimits
 from kernels.resolve import BACKENDS
 from tests.support.backends import DEVICES
 from tests.support.tiny_models import GOLDEN, TINY_MODELS
@@ -125,3 +126,18 @@ def test_views_keep_to_their_rows():
 def test_a_cache_of_another_kind_is_refused():
     with pytest.raises(BackendUnavailable, match="--kv-cache-dtype"):
         BACKENDS["cpu"](BackendOptions(kv_cache_dtype="fp8"))
+
+
+def test_a_model_without_a_kernel_is_refused_by_name():
+    ops = BACKENDS["cpu"](BackendOptions(threads=1))
+    with pytest.raises(NoKernel, match="head size"):
+        ops.memory.alloc_cache(4, 16, 1, 512)
+
+
+def test_loading_names_the_backend_that_can(monkeypatch):
+    from kernels.cpu import memory
+    from tests.support.tiny_models import tiny_engine
+
+    monkeypatch.setattr(memory, "MAX_HEAD_DIM", 2)
+    with pytest.raises(UnsupportedModel, match=r"cpu backend cannot run this model: .*--device reference can"):
+        tiny_engine("tiny-mistral", device="cpu")

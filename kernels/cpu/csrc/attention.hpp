@@ -19,7 +19,6 @@ constexpr int kQueryRows = 48;  // queries times heads of a group that share the
 struct AttentionScratch {
     alignas(64) float out[kQueryRows][kMaxHead];
     alignas(64) float scores[kQueryRows][kTile];
-    alignas(64) int32_t weighted[kQueryRows][kMaxHead];
     alignas(64) float query[kQueryRows][kMaxHead];
     alignas(64) int16_t query_ints[kQueryRows][kMaxHead];
     alignas(64) int16_t weights[kQueryRows][kTile];
@@ -235,8 +234,8 @@ static void attend_tile(const upwell_cache& c, const int32_t* blocks, int64_t he
     int tokens = kv_len - first < kTile ? (int)(kv_len - first) : kTile, vectors = (tokens + 15) / 16;
     for (int v = 0; v < vectors; v++) {
         int64_t at = first + 16 * v, block = blocks[at / c.block_size], offset = at % c.block_size;
-        uint8_t* k = head_of(c, c.k, c.head_bytes_k, block, head);
-        uint8_t* x = head_of(c, c.v, c.head_bytes_v, block, head);
+        uint8_t* k = head_of(c, c.k, block, head);
+        uint8_t* x = head_of(c, c.v, block, head);
         s->keys[v] = k + offset * d * item;
         s->values[v] = x + offset * d * item;
         if (has_scales(KIND)) s->key_scales[v] = scales_of(c, k) + offset, s->value_scales[v] = scales_of(c, x) + offset;
@@ -253,7 +252,7 @@ static void attend_tile(const upwell_cache& c, const int32_t* blocks, int64_t he
     for (int r = 0; r < rows; r++) weigh<KIND>(s, r, first, vectors, d, window);
     if (rows < kTileRows)
         for (int64_t at = first + kTile; at < kv_len && at < first + 2 * kTile; at += 16)
-            fetch(head_of(c, c.k, c.head_bytes_k, blocks[at / c.block_size], head) + at % c.block_size * d * item,
+            fetch(head_of(c, c.k, blocks[at / c.block_size], head) + at % c.block_size * d * item,
                   16 * d * item);
     int64_t i = 0;
     for (; i + 64 <= d; i += 64) value_rows<KIND, 4>(s, rows, i, tokens, d);

@@ -9,24 +9,19 @@
 // Keys are rounded to 14 bits and values to 12 (8 and 8 in the i8 cache), so that no sum over a head of up to 256
 // dimensions or a tile of 128 tokens can overflow 32 bits; see attention.hpp.
 #pragma once
+#include "layout.hpp"
 #include "rows.hpp"
 
 namespace {
 
 constexpr int64_t kMaxHead = 256;
 
-INLINE int64_t padded_head(int64_t d) { return (d + 15) / 16 * 16; }
-INLINE int64_t cache_item_bytes(int kind) { return kind == UPWELL_KV_F32 ? 4 : kind == UPWELL_KV_I8 ? 1 : 2; }
-INLINE bool has_scales(int kind) { return kind == UPWELL_KV_I16 || kind == UPWELL_KV_I8; }
 INLINE float key_range(int kind) { return kind == UPWELL_KV_I8 ? 127.0f : 8191.0f; }
 INLINE float value_range(int kind) { return kind == UPWELL_KV_I8 ? 127.0f : 2047.0f; }
 
-INLINE int64_t cache_head_bytes(int kind, int64_t block_size, int64_t head_dim) {
-    return padded_head(head_dim) * block_size * cache_item_bytes(kind) + (has_scales(kind) ? 4 * block_size : 0);
-}
-
-INLINE uint8_t* head_of(const upwell_cache& c, uint8_t* base, int64_t head_bytes, int64_t block, int64_t head) {
-    return base + (block * c.kv_heads + head) * head_bytes;
+// One head of a block; `base` is that of the keys or of the values.
+INLINE uint8_t* head_of(const upwell_cache& c, uint8_t* base, int64_t block, int64_t head) {
+    return base + (block * c.kv_heads + head) * c.head_bytes;
 }
 
 // The scales of a block and head: f32[block_size].
@@ -86,9 +81,9 @@ static void run_write_kv(const Work& work, const upwell_batch& batch, const upwe
             int64_t block = batch.slots[t] / c.block_size, offset = batch.slots[t] % c.block_size;
             for (int64_t h = 0; h < c.kv_heads; h++) {
                 prepare_head(k + t * k_ld + h * d, d, norm, eps, rope, batch.positions ? batch.positions[t] : 0, row);
-                store_head(c, head_of(c, c.k, c.head_bytes_k, block, h), offset, row, false);
+                store_head(c, head_of(c, c.k, block, h), offset, row, false);
                 __builtin_memcpy(row, v + t * v_ld + h * d, sizeof(float) * (size_t)d);
-                store_head(c, head_of(c, c.v, c.head_bytes_v, block, h), offset, row, true);
+                store_head(c, head_of(c, c.v, block, h), offset, row, true);
             }
         }
 }
@@ -97,7 +92,7 @@ static void read_cache(const upwell_cache& c, int64_t num_blocks, bool is_value,
     for (int64_t block = 0; block < num_blocks; block++)
         for (int64_t offset = 0; offset < c.block_size; offset++)
             for (int64_t h = 0; h < c.kv_heads; h++) {
-                uint8_t* head = is_value ? head_of(c, c.v, c.head_bytes_v, block, h) : head_of(c, c.k, c.head_bytes_k, block, h);
+                uint8_t* head = is_value ? head_of(c, c.v, block, h) : head_of(c, c.k, block, h);
                 for (int64_t i = 0; i < c.head_dim; i++, out++) {
                     int64_t at = is_value ? value_index(c, offset, i) : key_index(c, offset, i);
                     uint16_t half[16] = {0};

@@ -129,6 +129,19 @@ INLINE int64_t panel_bytes(int64_t k) {
     return (k + Format::kSpan - 1) / Format::kSpan * Format::kBytes;
 }
 
+INLINE int64_t matrix_panel_bytes(int format, int64_t k) {
+    switch (format) {
+        case UPWELL_F32: return 64 * k;
+        case UPWELL_F16:
+        case UPWELL_BF16: return 32 * k;
+        case UPWELL_Q8_0: return panel_bytes<Q8_0>(k);
+        case UPWELL_Q4_0: return panel_bytes<Q4_0>(k);
+        case UPWELL_Q4_1: return panel_bytes<Q4_1>(k);
+        case UPWELL_Q4_K: return panel_bytes<Q4_K>(k);
+        default: return panel_bytes<Q6_K>(k);
+    }
+}
+
 // One block as int8 codes and float scales, the same for every format: what staged panels consist of.
 struct StagedBlock {
     alignas(64) uint8_t codes[8][64];

@@ -168,20 +168,11 @@ static void float_product(const uint8_t* p0, const uint8_t* p1, int64_t columns,
     int r = 0;
     for (; r + kTileRows <= rows; r += kTileRows)
         float_tile<Format, kTileRows>(p0, p1, columns, x + r * ld, ld, s->sums[r]);
+    if constexpr (kTileRows > 3)
+        for (; r + 3 <= rows; r += 3) float_tile<Format, 3>(p0, p1, columns, x + r * ld, ld, s->sums[r]);
+    if constexpr (kTileRows > 2)
+        for (; r + 2 <= rows; r += 2) float_tile<Format, 2>(p0, p1, columns, x + r * ld, ld, s->sums[r]);
     for (; r < rows; r++) float_tile<Format, 1>(p0, p1, columns, x + r * ld, ld, s->sums[r]);
-}
-
-INLINE int64_t matrix_panel_bytes(int format, int64_t k) {
-    switch (format) {
-        case UPWELL_F32: return 64 * k;
-        case UPWELL_F16:
-        case UPWELL_BF16: return 32 * k;
-        case UPWELL_Q8_0: return panel_bytes<Q8_0>(k);
-        case UPWELL_Q4_0: return panel_bytes<Q4_0>(k);
-        case UPWELL_Q4_1: return panel_bytes<Q4_1>(k);
-        case UPWELL_Q4_K: return panel_bytes<Q4_K>(k);
-        default: return panel_bytes<Q6_K>(k);
-    }
 }
 
 // s->sums[rows][32]: products of rows [row, row + rows) with panels p0 and p1.

@@ -14,6 +14,7 @@
 #include <cstring>
 
 #include "isa.hpp"
+#include "layout.hpp"
 
 namespace {
 
@@ -68,8 +69,8 @@ struct upwell_pool {
     int64_t count;
     const upwell_batch* batch;
     int64_t* nanoseconds;
-    int strikes, resting;  // programs in a row that waited too long; programs to come with fewer threads
-    alignas(64) std::atomic<int32_t> generation;  // of programs, times kMaxThreads, plus threads - 1; negative ends them
+    int strikes, resting;  // programs in a row that waited too long; programs to come that the caller runs alone
+    alignas(64) std::atomic<int32_t> generation;  // of the programs that all threads run; -1 ends them
     alignas(64) std::atomic<int64_t> arrived;     // at barriers, over all threads and the whole program
     alignas(64) std::atomic<int32_t> left;        // threads that are done with the program
 };
@@ -108,7 +109,7 @@ int64_t go_through(upwell_pool* pool, int index, int threads) {
     return waited;
 }
 
-// How many threads the next program gets. Where other processes take the processors, a thread that waits for one that
+// How many threads the next program gets: all, or the caller alone. Where other processes take the processors, a thread that waits for one that
 // does not run loses more than it gains; results do not depend on the number. So after three programs in a row that
 // spent a third of their time so, the caller works alone for a while, and then they try again.
 int threads_for_next(upwell_pool* pool) {
@@ -141,9 +142,7 @@ void* serve(void* argument) {
         }
         seen = pool->generation.load(std::memory_order_acquire);
         if (seen < 0) return nullptr;
-        int threads = seen % kMaxThreads + 1;
-        if (start.index >= threads) continue;
-        go_through(pool, start.index, threads);
+        go_through(pool, start.index, pool->threads);
         pool->left.fetch_add(1, std::memory_order_acq_rel);
     }
 }
@@ -216,8 +215,7 @@ extern "C" void upwell_profile(upwell_pool* pool, const upwell_instr* program, i
     int threads = threads_for_next(pool);
     int64_t began = now();
     if (threads > 1) {
-        int32_t count_now = pool->generation.load(std::memory_order_relaxed) / kMaxThreads;
-        int32_t next = (count_now + 1) % (INT_MAX / kMaxThreads - 1) * kMaxThreads + threads - 1;
+        int32_t next = (pool->generation.load(std::memory_order_relaxed) + 1) & INT_MAX;
         pool->generation.store(next, std::memory_order_release);
         futex(&pool->generation, FUTEX_WAKE, INT_MAX);
     }
@@ -230,13 +228,8 @@ extern "C" void upwell_run(upwell_pool* pool, const upwell_instr* program, int64
     upwell_profile(pool, program, count, batch, nullptr);
 }
 
-extern "C" int64_t upwell_header_bytes(void) { return 56; }
-
-extern "C" int64_t upwell_cache_head_bytes(int kind, int64_t block_size, int64_t head_dim, int is_value) {
-    (void)is_value;
-    int64_t item = kind == UPWELL_KV_F32 ? 4 : kind == UPWELL_KV_I8 ? 1 : 2;
-    bool scales = kind == UPWELL_KV_I16 || kind == UPWELL_KV_I8;
-    return (head_dim + 15) / 16 * 16 * block_size * item + (scales ? 4 * block_size : 0);
+extern "C" int64_t upwell_cache_head_bytes(int kind, int64_t block_size, int64_t head_dim) {
+    return cache_head_bytes(kind, block_size, head_dim);
 }
 
 extern "C" void upwell_cache_read(const upwell_cache* cache, int64_t num_blocks, int is_value, float* out) {

@@ -160,13 +160,7 @@ INLINE float half_of(const uint8_t* p, int lane_index) {
 
 static void unpack_row(const upwell_matrix& m, int64_t row, float* out) {
     int64_t l = row % kLanes;
-    const uint8_t* panel = m.panels + row / kLanes * (m.format == UPWELL_Q4_0   ? panel_bytes<Q4_0>(m.k)
-                                                      : m.format == UPWELL_Q4_1 ? panel_bytes<Q4_1>(m.k)
-                                                      : m.format == UPWELL_Q8_0 ? panel_bytes<Q8_0>(m.k)
-                                                      : m.format == UPWELL_Q4_K ? panel_bytes<Q4_K>(m.k)
-                                                      : m.format == UPWELL_Q6_K ? panel_bytes<Q6_K>(m.k)
-                                                      : m.format == UPWELL_F32  ? 64 * m.k
-                                                                                : 32 * m.k);
+    const uint8_t* panel = m.panels + row / kLanes * matrix_panel_bytes(m.format, m.k);
     for (int64_t k = 0; k < m.k; k += 32) {
         int64_t b = k / 32, n = m.k - k < 32 ? m.k - k : 32;
         if (m.format == UPWELL_F32 || m.format == UPWELL_F16 || m.format == UPWELL_BF16) {

@@ -149,9 +149,8 @@ struct Cache {
     Array<uint8_t> k, v;
     upwell_cache cache;
     Cache(int kind, int blocks, int block_size, int kv_heads, int head_dim)
-        : k(blocks * kv_heads * upwell_cache_head_bytes(kind, block_size, head_dim, 0)),
-          v(blocks * kv_heads * upwell_cache_head_bytes(kind, block_size, head_dim, 1)),
-          cache{kind, block_size, kv_heads, head_dim, k, v, k.count() / blocks / kv_heads, v.count() / blocks / kv_heads} {}
+        : k(blocks * kv_heads * upwell_cache_head_bytes(kind, block_size, head_dim)), v(k.count()),
+          cache{kind, block_size, kv_heads, head_dim, k, v, k.count() / blocks / kv_heads} {}
 };
 
 // Three sequences: a prompt of 20, one token after 299, and a chunk of 7 across the border of a tile.

@@ -66,7 +66,7 @@ struct Rows {
     Rows(int64_t count, int64_t columns, bool floats, bool integers)
         : x(floats ? count * columns : 0),
           q(integers ? count * ((columns + 31) / 32) * 64 : 0),
-          headers(integers ? count * ((columns + 31) / 32) * upwell_header_bytes() : 0),
+          headers(integers ? count * ((columns + 31) / 32) * UPWELL_HEADER_BYTES : 0),
           rows{floats ? (float*)x : nullptr, columns, integers ? (int8_t*)q : nullptr,
                integers ? (void*)(uint8_t*)headers : nullptr} {}
 };

@@ -7,6 +7,8 @@ extern "C" {
 #endif
 
 #define UPWELL_ABI 1
+#define UPWELL_CODE_BYTES 64    // of a block of 32 activations: two planes of codes
+#define UPWELL_HEADER_BYTES 56  // and its header (activation.hpp)
 
 // How a packed weight lies in memory: panels of 16 output rows, interleaved for one 512-bit vector (see formats.hpp).
 enum upwell_format {
@@ -43,7 +45,7 @@ typedef struct {
     int32_t kind, block_size, kv_heads, head_dim;
     uint8_t* k;
     uint8_t* v;
-    int64_t head_bytes_k, head_bytes_v;  // of one block and head
+    int64_t head_bytes;  // of the keys, or the values, of one block and head
 } upwell_cache;
 
 // What an instruction does, and what lies in its `a`, in order. Structs are given by address.
@@ -122,8 +124,7 @@ int64_t upwell_packed_bytes(int format, int64_t n, int64_t k);
 // Interleave rows of a stored weight into panels, from row `first` on.
 void upwell_pack(int format, int64_t rows, int64_t k, const uint8_t* stored, int64_t row_bytes, uint8_t* panels,
                  int64_t first);
-int64_t upwell_header_bytes(void);
-int64_t upwell_cache_head_bytes(int kind, int64_t block_size, int64_t head_dim, int is_value);
+int64_t upwell_cache_head_bytes(int kind, int64_t block_size, int64_t head_dim);
 // Read a cache back as f32[num_blocks, block_size, kv_heads, head_dim].
 void upwell_cache_read(const upwell_cache* cache, int64_t num_blocks, int is_value, float* out);
 

@@ -1,0 +1,16 @@
+// Sizes that do not depend on an instruction set: what the kernels and the functions for Python agree on.
+#pragma once
+#include "upwell.h"
+
+namespace {
+
+constexpr int64_t padded_head(int64_t d) { return (d + 15) / 16 * 16; }
+constexpr int64_t cache_item_bytes(int kind) { return kind == UPWELL_KV_F32 ? 4 : kind == UPWELL_KV_I8 ? 1 : 2; }
+constexpr bool has_scales(int kind) { return kind == UPWELL_KV_I16 || kind == UPWELL_KV_I8; }
+
+// Of the keys or the values of one block and head.
+constexpr int64_t cache_head_bytes(int kind, int64_t block_size, int64_t head_dim) {
+    return padded_head(head_dim) * block_size * cache_item_bytes(kind) + (has_scales(kind) ? 4 * block_size : 0);
+}
+
+}  // namespace
