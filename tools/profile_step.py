@@ -66,7 +66,8 @@ def main() -> None:
         parser.error("--new must be between 1 and --context")
     ops = cpu_ops(BackendOptions(threads=options.threads))
     step = record(options.model, ops, options.seqs, options.new, options.context)
-    batch = step.batch(inputs_of(options.seqs, options.new, options.context))
+    inputs = inputs_of(options.seqs, options.new, options.context)  # the batch points into them
+    batch = step.batch(inputs)
     times = np.zeros((options.repeats, step.program.num_calls), dtype=np.int64)
     step.runner.run(step.program, batch)
     for row in times:
