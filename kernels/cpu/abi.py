@@ -14,15 +14,15 @@ from typing import Any
 from kernels.formats import WeightFormat
 from kernels.ops import CacheDtype
 
-ABI_VERSION = 1
-HEADER_BYTES = 56
+ABI_VERSION = 2
+BLOCK_BYTES = 128
 """Of a block of 32 quantised activations."""
-CODE_BYTES = 64
-"""Of such a block: two planes of 32."""
 MAX_HEAD_DIM = 256
 MAX_GROUP = 48
 """Query heads that share a key head, at most."""
 MAX_EXPERTS = 1024
+MAX_COLUMNS = 98_304
+"""Of a weight: a thread has room for the wide blocks of so many (``kMaxParts`` of ``linear.hpp``)."""
 MAX_PROGRAM = 1 << 14
 """Instructions of a program, at most."""
 
@@ -85,7 +85,6 @@ class Rows(ctypes.Structure):
         ("x", ctypes.c_void_p),
         ("ld", ctypes.c_int64),
         ("q", ctypes.c_void_p),
-        ("headers", ctypes.c_void_p),
     )
 
 

@@ -16,8 +16,7 @@ import numpy.typing as npt
 
 from kernels.cpu import graph as g
 from kernels.cpu.abi import (
-    CODE_BYTES,
-    HEADER_BYTES,
+    BLOCK_BYTES,
     MAX_GROUP,
     MAX_PROGRAM,
     NO_BARRIER,
@@ -55,15 +54,14 @@ class Arena:
 
 
 class Storage:
-    """Where a value lies: as f32, as int8 with headers, or both."""
+    """Where a value lies: as f32, as int8 in blocks, or both."""
 
     def __init__(self, value: g.Value, max_rows: int, arena: Arena, *, floats: bool, integers: bool) -> None:
         self.columns = value.columns
         blocks = -(-value.columns // 32)
         self._memory: list[npt.NDArray[np.uint8]] = []
         self.x = self._array(value, max_rows, arena) if floats else None
-        self.q = self._take(arena, max_rows * blocks * CODE_BYTES) if integers else 0
-        self.headers = self._take(arena, max_rows * blocks * HEADER_BYTES) if integers else 0
+        self.q = self._take(arena, max_rows * blocks * BLOCK_BYTES) if integers else 0
 
     def _array(self, value: g.Value, max_rows: int, arena: Arena) -> npt.NDArray[np.float32]:
         if value.data is not None:
@@ -83,7 +81,7 @@ class Storage:
     def rows(self, first: int = 0) -> Rows:
         """The struct of it, with f32 columns from ``first`` on."""
         x = 0 if self.x is None else address(self.x) + 4 * first
-        return Rows(x=x, ld=self.columns, q=self.q, headers=self.headers)
+        return Rows(x=x, ld=self.columns, q=self.q)
 
 
 class Program:
@@ -175,7 +173,7 @@ class Program:
             return storage.rows(tensor.first)
         x, ld = self._source(tensor)
         rows = self._scratch_rows(tensor.columns, tensor.value.axis, floats=False, integers=True)
-        rows = Rows(x=x, ld=ld, q=rows.q, headers=rows.headers)
+        rows = Rows(x=x, ld=ld, q=rows.q)
         self._call(Op.QUANTISE, rows, tensor.columns, flags=flags)
         return rows
 
@@ -297,7 +295,7 @@ class Program:
         )  # fmt: skip
         self._kept.append(experts)
         out = self._store(node.out)
-        wanted = Rows(x=0 if up_integers else rows.x, ld=rows.ld, q=rows.q if up_integers else 0, headers=rows.headers)
+        wanted = Rows(x=0 if up_integers else rows.x, ld=rows.ld, q=rows.q if up_integers else 0)
         self._call(Op.ROUTE, table, scores.x, num_experts)
         self._call(Op.EXPERT_ORDER, table)
         self._call(Op.EXPERT_GATHER, table, wanted)

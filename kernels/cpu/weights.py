@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kernels.cpu.abi import FORMATS, MAX_EXPERTS, Library, Matrix
+from kernels.cpu.abi import FORMATS, MAX_COLUMNS, MAX_EXPERTS, Library, Matrix
 from kernels.cpu.memory import address, aligned
 from kernels.formats import RawTensor, WeightFormat
 from kernels.ops import NoKernel
@@ -84,8 +84,14 @@ def pack_linear(library: Library, weights: Sequence[RawTensor], biases: Sequence
 def pack_matrix(
     library: Library, weights: Sequence[RawTensor], biases: Sequence[RawTensor] | None = None, row_multiple: int = 1
 ) -> PackedMatrix:
-    """Pack weights of one format, one below the other, each with zero rows up to ``row_multiple``."""
+    """Pack weights of one format, one below the other, each with zero rows up to ``row_multiple``.
+
+    Raises:
+        NoKernel: they have too many columns.
+    """
     fmt, k = weights[0].format, weights[0].shape[1]
+    if k > MAX_COLUMNS:
+        raise NoKernel(f"the native kernels take weights of {MAX_COLUMNS} columns at most, but there are {k}")
     heights = [-(-raw.shape[0] // row_multiple) * row_multiple for raw in weights]
     panels = aligned(library.packed_bytes(FORMATS[fmt], sum(heights), k))
     row = 0

@@ -11,9 +11,11 @@ from engine.model_runner import ModelRunner
 from engine.models.registry import model_class
 from engine.weights.open import open_checkpoint
 from kernels.cpu import graph as g
-from kernels.cpu.abi import Op
+from kernels.cpu.abi import MAX_COLUMNS, Op
+from kernels.formats import WeightFormat
 from kernels.ops import AttentionBatch, BackendOptions, BackendUnavailable, NoKernel, StepInputs, StepLimits
 from kernels.resolve import BACKENDS
+from kernels.spec import random_tensor
 from tests.support.backends import DEVICES
 from tests.support.tiny_models import GOLDEN, TINY_MODELS
 
@@ -101,8 +103,6 @@ def test_a_step_larger_than_recorded_is_refused():
 def test_a_nan_reaches_the_rows_it_enters_and_no_other():
     ops = BACKENDS["cpu"](BackendOptions(threads=2))
     rng = np.random.default_rng(0)
-    from kernels.formats import WeightFormat
-    from kernels.spec import random_tensor
 
     weight = ops.prepare_linear([random_tensor(rng, (48, 64), WeightFormat.Q4_1)], None)
     x = rng.standard_normal((9, 64)).astype(np.float32)
@@ -132,6 +132,20 @@ def test_a_model_without_a_kernel_is_refused_by_name():
     ops = BACKENDS["cpu"](BackendOptions(threads=1))
     with pytest.raises(NoKernel, match="head size"):
         ops.memory.alloc_cache(4, 16, 1, 512)
+
+    too_wide = random_tensor(np.random.default_rng(0), (1, MAX_COLUMNS + 32), WeightFormat.Q8_0)
+    with pytest.raises(NoKernel, match="columns"):
+        ops.prepare_linear([too_wide], None)
+
+
+def test_the_widest_weight_has_room_for_wide_blocks():
+    ops = BACKENDS["cpu"](BackendOptions(threads=1))
+    rng = np.random.default_rng(0)
+    weight = ops.prepare_linear([random_tensor(rng, (33, MAX_COLUMNS), WeightFormat.Q4_0)], None)
+    x = rng.standard_cauchy((8, MAX_COLUMNS)).astype(np.float32)  # many blocks far above the mean
+    together = ops.memory.download(ops.linear(ops.memory.upload(x), weight)).copy()
+    alone = [ops.memory.download(ops.linear(ops.memory.upload(row[None]), weight))[0].copy() for row in x]
+    np.testing.assert_array_equal(together, alone)
 
 
 def test_loading_names_the_backend_that_can(monkeypatch):

@@ -55,9 +55,7 @@ INLINE void score_tile(AttentionScratch* s, int row, int vector, int64_t d) {
             for (int p = 0; p < P; p++) k[p] = load_pairs<KIND>(s->keys[vector + p], i);
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
-                int32_t pair;
-                __builtin_memcpy(&pair, &s->query_ints[row + r][2 * i], 4);
-                I q = iset(pair);
+                Spread q = spread(&s->query_ints[row + r][2 * i]);
 #pragma GCC unroll 8
                 for (int p = 0; p < P; p++) c[r][p] = dot2(c[r][p], k[p], q);
             }
@@ -161,9 +159,7 @@ INLINE void value_tile(AttentionScratch* s, int row, int64_t dim, int tokens, in
             for (int p = 0; p < P; p++) v[p] = load_pairs<KIND>(values, t % 16 / 2 * (d / 16) + dim / 16 + p);
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
-                int32_t pair;
-                __builtin_memcpy(&pair, &s->weights[row + r][t], 4);
-                I w = iset(pair);
+                Spread w = spread(&s->weights[row + r][t]);
 #pragma GCC unroll 8
                 for (int p = 0; p < P; p++) c[r][p] = dot2(c[r][p], v[p], w);
             }
@@ -300,8 +296,7 @@ static void attend(const AttentionCall& a, const int32_t* blocks, int64_t kv_hea
             fstore_n(y + i, fdiv(fload(s->out[r] + i), divisor), lanes_left(d, i));
         if (a.out.q) {
             int64_t of_row = (a.heads * d + 31) / 32;
-            quantise_row(y, d, a.out.q + t * code_bytes(of_row), column / 32, of_row,
-                         (BlockHeader*)a.out.headers + t * of_row);
+            quantise_row(y, d, row_of(a.out.q, t, of_row), column / 32, of_row);
         }
     }
 }

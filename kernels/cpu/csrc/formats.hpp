@@ -34,8 +34,8 @@ struct Q4_0 {
         return K < 4 ? low_nibbles(x) : high_nibbles(x);
     }
     INLINE void scales(const uint8_t* panel, int64_t b, Scales& s) { s.scale[0] = half_at(panel + b * kBytes + 256); }
-    INLINE I dot(I sum, I w, I a) { return dot4(sum, w, a); }
-    INLINE I start(const Plane& h, int) { return iset(h.minus_8); }
+    INLINE I dot(I sum, I w, Spread a) { return dot4(sum, w, a); }
+    INLINE I start(const Block& h, int) { return iset(h.minus_8); }
 };
 
 struct Q4_1 {
@@ -50,8 +50,8 @@ struct Q4_1 {
         s.scale[0] = half_at(panel + b * kBytes + 256);
         s.offset = fma(fset(8.0f), s.scale[0], half_at(panel + b * kBytes + 288));
     }
-    INLINE I dot(I sum, I w, I a) { return dot4(sum, w, a); }
-    INLINE I start(const Plane& h, int) { return iset(h.minus_8); }
+    INLINE I dot(I sum, I w, Spread a) { return dot4(sum, w, a); }
+    INLINE I start(const Block& h, int) { return iset(h.minus_8); }
 };
 
 struct Q8_0 {
@@ -62,8 +62,8 @@ struct Q8_0 {
         return iload(panel + b * kBytes + 64 * K);
     }
     INLINE void scales(const uint8_t* panel, int64_t b, Scales& s) { s.scale[0] = half_at(panel + b * kBytes + 512); }
-    INLINE I dot(I sum, I w, I a) { return dot4_wide(sum, w, a); }
-    INLINE I start(const Plane& h, int) { return kSignedWeights ? izero() : iset(h.minus_128); }
+    INLINE I dot(I sum, I w, Spread a) { return dot4_wide(sum, w, a); }
+    INLINE I start(const Block& h, int) { return kSignedWeights ? izero() : iset(h.minus_128); }
 };
 
 // 256 columns: four pairs of blocks (low nibbles, high nibbles), 8 scales and 8 minima of 6 bits as bytes, and the
@@ -82,8 +82,8 @@ struct Q4_K {
         F minimum = fmul(half_at(p + 288), u8load(p + 128 + 16 * (b & 7)));
         s.offset = fsub(fmul(fset(8.0f), s.scale[0]), minimum);
     }
-    INLINE I dot(I sum, I w, I a) { return dot4(sum, w, a); }
-    INLINE I start(const Plane& h, int) { return iset(h.minus_8); }
+    INLINE I dot(I sum, I w, Spread a) { return dot4(sum, w, a); }
+    INLINE I start(const Block& h, int) { return iset(h.minus_8); }
 };
 
 // 256 columns: two halves of 16 vectors of nibbles, two halves of 8 vectors of bit pairs, 16 signed scales, their scale.
@@ -106,8 +106,8 @@ struct Q6_K {
         s.scale[0] = fmul(whole, s8load((const int8_t*)p + 32 * (b & 7)));
         s.scale[1] = fmul(whole, s8load((const int8_t*)p + 32 * (b & 7) + 16));
     }
-    INLINE I dot(I sum, I w, I a) { return dot4(sum, w, a); }
-    INLINE I start(const Plane& h, int half) { return iset(h.minus_32[half]); }
+    INLINE I dot(I sum, I w, Spread a) { return dot4(sum, w, a); }
+    INLINE I start(const Block& h, int half) { return iset(h.minus_32[half]); }
 };
 
 // Formats of single numbers: [k][16] in each panel.

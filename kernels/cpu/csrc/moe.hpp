@@ -63,10 +63,8 @@ static void run_expert_gather(const Work& work, const upwell_experts& e, const u
             int64_t t = e.token_of[r];
             if (in.x)
                 __builtin_memcpy(e.gathered.x + r * e.gathered.ld, in.x + t * in.ld, sizeof(float) * (size_t)e.hidden);
-            if (!in.q) continue;
-            __builtin_memcpy(e.gathered.q + r * code_bytes(blocks), in.q + t * code_bytes(blocks), (size_t)code_bytes(blocks));
-            __builtin_memcpy((BlockHeader*)e.gathered.headers + r * blocks, (const BlockHeader*)in.headers + t * blocks,
-                             (size_t)blocks * sizeof(BlockHeader));
+            if (in.q)
+                __builtin_memcpy(row_of(e.gathered.q, r, blocks), row_of(in.q, t, blocks), UPWELL_BLOCK_BYTES * (size_t)blocks);
         }
 }
 
@@ -88,6 +86,7 @@ INLINE void each_expert_item(const Work& work, const upwell_experts& e, const Co
 }
 
 static void run_expert_up(const Work& work, const upwell_experts& e) {
+    forget_band(work);
     each_expert_item(
         work, e, [&](int64_t i, int64_t rows) { return silu_linear_items(e.up[i], rows); },
         [&](int64_t i, int64_t first, int64_t rows, int64_t at) {
@@ -101,6 +100,7 @@ static void run_expert_mark(const Work& work, const upwell_experts& e, int64_t t
 }
 
 static void run_expert_down(const Work& work, const upwell_experts& e) {
+    forget_band(work);
     each_expert_item(
         work, e, [&](int64_t i, int64_t rows) { return linear_items(e.down[i], rows); },
         [&](int64_t i, int64_t first, int64_t rows, int64_t at) {

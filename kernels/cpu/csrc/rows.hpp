@@ -68,18 +68,16 @@ INLINE void prepare_head(const float* x, int64_t d, const float* norm, float eps
 INLINE void finish_row(const upwell_rows& out, int64_t row, const float* y, int64_t n) {
     if (!out.q) return;
     int64_t blocks = (n + 31) / 32;
-    int8_t* codes = out.q + row * code_bytes(blocks);
-    BlockHeader* headers = (BlockHeader*)out.headers + row * blocks;
-    quantise_row(y, n, codes, 0, blocks, headers);
-    mark_row(codes, headers, blocks);
+    Block* q = row_of(out.q, row, blocks);
+    quantise_row(y, n, q, 0, blocks);
+    mark_row(q, blocks);
 }
 
 // Rows that were quantised piece by piece.
 static void run_mark(const Work& work, const upwell_rows& rows, int64_t columns, int64_t count) {
     int64_t blocks = (columns + 31) / 32;
     for (Range range = work.next(count); range.more(); range = work.next(count))
-        for (int64_t r = range.first; r < range.last; r++)
-            mark_row(rows.q + r * code_bytes(blocks), (BlockHeader*)rows.headers + r * blocks, blocks);
+        for (int64_t r = range.first; r < range.last; r++) mark_row(row_of(rows.q, r, blocks), blocks);
 }
 
 // sum = x + residual (x alone without one); out = sum * inverse_rms(sum) * weight, for each head of each row.

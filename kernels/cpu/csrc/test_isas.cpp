@@ -236,7 +236,7 @@ void experts(Pass& pass, int format, int tokens) {
     upwell_experts table = {kExperts, kTop, tokens % 2, hidden, inner, up.data(), down.data(), expert_of, row_of, gate_of,
                             token_of, first_row, gathered.rows, between.rows, result};
     Rows wanted(0, hidden, false, false);
-    wanted.rows = {integers ? nullptr : in.rows.x, hidden, in.rows.q, in.rows.headers};
+    wanted.rows = {integers ? nullptr : in.rows.x, hidden, in.rows.q};
     if (integers) {
         pass.add(UPWELL_QUANTISE, {in, hidden});
         pass.add(UPWELL_MARK, {in, hidden});

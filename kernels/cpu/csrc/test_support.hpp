@@ -60,15 +60,12 @@ inline bool is_float(int format) { return format <= UPWELL_BF16; }
 
 struct Rows {
     Array<float> x;
-    Array<int8_t> q;
-    Array<uint8_t> headers;
+    Array<uint8_t> q;
     upwell_rows rows;
     Rows(int64_t count, int64_t columns, bool floats, bool integers)
         : x(floats ? count * columns : 0),
-          q(integers ? count * ((columns + 31) / 32) * 64 : 0),
-          headers(integers ? count * ((columns + 31) / 32) * UPWELL_HEADER_BYTES : 0),
-          rows{floats ? (float*)x : nullptr, columns, integers ? (int8_t*)q : nullptr,
-               integers ? (void*)(uint8_t*)headers : nullptr} {}
+          q(integers ? count * ((columns + 31) / 32) * UPWELL_BLOCK_BYTES : 0),
+          rows{floats ? (float*)x : nullptr, columns, integers ? (void*)(uint8_t*)q : nullptr} {}
 };
 
 // Columns of a stored block, bytes of it, and where in it there are scales that must be ordinary numbers.
@@ -174,7 +171,6 @@ class Pass {
     void keep(const Rows& rows) {
         keep("x", rows.x);
         keep("q", rows.q);
-        keep("headers", rows.headers);
     }
 
   private:

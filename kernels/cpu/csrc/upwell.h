@@ -6,9 +6,8 @@
 extern "C" {
 #endif
 
-#define UPWELL_ABI 1
-#define UPWELL_CODE_BYTES 64    // of a block of 32 activations: two planes of codes
-#define UPWELL_HEADER_BYTES 56  // and its header (activation.hpp)
+#define UPWELL_ABI 2
+#define UPWELL_BLOCK_BYTES 128  // of a block of 32 activations as int8: two planes (activation.hpp)
 
 // How a packed weight lies in memory: panels of 16 output rows, interleaved for one 512-bit vector (see formats.hpp).
 enum upwell_format {
@@ -34,10 +33,9 @@ typedef struct {
 
 // Rows of activations: as f32, or as int8 with one scale a block of 32 columns, or both.
 typedef struct {
-    float* x;       // f32[rows, ld], or null
-    int64_t ld;     // floats from row to row
-    int8_t* q;      // i8[rows, 2, columns rounded up to 32], or null; two planes (see activation.hpp)
-    void* headers;  // one header a row and block of 32, or null
+    float* x;    // f32[rows, ld], or null
+    int64_t ld;  // floats from row to row
+    void* q;     // UPWELL_BLOCK_BYTES a row and block of 32 columns, or null
 } upwell_rows;
 
 // One layer's paged cache.

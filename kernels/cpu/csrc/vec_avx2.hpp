@@ -98,6 +98,12 @@ INLINE void istore(void* p, I x) {
 }
 INLINE I izero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 INLINE I iset(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+using Spread = I;  // four bytes of memory in every lane
+INLINE Spread spread(const void* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return iset(four);
+}
 INLINE I iadd(I a, I b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
 INLINE F to_float(I x) { return {_mm256_cvtepi32_ps(x.lo), _mm256_cvtepi32_ps(x.hi)}; }
 INLINE I to_int(F x) { return {_mm256_cvtps_epi32(x.lo), _mm256_cvtps_epi32(x.hi)}; }
@@ -156,11 +162,11 @@ INLINE __m256i dot4_signed(__m256i sum, __m256i stored, __m256i activations) {
 #endif
 
 // 16 sums of 4 products: u8 weights by s8 activations.
-INLINE I dot4(I sum, I weights, I activations) {
+INLINE I dot4(I sum, I weights, Spread activations) {
     return {dot4(sum.lo, weights.lo, activations.lo), dot4(sum.hi, weights.hi, activations.hi)};
 }
 // The same for weights that use all eight bits, stored plus 128.
-INLINE I dot4_wide(I sum, I weights, I activations) {
+INLINE I dot4_wide(I sum, I weights, Spread activations) {
 #if defined(__AVXVNNI__)
     return dot4(sum, weights, activations);
 #else
@@ -168,7 +174,7 @@ INLINE I dot4_wide(I sum, I weights, I activations) {
 #endif
 }
 // 16 sums of 2 products of s16.
-INLINE I dot2(I sum, I a, I b) { return {dot2(sum.lo, a.lo, b.lo), dot2(sum.hi, a.hi, b.hi)}; }
+INLINE I dot2(I sum, I a, Spread b) { return {dot2(sum.lo, a.lo, b.lo), dot2(sum.hi, a.hi, b.hi)}; }
 
 // Halves are folded onto each other: 16, 8, 4, 2, 1. Every instruction set sums and compares in this order.
 INLINE float fsum(F x) {
@@ -183,11 +189,10 @@ INLINE float fpeak(F x) {
     b = _mm_max_ps(b, _mm_movehl_ps(b, b));
     return _mm_cvtss_f32(_mm_max_ss(b, _mm_movehdup_ps(b)));
 }
-INLINE int32_t isum(I x) {
-    __m256i a = _mm256_add_epi32(x.lo, x.hi);
-    __m128i b = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
-    b = _mm_add_epi32(b, _mm_shuffle_epi32(b, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(b, _mm_shuffle_epi32(b, 0xb1)));
+INLINE int32_t isum16(const int8_t* p) {
+    __m128i biased = _mm_xor_si128(_mm_loadu_si128((const __m128i*)p), _mm_set1_epi8(-128));
+    __m128i sums = _mm_sad_epu8(biased, _mm_setzero_si128());
+    return _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_unpackhi_epi64(sums, sums))) - 16 * 128;
 }
 
 }  // namespace

@@ -92,6 +92,12 @@ INLINE void istore(void* p, I x) {
 }
 INLINE I izero() UPWELL_EACH(I, (void(j), vdupq_n_s32(0)))
 INLINE I iset(int32_t x) UPWELL_EACH(I, vdupq_n_s32(x))
+using Spread = I;  // four bytes of memory in every lane
+INLINE Spread spread(const void* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return iset(four);
+}
 INLINE I iadd(I a, I b) UPWELL_EACH(I, vaddq_s32(a.v[j], b.v[j]))
 INLINE F to_float(I x) UPWELL_EACH(F, vcvtq_f32_s32(x.v[j]))
 // To the nearest, ties to even; the least integer where x is NaN or too great, as x86 has it.
@@ -126,17 +132,17 @@ INLINE I bits_or(I a, I b) UPWELL_EACH(I, vorrq_s32(a.v[j], b.v[j]))
 
 INLINE int8x16_t as_s8(int32x4_t x) { return vreinterpretq_s8_s32(x); }
 // 16 sums of 4 products: weights of up to 7 bits by s8 activations.
-INLINE I dot4(I sum, I weights, I activations)
+INLINE I dot4(I sum, I weights, Spread activations)
     UPWELL_EACH(I, vdotq_s32(sum.v[j], as_s8(weights.v[j]), as_s8(activations.v[j])))
 // The same for weights that use all eight bits, stored plus 128.
-INLINE I dot4_wide(I sum, I stored, I activations)
+INLINE I dot4_wide(I sum, I stored, Spread activations)
     UPWELL_EACH(I, vdotq_s32(sum.v[j], veorq_s8(as_s8(stored.v[j]), vdupq_n_s8(-128)), as_s8(activations.v[j])))
 INLINE int32x4_t dot2(int32x4_t sum, int16x8_t a, int16x8_t b) {
     int32x4_t lo = vmull_s16(vget_low_s16(a), vget_low_s16(b)), hi = vmull_high_s16(a, b);
     return vaddq_s32(sum, vpaddq_s32(lo, hi));
 }
 // 16 sums of 2 products of s16.
-INLINE I dot2(I sum, I a, I b)
+INLINE I dot2(I sum, I a, Spread b)
     UPWELL_EACH(I, dot2(sum.v[j], vreinterpretq_s16_s32(a.v[j]), vreinterpretq_s16_s32(b.v[j])))
 
 // Halves are folded onto each other: 16, 8, 4, 2, 1. Every instruction set sums and compares in this order.
@@ -150,9 +156,7 @@ INLINE float fpeak(F x) {
     a = greater(a, vextq_f32(a, a, 2));
     return vgetq_lane_f32(greater(a, vextq_f32(a, a, 1)), 0);
 }
-INLINE int32_t isum(I x) {
-    return vaddvq_s32(vaddq_s32(vaddq_s32(x.v[0], x.v[2]), vaddq_s32(x.v[1], x.v[3])));
-}
+INLINE int32_t isum16(const int8_t* p) { return vaddlvq_s8(vld1q_s8(p)); }
 
 #undef UPWELL_EACH
 

@@ -89,6 +89,12 @@ INLINE I iload(const void* p) {
 }
 INLINE void istore(void* p, I x) { __builtin_memcpy(p, x.u8, 64); }
 INLINE I iset(int32_t x) UPWELL_EACH(I, (uint32_t)x)
+using Spread = I;  // four bytes of memory in every lane
+INLINE Spread spread(const void* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return iset(four);
+}
 INLINE I izero() { return iset(0); }
 INLINE I iadd(I a, I b) UPWELL_EACH(I, a.v[i] + b.v[i])
 INLINE F to_float(I x) UPWELL_EACH(F, (float)(int32_t)x.v[i])
@@ -120,14 +126,14 @@ INLINE I upper_pair(I x) UPWELL_EACH(I, (x.v[i] >> SHIFT & 0x03030303) << 4)  //
 INLINE I bits_or(I a, I b) UPWELL_EACH(I, a.v[i] | b.v[i])
 
 // 16 sums of 4 products: u8 weights by s8 activations.
-INLINE I dot4(I sum, I weights, I activations) {
+INLINE I dot4(I sum, I weights, Spread activations) {
     for (int i = 0; i < 64; i++) sum.v[i / 4] += (uint32_t)(weights.u8[i] * activations.s8[i]);
     return sum;
 }
 // The same for weights that use all eight bits, stored plus 128.
-INLINE I dot4_wide(I sum, I weights, I activations) { return dot4(sum, weights, activations); }
+INLINE I dot4_wide(I sum, I weights, Spread activations) { return dot4(sum, weights, activations); }
 // 16 sums of 2 products of s16.
-INLINE I dot2(I sum, I a, I b) {
+INLINE I dot2(I sum, I a, Spread b) {
     for (int i = 0; i < 32; i++) sum.v[i / 2] += (uint32_t)(a.s16[i] * b.s16[i]);
     return sum;
 }
@@ -143,10 +149,10 @@ INLINE float fpeak(F x) {
         for (int i = 0; i < half; i++) x.v[i] = greater(x.v[i], x.v[i + half]);
     return x.v[0];
 }
-INLINE int32_t isum(I x) {
-    uint32_t sum = 0;
-    for (int i = 0; i < 16; i++) sum += x.v[i];
-    return (int32_t)sum;
+INLINE int32_t isum16(const int8_t* p) {
+    int32_t sum = 0;
+    for (int i = 0; i < 16; i++) sum += p[i];
+    return sum;
 }
 
 #undef UPWELL_EACH
