@@ -55,7 +55,7 @@ INLINE void score_tile(AttentionScratch* s, int row, int vector, int64_t d) {
             for (int p = 0; p < P; p++) k[p] = load_pairs<KIND>(s->keys[vector + p], i);
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
-                Spread q = spread(&s->query_ints[row + r][2 * i]);
+                I q = in_register(spread(&s->query_ints[row + r][2 * i]));
 #pragma GCC unroll 8
                 for (int p = 0; p < P; p++) c[r][p] = dot2(c[r][p], k[p], q);
             }
@@ -98,46 +98,60 @@ INLINE void score_rows(AttentionScratch* s, int rows, int vector, int64_t d) {
     for (; r < rows; r++) score_tile<KIND, 1, P>(s, r, vector, d);
 }
 
-// From a row's scores to its weights: updates peak and total, scales what has been summed so far.
-template <int KIND>
-INLINE void weigh(AttentionScratch* s, int r, int64_t first, int vectors, int64_t d, int64_t window) {
+// Lanes of the vector that begins at `at` which lie in [from, to).
+struct Lanes {
+    int first, last;
+    Lanes(int64_t at, int64_t from, int64_t to) : first(within(from - at)), last(within(to - at)) {}
+    static int within(int64_t lane) { return lane < 0 ? 0 : lane > kLanes ? kLanes : (int)lane; }
+};
+
+// The eight vectors of a tile folded into one, neighbours first.
+template <class Fold>
+INLINE F over_tile(const F (&x)[kTileVectors], const Fold& fold) {
+    F a = fold(fold(x[0], x[1]), fold(x[2], x[3])), b = fold(fold(x[4], x[5]), fold(x[6], x[7]));
+    return fold(a, b);
+}
+
+// From a row's scores to its weights: updates peak and total, scales what has been summed so far. A query that sees the
+// WHOLE tile has the same arithmetic as another, without the masks.
+template <int KIND, bool WHOLE>
+static void weigh(AttentionScratch* s, int r, int64_t from, int64_t to, int num_vectors, int64_t d) {
     constexpr bool INTEGER = KIND == UPWELL_KV_I16 || KIND == UPWELL_KV_I8;
+    const int vectors = WHOLE ? kTileVectors : num_vectors;
     const F never = fset(-__builtin_inff());
-    int64_t last_seen = s->position[r] - first, first_seen = window ? last_seen - window + 1 : 0;
-    F scale = fset(s->query_scale[r]), peak = fset(s->peak[r]);
-    F x[kTileVectors];
-    for (int v = 0; v < vectors; v++) {
-        int64_t from = first_seen - 16 * v, to = last_seen + 1 - 16 * v;
-        x[v] = fmul(fload(s->scores[r] + 16 * v), scale);
-        if (from > 0 || to < 16)
-            x[v] = keep_lanes(x[v], from < 0 ? 0 : from > 16 ? 16 : (int)from, to < 0 ? 0 : to > 16 ? 16 : (int)to, never);
-        peak = fmax(peak, x[v]);
+    F x[kTileVectors], p[kTileVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kTileVectors; v++) {
+        x[v] = v < vectors ? fload(s->scores[r] + 16 * v) : never;
+        Lanes seen(16 * v, from, to);
+        if (!WHOLE) x[v] = keep_lanes(x[v], seen.first, seen.last, never);
     }
-    float before = s->peak[r], after = fpeak(peak);
+    // The scale is 0 or above, so that it keeps the order of what it scales.
+    float before = s->peak[r], greatest = fpeak(over_tile(x, fmax)), scaled = greatest * s->query_scale[r];
+    float after = greatest == -__builtin_inff() || scaled < before ? before : scaled;
     float anchor = after == -__builtin_inff() ? 0.0f : after;
-    F sum = fset(0), top = fset(0);
-    for (int v = 0; v < vectors; v++) {
-        F p = exp2_(fsub(x[v], fset(anchor)));
-        sum = fadd(sum, p);
-        if (INTEGER) {
-            p = fmul(p, fload(s->value_scales[v]));
-            int64_t from = first_seen - 16 * v, to = last_seen + 1 - 16 * v;
-            if (from > 0 || to < 16)
-                p = keep_lanes(p, from < 0 ? 0 : from > 16 ? 16 : (int)from, to < 0 ? 0 : to > 16 ? 16 : (int)to, fset(0));
-            top = fmax(top, p);
-        }
-        x[v] = p;
+    F scale = fset(s->query_scale[r]), minus = fset(-anchor);
+#pragma GCC unroll 8
+    for (int v = 0; v < kTileVectors; v++) {
+        Lanes seen(16 * v, from, to);
+        p[v] = exp2_down(fma(x[v], scale, minus));
+        if (!WHOLE) p[v] = keep_lanes(p[v], seen.first, seen.last, fset(0));
+        if (!INTEGER) continue;
+        x[v] = v < vectors ? fmul(p[v], fload(s->value_scales[v])) : fset(0);
+        if (!WHOLE) x[v] = keep_lanes(x[v], seen.first, seen.last, fset(0));
     }
-    float correction = lane(exp2_(fset(before - anchor)), 0);
+    float correction = lane(exp2_down(fset(before - anchor)), 0);
     s->peak[r] = after;
-    s->total[r] = s->total[r] * correction + fsum(sum);
+    s->total[r] = s->total[r] * correction + fsum(over_tile(p, fadd));
     if (INTEGER) {
-        float most = fpeak(top);
-        F inverse = fset(most > 0 ? 8191.0f / most : 0.0f);
+        float largest = fpeak(over_tile(x, fmax));
+        F inverse = fset(largest > 0 ? 8191.0f / largest : 0.0f);
+#pragma GCC unroll 8
         for (int v = 0; v < vectors; v++) store_i16(s->weights[r] + 16 * v, to_int(fmul(x[v], inverse)));
-        s->weight_scale[r] = most / 8191.0f;
+        s->weight_scale[r] = largest / 8191.0f;
     } else {
-        for (int v = 0; v < vectors; v++) fstore(s->scores[r] + 16 * v, x[v]);
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; v++) fstore(s->scores[r] + 16 * v, p[v]);
     }
     if (correction != 1.0f)
         for (int64_t i = 0; i < d; i += kLanes) fstore(s->out[r] + i, fmul(fload(s->out[r] + i), fset(correction)));
@@ -159,7 +173,7 @@ INLINE void value_tile(AttentionScratch* s, int row, int64_t dim, int tokens, in
             for (int p = 0; p < P; p++) v[p] = load_pairs<KIND>(values, t % 16 / 2 * (d / 16) + dim / 16 + p);
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
-                Spread w = spread(&s->weights[row + r][t]);
+                I w = in_register(spread(&s->weights[row + r][t]));
 #pragma GCC unroll 8
                 for (int p = 0; p < P; p++) c[r][p] = dot2(c[r][p], v[p], w);
             }
@@ -236,20 +250,20 @@ static void attend_tile(const upwell_cache& c, const int32_t* blocks, int64_t he
         s->values[v] = x + offset * d * item;
         if (has_scales(KIND)) s->key_scales[v] = scales_of(c, k) + offset, s->value_scales[v] = scales_of(c, x) + offset;
     }
-    // A few queries wait for memory rather than for arithmetic: fetch the values while the scores are computed, and the
-    // next tile's keys while the values are summed.
-    if (rows < kTileRows)
-        for (int u = 0; u < vectors; u++) fetch(s->values[u], 16 * d * item);
+    // Fetch the values while the scores are computed, and the next tile's keys while the values are summed.
+    for (int u = 0; u < vectors; u++) fetch(s->values[u], 16 * d * item);
     int v = 0;
-    if (rows < kTileRows)
+    if (rows < kTileRows || kTileRows >= 6)
         for (; v + 4 <= vectors; v += 4) score_rows<KIND, 4>(s, rows, v, d);
     for (; v + 2 <= vectors; v += 2) score_rows<KIND, 2>(s, rows, v, d);
     for (; v < vectors; v++) score_rows<KIND, 1>(s, rows, v, d);
-    for (int r = 0; r < rows; r++) weigh<KIND>(s, r, first, vectors, d, window);
-    if (rows < kTileRows)
-        for (int64_t at = first + kTile; at < kv_len && at < first + 2 * kTile; at += 16)
-            fetch(head_of(c, c.k, blocks[at / c.block_size], head) + at % c.block_size * d * item,
-                  16 * d * item);
+    for (int r = 0; r < rows; r++) {
+        int64_t to = s->position[r] + 1 - first, from = window ? to - window : 0;
+        if (from <= 0 && to >= kTile) weigh<KIND, true>(s, r, 0, kTile, kTileVectors, d);
+        else weigh<KIND, false>(s, r, from, to, vectors, d);
+    }
+    for (int64_t at = first + kTile; at < kv_len && at < first + 2 * kTile; at += 16)
+        fetch(head_of(c, c.k, blocks[at / c.block_size], head) + at % c.block_size * d * item, 16 * d * item);
     int64_t i = 0;
     for (; i + 64 <= d; i += 64) value_rows<KIND, 4>(s, rows, i, tokens, d);
     for (; i < d; i += 16) value_rows<KIND, 1>(s, rows, i, tokens, d);
@@ -305,21 +319,18 @@ static void run_attention(const Work& work, const upwell_batch& batch, const Att
     AttentionScratch* s = (AttentionScratch*)work.scratch;
     int64_t kv_heads = a.cache->kv_heads, group = a.heads / kv_heads;
     int64_t step = kQueryRows / group > 0 ? kQueryRows / group : 1;  // queries a piece
-    int64_t pieces = 0;
-    for (int64_t b = 0; b < batch.num_seqs; b++) pieces += (batch.q_starts[b + 1] - batch.q_starts[b] + step - 1) / step;
-    int64_t seen = 0, b = 0;
-    for (Range range = work.next(pieces * kv_heads); range.more(); range = work.next(pieces * kv_heads))
+    // Items: of each sequence all pieces for one key head, then for the next, so that a head's cache stays near.
+    auto pieces_of = [&](int64_t b) { return (batch.q_starts[b + 1] - batch.q_starts[b] + step - 1) / step; };
+    int64_t items = 0, before = 0, b = 0;
+    for (int64_t i = 0; i < batch.num_seqs; i++) items += pieces_of(i) * kv_heads;
+    for (Range range = work.next(items); range.more(); range = work.next(items))
         for (int64_t item = range.first; item < range.last; item++) {
-            int64_t piece = item / kv_heads, num = batch.q_starts[b + 1] - batch.q_starts[b];
-            while (piece - seen >= (num + step - 1) / step) {
-                seen += (num + step - 1) / step;
-                b++;
-                num = batch.q_starts[b + 1] - batch.q_starts[b];
-            }
-            int64_t q0 = (piece - seen) * step, q1 = q0 + step < num ? q0 + step : num;
+            while (item - before >= pieces_of(b) * kv_heads) before += pieces_of(b++) * kv_heads;
+            int64_t num = batch.q_starts[b + 1] - batch.q_starts[b], pieces = pieces_of(b);
+            int64_t head = (item - before) / pieces, q0 = (item - before) % pieces * step;
+            int64_t q1 = q0 + step < num ? q0 + step : num;
             int64_t position = batch.kv_lens[b] - num + q0, t = batch.q_starts[b];
             const int32_t* blocks = batch.block_table + b * batch.max_blocks;
-            int64_t head = item % kv_heads;
             switch (a.cache->kind) {
                 case UPWELL_KV_F32: attend<UPWELL_KV_F32>(a, blocks, head, t + q0, t + q1, position, s); break;
                 case UPWELL_KV_F16: attend<UPWELL_KV_F16>(a, blocks, head, t + q0, t + q1, position, s); break;

@@ -40,32 +40,56 @@ INLINE int64_t value_index(const upwell_cache& c, int64_t offset, int64_t i) {
     return has_scales(c.kind) ? (offset / 2 * d + i) * 2 + offset % 2 : offset * d + i;
 }
 
-// Store one head's row, zeros beyond the head size included.
-static void store_head(const upwell_cache& c, uint8_t* head, int64_t offset, const float* x, bool is_value) {
-    int64_t d = padded_head(c.head_dim);
-    float range = is_value ? value_range(c.kind) : key_range(c.kind), inverse = 1;
-    if (has_scales(c.kind)) {
-        F peak = fset(0), sum = fset(0);
-        for (int64_t i = 0; i < d; i += kLanes) peak = fmax(peak, fabs_(fload(x + i))), sum = fadd(sum, fload(x + i));
-        float top = fpeak(peak), total = fsum(sum), scale = top / range;
-        inverse = top > 0 ? range / top : 0;
-        scales_of(c, head)[offset] = total - total == 0 ? scale : total - total;
-    }
-    for (int64_t i = 0; i < d; i += kLanes) {
-        F y = fload(x + i);
-        alignas(64) int16_t ints[16];
-        alignas(64) uint16_t halves[16];
-        if (has_scales(c.kind)) store_i16(ints, to_int(fmul(y, fset(inverse))));
-        if (c.kind == UPWELL_KV_F16) hstore(halves, y);
-        for (int64_t j = 0; j < kLanes; j++) {
-            int64_t at = is_value ? value_index(c, offset, i + j) : key_index(c, offset, i + j);
-            switch (c.kind) {
-                case UPWELL_KV_F32: ((float*)head)[at] = x[i + j]; break;
-                case UPWELL_KV_F16: ((uint16_t*)head)[at] = halves[j]; break;
-                case UPWELL_KV_I16: ((int16_t*)head)[at] = ints[j]; break;
-                default: ((int8_t*)head)[at] = (int8_t)ints[j];
-            }
+template <int KIND>
+struct Integer {
+    using Item = int16_t;
+};
+template <>
+struct Integer<UPWELL_KV_I8> {
+    using Item = int8_t;
+};
+
+// Store one head's row, zeros beyond the head size included. A token's numbers lie apart, beside those of its neighbours,
+// which another thread may be storing.
+template <int KIND>
+static void store_head_as(const upwell_cache& c, uint8_t* head, int64_t offset, const float* x, bool is_value) {
+    int64_t d = padded_head(c.head_dim), at = is_value ? value_index(c, offset, 0) : key_index(c, offset, 0);
+    if (KIND == UPWELL_KV_F32 || KIND == UPWELL_KV_F16) {
+        alignas(64) uint16_t halves[kMaxHead];
+        if (KIND == UPWELL_KV_F16)
+            for (int64_t i = 0; i < d; i += kLanes) hstore(halves + i, fload(x + i));
+        for (int64_t i = 0, step = is_value ? 1 : 16; i < d; i++) {
+            if (KIND == UPWELL_KV_F32) ((float*)head)[at + i * step] = x[i];
+            else ((uint16_t*)head)[at + i * step] = halves[i];
         }
+        return;
+    }
+    using Item = typename Integer<KIND>::Item;
+    F peak = fset(0), sum = fset(0);
+    for (int64_t i = 0; i < d; i += kLanes) peak = fmax(peak, fabs_(fload(x + i))), sum = fadd(sum, fload(x + i));
+    float range = is_value ? value_range(KIND) : key_range(KIND);
+    float top = fpeak(peak), total = fsum(sum), inverse = top > 0 ? range / top : 0;
+    scales_of(c, head)[offset] = total - total == 0 ? top / range : total - total;
+    alignas(64) Item ints[kMaxHead];
+    for (int64_t i = 0; i < d; i += kLanes) {
+        I y = to_int(fmul(fload(x + i), fset(inverse)));
+        if constexpr (KIND == UPWELL_KV_I8) store_i8(ints + i, y);
+        else store_i16(ints + i, y);
+    }
+    Item* to = (Item*)head + at;
+    if (is_value) {
+        for (int64_t i = 0; i < d; i++) to[2 * i] = ints[i];
+    } else {
+        for (int64_t i = 0; i < d; i += 2) __builtin_memcpy(to + 16 * i, ints + i, 2 * sizeof(Item));
+    }
+}
+
+static void store_head(const upwell_cache& c, uint8_t* head, int64_t offset, const float* x, bool is_value) {
+    switch (c.kind) {
+        case UPWELL_KV_F32: return store_head_as<UPWELL_KV_F32>(c, head, offset, x, is_value);
+        case UPWELL_KV_F16: return store_head_as<UPWELL_KV_F16>(c, head, offset, x, is_value);
+        case UPWELL_KV_I16: return store_head_as<UPWELL_KV_I16>(c, head, offset, x, is_value);
+        default: return store_head_as<UPWELL_KV_I8>(c, head, offset, x, is_value);
     }
 }
 

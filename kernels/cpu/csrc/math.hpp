@@ -19,6 +19,20 @@ INLINE F exp2_(F x) {
     return zero_below(x, fset(-120.0f), fmul(y, exponent(whole)));
 }
 
+// 2**x for x that is 0 or below, as weights of a softmax are: as precise, in half the instructions; never below 2**-125.
+INLINE F exp2_down(F x) {
+    F bounded = fmax(fset(-125.0f), x), shift = fset(12582912.0f);  // 1.5 * 2**23: what is added to it is rounded
+    F shifted = fadd(bounded, shift), t = fsub(bounded, fsub(shifted, shift));
+    // 1 + t * (a polynomial), whose greatest relative error over [-0.5, 0.5] is least.
+    F y = fset(1.3264727089e-3f);
+    y = fma(y, t, fset(9.6715128620e-3f));
+    y = fma(y, t, fset(5.5507337456e-2f));
+    y = fma(y, t, fset(2.4022242082e-1f));
+    y = fma(y, t, fset(6.9314697760e-1f));
+    y = fma(y, t, fset(1.0f));
+    return add_exponent(y, shifted);
+}
+
 INLINE F silu_times(F gate, F up) {
     F e = exp2_(fmul(gate, fset(-1.44269504089f)));
     return fmul(fdiv(gate, fadd(fset(1.0f), e)), up);

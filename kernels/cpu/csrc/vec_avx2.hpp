@@ -104,12 +104,19 @@ INLINE Spread spread(const void* p) {
     __builtin_memcpy(&four, p, 4);
     return iset(four);
 }
+INLINE I in_register(Spread x) { return x; }
 INLINE I iadd(I a, I b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
 INLINE F to_float(I x) { return {_mm256_cvtepi32_ps(x.lo), _mm256_cvtepi32_ps(x.hi)}; }
 INLINE I to_int(F x) { return {_mm256_cvtps_epi32(x.lo), _mm256_cvtps_epi32(x.hi)}; }
 INLINE F exponent(F r) {  // 2**r for whole r in [-126, 127]
     I x = iadd(to_int(r), iset(127));
     return {_mm256_castsi256_ps(_mm256_slli_epi32(x.lo, 23)), _mm256_castsi256_ps(_mm256_slli_epi32(x.hi, 23))};
+}
+INLINE __m256 add_exponent(__m256 y, __m256 n) {
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(y), _mm256_slli_epi32(_mm256_castps_si256(n), 23)));
+}
+INLINE F add_exponent(F y, F n) {  // y * 2**n, where the low bits of n's representation are those of an integer
+    return {add_exponent(y.lo, n.lo), add_exponent(y.hi, n.hi)};
 }
 // 16 x i32 as i16 in order: packs works within 128 bits.
 INLINE __m256i narrow(I x) { return _mm256_permute4x64_epi64(_mm256_packs_epi32(x.lo, x.hi), 0xd8); }
@@ -174,7 +181,7 @@ INLINE I dot4_wide(I sum, I weights, Spread activations) {
 #endif
 }
 // 16 sums of 2 products of s16.
-INLINE I dot2(I sum, I a, Spread b) { return {dot2(sum.lo, a.lo, b.lo), dot2(sum.hi, a.hi, b.hi)}; }
+INLINE I dot2(I sum, I a, I b) { return {dot2(sum.lo, a.lo, b.lo), dot2(sum.hi, a.hi, b.hi)}; }
 
 // Halves are folded onto each other: 16, 8, 4, 2, 1. Every instruction set sums and compares in this order.
 INLINE float fsum(F x) {

@@ -55,6 +55,9 @@ INLINE I to_int(F x) { return _mm512_cvtps_epi32(x); }
 INLINE F exponent(F r) {  // 2**r for whole r in [-126, 127]
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(r), _mm512_set1_epi32(127)), 23));
 }
+INLINE F add_exponent(F y, F n) {  // y * 2**n, where the low bits of n's representation are those of an integer
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(y), _mm512_slli_epi32(_mm512_castps_si512(n), 23)));
+}
 INLINE void store_i8(int8_t* p, I x) { _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(x)); }
 INLINE void store_i16(int16_t* p, I x) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtsepi32_epi16(x)); }
 INLINE I load_i8_pairs(const int8_t* p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p)); }
@@ -69,10 +72,11 @@ INLINE I upper_pair(I x) {  // (byte >> SHIFT & 3) << 4
 INLINE I bits_or(I a, I b) { return _mm512_or_si512(a, b); }
 
 // In assembler, since gcc 12 copies every accumulator around the intrinsics of these three: a third of the time.
-// What follows reads four bytes at an address for every lane: no register and no instruction for the spreading.
+// Four bytes at an address, for every lane: dot4 reads them itself, without a register or an instruction for it.
 using Word __attribute__((may_alias)) = int32_t;
 using Spread = const Word*;
 INLINE Spread spread(const void* p) { return (Spread)p; }
+INLINE I in_register(Spread x) { return _mm512_set1_epi32(*x); }
 // 16 sums of 4 products: u8 weights by s8 activations.
 INLINE I dot4(I sum, I weights, Spread activations) {
     asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(weights), "m"(*activations));
@@ -81,8 +85,8 @@ INLINE I dot4(I sum, I weights, Spread activations) {
 // The same for weights that use all eight bits, stored plus 128.
 INLINE I dot4_wide(I sum, I weights, Spread activations) { return dot4(sum, weights, activations); }
 // 16 sums of 2 products of s16.
-INLINE I dot2(I sum, I a, Spread b) {
-    asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(a), "m"(*b));
+INLINE I dot2(I sum, I a, I b) {
+    asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
     return sum;
 }
 

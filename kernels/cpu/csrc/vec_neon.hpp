@@ -98,6 +98,7 @@ INLINE Spread spread(const void* p) {
     __builtin_memcpy(&four, p, 4);
     return iset(four);
 }
+INLINE I in_register(Spread x) { return x; }
 INLINE I iadd(I a, I b) UPWELL_EACH(I, vaddq_s32(a.v[j], b.v[j]))
 INLINE F to_float(I x) UPWELL_EACH(F, vcvtq_f32_s32(x.v[j]))
 // To the nearest, ties to even; the least integer where x is NaN or too great, as x86 has it.
@@ -107,6 +108,9 @@ INLINE int32x4_t nearest(float32x4_t x) {
 INLINE I to_int(F x) UPWELL_EACH(I, nearest(x.v[j]))
 INLINE F exponent(F r)  // 2**r for whole r in [-126, 127]
     UPWELL_EACH(F, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(nearest(r.v[j]), vdupq_n_s32(127)), 23)))
+INLINE F add_exponent(F y, F n)  // y * 2**n, where the low bits of n's representation are those of an integer
+    UPWELL_EACH(F, vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(y.v[j]),
+                                                   vshlq_n_s32(vreinterpretq_s32_f32(n.v[j]), 23))))
 INLINE int16x8_t narrow(I x, int j) { return vqmovn_high_s32(vqmovn_s32(x.v[j]), x.v[j + 1]); }
 INLINE void store_i16(int16_t* p, I x) {
     vst1q_s16(p, narrow(x, 0));
@@ -142,7 +146,7 @@ INLINE int32x4_t dot2(int32x4_t sum, int16x8_t a, int16x8_t b) {
     return vaddq_s32(sum, vpaddq_s32(lo, hi));
 }
 // 16 sums of 2 products of s16.
-INLINE I dot2(I sum, I a, Spread b)
+INLINE I dot2(I sum, I a, I b)
     UPWELL_EACH(I, dot2(sum.v[j], vreinterpretq_s16_s32(a.v[j]), vreinterpretq_s16_s32(b.v[j])))
 
 // Halves are folded onto each other: 16, 8, 4, 2, 1. Every instruction set sums and compares in this order.

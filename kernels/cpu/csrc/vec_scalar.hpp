@@ -95,6 +95,7 @@ INLINE Spread spread(const void* p) {
     __builtin_memcpy(&four, p, 4);
     return iset(four);
 }
+INLINE I in_register(Spread x) { return x; }
 INLINE I izero() { return iset(0); }
 INLINE I iadd(I a, I b) UPWELL_EACH(I, a.v[i] + b.v[i])
 INLINE F to_float(I x) UPWELL_EACH(F, (float)(int32_t)x.v[i])
@@ -103,6 +104,9 @@ INLINE int32_t nearest(float x) { return x >= -0x1p31f && x < 0x1p31f ? (int32_t
 INLINE I to_int(F x) UPWELL_EACH(I, (uint32_t)nearest(x.v[i]))
 // 2**r for whole r in [-126, 127]
 INLINE F exponent(F r) UPWELL_EACH(F, bits_as<float>(((uint32_t)nearest(r.v[i]) + 127) << 23))
+// y * 2**n, where the low bits of n's representation are those of an integer
+INLINE F add_exponent(F y, F n)
+    UPWELL_EACH(F, bits_as<float>(bits_as<uint32_t>(y.v[i]) + (bits_as<uint32_t>(n.v[i]) << 23)))
 INLINE int32_t bounded(uint32_t x, int32_t limit) {
     int32_t y = (int32_t)x;
     return y > limit ? limit : y < -limit - 1 ? -limit - 1 : y;
@@ -133,7 +137,7 @@ INLINE I dot4(I sum, I weights, Spread activations) {
 // The same for weights that use all eight bits, stored plus 128.
 INLINE I dot4_wide(I sum, I weights, Spread activations) { return dot4(sum, weights, activations); }
 // 16 sums of 2 products of s16.
-INLINE I dot2(I sum, I a, Spread b) {
+INLINE I dot2(I sum, I a, I b) {
     for (int i = 0; i < 32; i++) sum.v[i / 2] += (uint32_t)(a.s16[i] * b.s16[i]);
     return sum;
 }
