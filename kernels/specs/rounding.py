@@ -48,7 +48,7 @@ def rounded_activations(x: Array) -> Array:
     left_over = np.rint(128 * (in_steps - np.rint(in_steps))) / 128
     squares = np.square(most, dtype=np.float64)
     wide = squares * num_blocks > WIDE * squares.sum(axis=1, keepdims=True)
-    rounded = (np.rint(in_steps) + np.where(wide, left_over, 0)) * (most / np.float32(127))
+    rounded = (np.rint(in_steps) + np.where(wide, left_over, 0)) * (most * np.float32(1 / 127))
     return np.asarray(rounded.reshape(padded.shape)[:, : x.shape[-1]])
 
 

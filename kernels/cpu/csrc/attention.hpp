@@ -134,13 +134,13 @@ static void weigh(AttentionScratch* s, int r, int64_t from, int64_t to, int num_
 #pragma GCC unroll 8
     for (int v = 0; v < kTileVectors; v++) {
         Lanes seen(16 * v, from, to);
-        p[v] = exp2_down(fma(x[v], scale, minus));
+        p[v] = exp2_quick(fma(x[v], scale, minus));
         if (!WHOLE) p[v] = keep_lanes(p[v], seen.first, seen.last, fset(0));
         if (!INTEGER) continue;
         x[v] = v < vectors ? fmul(p[v], fload(s->value_scales[v])) : fset(0);
         if (!WHOLE) x[v] = keep_lanes(x[v], seen.first, seen.last, fset(0));
     }
-    float correction = lane(exp2_down(fset(before - anchor)), 0);
+    float correction = lane(exp2_quick(fset(before - anchor)), 0);
     s->peak[r] = after;
     s->total[r] = s->total[r] * correction + fsum(over_tile(p, fadd));
     if (INTEGER) {
