@@ -13,6 +13,7 @@ namespace {
 
 constexpr int kBandRows = 256;  // rows that go through a staged pair of panels before the next pair
 constexpr int kMaxParts = 128;
+constexpr int kUnstagedRows = 2 * kTileRows;  // so few that unpacking a panel for each tile is cheaper than staging it
 
 // Where a product goes: 32 sums a row, those of two panels.
 struct Sums {
@@ -170,7 +171,7 @@ static void int_product(const uint8_t* p0, const uint8_t* p1, const Block* band,
     Parts parts(blocks);
     for (int64_t part = 0; part < parts.count; part++) {
         int64_t b0 = parts.first(part), b1 = parts.first(part + 1);
-        if (rows <= kTileRows) {
+        if (rows <= kUnstagedRows) {
             add_part<Format, false>(p0, p1, b0, b1, band + b0, blocks, rows, s->wide[part], sums);
             continue;
         }
