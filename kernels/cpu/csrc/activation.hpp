@@ -29,8 +29,8 @@ struct Parts {
 // One plane of a block, a cache line: its scale, the sum of x itself (0 in the low plane: the first has it all), and what
 // integer sums begin with: minus the zero point of a format, times the sum of the codes over the block, or over one half.
 struct Block {
+    int32_t minus[4];  // times 8, 128, 32 over the first half, 32 over the second
     float scale, sum;
-    int32_t minus_8, minus_128, minus_32[2];
     float peak;     // max|x|
     uint32_t wide;  // of a part's first block: bit i says that block i of the part is wide
     int8_t codes[32];
@@ -40,15 +40,6 @@ static_assert(2 * sizeof(Block) == UPWELL_BLOCK_BYTES && kPartBlocks <= 32);
 // A row of so many blocks: first the first planes of all of them, then the low planes. Those of blocks that are not wide
 // hold nothing of use.
 INLINE Block* row_of(void* q, int64_t row, int64_t blocks) { return (Block*)q + row * 2 * blocks; }
-
-// Sets the sums of a block whose codes are there.
-INLINE void sum_codes(Block* block) {
-    int32_t s0 = isum16(block->codes), s1 = isum16(block->codes + 16);
-    block->minus_8 = -8 * (s0 + s1);
-    block->minus_128 = -128 * (s0 + s1);
-    block->minus_32[0] = -32 * s0;
-    block->minus_32[1] = -32 * s1;
-}
 
 INLINE void quantise_block(F x0, F x1, Block* row, int64_t block, int64_t blocks) {
     Block *first = row + block, *low = first + blocks;
@@ -66,7 +57,7 @@ INLINE void quantise_block(F x0, F x1, Block* row, int64_t block, int64_t blocks
     first->sum = sum;
     first->peak = peak;
     first->wide = 0;
-    sum_codes(first);
+    code_sums(first->codes, first->minus);
 }
 
 // Decide which blocks of a row are wide, and finish their low planes.
@@ -83,7 +74,7 @@ INLINE void mark_row(Block* row, int64_t blocks) {
             Block* low = row + blocks + b;
             low->scale = row[b].scale * 0.0078125f;
             low->sum = 0;
-            sum_codes(low);
+            code_sums(low->codes, low->minus);
         }
         row[b0].wide = wide;
     }

@@ -35,7 +35,7 @@ struct Q4_0 {
     }
     INLINE void scales(const uint8_t* panel, int64_t b, Scales& s) { s.scale[0] = half_at(panel + b * kBytes + 256); }
     INLINE I dot(I sum, I w, Spread a) { return dot4(sum, w, a); }
-    INLINE I start(const Block& h, int) { return iset(h.minus_8); }
+    INLINE I start(const Block& h, int) { return iset(h.minus[0]); }
 };
 
 struct Q4_1 {
@@ -51,7 +51,7 @@ struct Q4_1 {
         s.offset = fma(fset(8.0f), s.scale[0], half_at(panel + b * kBytes + 288));
     }
     INLINE I dot(I sum, I w, Spread a) { return dot4(sum, w, a); }
-    INLINE I start(const Block& h, int) { return iset(h.minus_8); }
+    INLINE I start(const Block& h, int) { return iset(h.minus[0]); }
 };
 
 struct Q8_0 {
@@ -63,7 +63,7 @@ struct Q8_0 {
     }
     INLINE void scales(const uint8_t* panel, int64_t b, Scales& s) { s.scale[0] = half_at(panel + b * kBytes + 512); }
     INLINE I dot(I sum, I w, Spread a) { return dot4_wide(sum, w, a); }
-    INLINE I start(const Block& h, int) { return kSignedWeights ? izero() : iset(h.minus_128); }
+    INLINE I start(const Block& h, int) { return kSignedWeights ? izero() : iset(h.minus[1]); }
 };
 
 // 256 columns: four pairs of blocks (low nibbles, high nibbles), 8 scales and 8 minima of 6 bits as bytes, and the
@@ -83,7 +83,7 @@ struct Q4_K {
         s.offset = fsub(fmul(fset(8.0f), s.scale[0]), minimum);
     }
     INLINE I dot(I sum, I w, Spread a) { return dot4(sum, w, a); }
-    INLINE I start(const Block& h, int) { return iset(h.minus_8); }
+    INLINE I start(const Block& h, int) { return iset(h.minus[0]); }
 };
 
 // 256 columns: two halves of 16 vectors of nibbles, two halves of 8 vectors of bit pairs, 16 signed scales, their scale.
@@ -107,7 +107,7 @@ struct Q6_K {
         s.scale[1] = fmul(whole, s8load((const int8_t*)p + 32 * (b & 7) + 16));
     }
     INLINE I dot(I sum, I w, Spread a) { return dot4(sum, w, a); }
-    INLINE I start(const Block& h, int half) { return iset(h.minus_32[half]); }
+    INLINE I start(const Block& h, int half) { return iset(h.minus[2 + half]); }
 };
 
 // Formats of single numbers: [k][16] in each panel.

@@ -196,10 +196,16 @@ INLINE float fpeak(F x) {
     b = _mm_max_ps(b, _mm_movehl_ps(b, b));
     return _mm_cvtss_f32(_mm_max_ss(b, _mm_movehdup_ps(b)));
 }
-INLINE int32_t isum16(const int8_t* p) {
-    __m128i biased = _mm_xor_si128(_mm_loadu_si128((const __m128i*)p), _mm_set1_epi8(-128));
-    __m128i sums = _mm_sad_epu8(biased, _mm_setzero_si128());
-    return _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_unpackhi_epi64(sums, sums))) - 16 * 128;
+// {-8 s, -128 s, -32 s0, -32 s1}, where s0 and s1 are the sums of 16 codes each, and s of all.
+INLINE void code_sums(const int8_t* codes, int32_t* to) {
+    const __m128i sign = _mm_set1_epi8(-128), zero = _mm_setzero_si128();
+    __m128i a = _mm_sad_epu8(_mm_xor_si128(_mm_loadu_si128((const __m128i*)codes), sign), zero);
+    __m128i b = _mm_sad_epu8(_mm_xor_si128(_mm_loadu_si128((const __m128i*)codes + 1), sign), zero);
+    __m128i halves = _mm_add_epi64(_mm_unpacklo_epi64(a, b), _mm_unpackhi_epi64(a, b));  // s0, 0, s1, 0 with 2048 each
+    __m128i all = _mm_add_epi64(halves, _mm_shuffle_epi32(halves, 0x4e));
+    __m128i sums = _mm_castps_si128(_mm_shuffle_ps(_mm_castsi128_ps(all), _mm_castsi128_ps(halves), 0x88));
+    sums = _mm_sub_epi32(_mm_setr_epi32(4096, 4096, 2048, 2048), sums);
+    _mm_storeu_si128((__m128i*)to, _mm_sllv_epi32(sums, _mm_setr_epi32(3, 7, 5, 5)));
 }
 
 }  // namespace

@@ -160,7 +160,14 @@ INLINE float fpeak(F x) {
     a = greater(a, vextq_f32(a, a, 2));
     return vgetq_lane_f32(greater(a, vextq_f32(a, a, 1)), 0);
 }
-INLINE int32_t isum16(const int8_t* p) { return vaddlvq_s8(vld1q_s8(p)); }
+// {-8 s, -128 s, -32 s0, -32 s1}, where s0 and s1 are the sums of 16 codes each, and s of all.
+INLINE void code_sums(const int8_t* codes, int32_t* to) {
+    int32_t s0 = vaddlvq_s8(vld1q_s8(codes)), s1 = vaddlvq_s8(vld1q_s8(codes + 16));
+    to[0] = -8 * (s0 + s1);
+    to[1] = -128 * (s0 + s1);
+    to[2] = -32 * s0;
+    to[3] = -32 * s1;
+}
 
 #undef UPWELL_EACH
 

@@ -153,10 +153,14 @@ INLINE float fpeak(F x) {
         for (int i = 0; i < half; i++) x.v[i] = greater(x.v[i], x.v[i + half]);
     return x.v[0];
 }
-INLINE int32_t isum16(const int8_t* p) {
-    int32_t sum = 0;
-    for (int i = 0; i < 16; i++) sum += p[i];
-    return sum;
+// {-8 s, -128 s, -32 s0, -32 s1}, where s0 and s1 are the sums of 16 codes each, and s of all.
+INLINE void code_sums(const int8_t* codes, int32_t* to) {
+    int32_t s0 = 0, s1 = 0;
+    for (int i = 0; i < 16; i++) s0 += codes[i], s1 += codes[16 + i];
+    to[0] = -8 * (s0 + s1);
+    to[1] = -128 * (s0 + s1);
+    to[2] = -32 * s0;
+    to[3] = -32 * s1;
 }
 
 #undef UPWELL_EACH
