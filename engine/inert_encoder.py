@@ -7,7 +7,6 @@ its secret name: the library then splits and encodes all the rest exactly as it 
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 
@@ -83,12 +82,25 @@ class InertEncoder:
         return self._added.sub(rename, text)
 
     def _renamed_copy(self, backend: Tokenizer) -> Tokenizer:
-        description = json.loads(backend.to_str())
-        for token in description["added_tokens"]:
-            if token["content"] in self._names:
-                token["content"] = self._names[token["content"]]
-                token["single_word"] = False  # decided by ``vouch``
-        return Tokenizer.from_str(json.dumps(description))
+        """A tokenizer of the same parts, the vocabulary shared, not copied: only the added tokens are its own."""
+        copy = Tokenizer(backend.model)
+        if backend.normalizer is not None:
+            copy.normalizer = backend.normalizer
+        if backend.pre_tokenizer is not None:
+            copy.pre_tokenizer = backend.pre_tokenizer
+        copy.add_tokens([self._renamed(token) for _, token in sorted(backend.get_added_tokens_decoder().items())])
+        return copy
+
+    def _renamed(self, token: AddedToken) -> AddedToken:
+        name = self._names.get(token.content)
+        return AddedToken(
+            name or token.content,
+            single_word=token.single_word and name is None,  # of a renamed one, ``vouch`` decides
+            lstrip=token.lstrip,
+            rstrip=token.rstrip,
+            normalized=token.normalized,
+            special=token.special,
+        )
 
     def _spelled(self, token: str) -> list[int]:
         """Ids that show the same as the vocabulary's ``token``, which is a control token, without being one."""
