@@ -14,7 +14,7 @@ from typing import Protocol
 
 
 class Vocabulary(Protocol):
-    """The part of ``Tokenizer`` that is needed here."""
+    """What is needed of a ``TokenTable`` (or of a whole ``Tokenizer``)."""
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of a token."""
@@ -32,10 +32,10 @@ class IncrementalDetokenizer:
 
     __slots__ = ("_decode", "_held", "_is_special", "_stops", "_token_bytes", "stopped")
 
-    def __init__(self, tokenizer: Vocabulary, stop: tuple[str, ...]) -> None:
+    def __init__(self, vocabulary: Vocabulary, stop: tuple[str, ...]) -> None:
         self.stopped: str | None = None
-        self._token_bytes = tokenizer.token_bytes
-        self._is_special = tokenizer.is_special
+        self._token_bytes = vocabulary.token_bytes
+        self._is_special = vocabulary.is_special
         self._stops = StopMatcher(stop) if stop else None
         self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
         self._held = ""

@@ -13,12 +13,11 @@ from typing import Protocol
 from engine.batch import build_batch
 from engine.block_pool import BlockPool
 from engine.config import CacheConfig, SchedulerConfig
-from engine.detokenizer import IncrementalDetokenizer
+from engine.detokenizer import IncrementalDetokenizer, Vocabulary
 from engine.errors import ContextLengthExceeded, InvalidRequest
 from engine.sampler import Sampled, Sampler
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence
-from engine.tokenizer import Tokenizer
 from engine.types import EngineStats, ErrorInfo, FinishReason, GenerateRequest, StepOutput, TokenDelta
 from kernels.ops import F32, I32, DrawParams, Scores, StepInputs
 
@@ -45,14 +44,14 @@ class Engine:
     def __init__(
         self,
         runner: Runner,
-        tokenizer: Tokenizer,
+        vocabulary: Vocabulary,
         eos_ids: tuple[int, ...],
         scheduler_config: SchedulerConfig,
         cache_config: CacheConfig,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
-        self._tokenizer = tokenizer
+        self._vocabulary = vocabulary
         self._eos_ids = frozenset(eos_ids)
         self._max_model_len = scheduler_config.max_model_len
         self._clock = clock
@@ -75,7 +74,7 @@ class Engine:
             InvalidRequest: it can never be answered; nothing has changed.
         """
         self._check(request)
-        detokenizer = IncrementalDetokenizer(self._tokenizer, request.sampling.stop)
+        detokenizer = IncrementalDetokenizer(self._vocabulary, request.sampling.stop)
         seq = Sequence(request, self._arrivals, detokenizer)
         self._arrivals += 1
         self._prompt_tokens += seq.num_prompt

@@ -1,8 +1,7 @@
-"""Builds a tokenizer from the vocabulary in a GGUF file's metadata.
+"""Builds a tokenizer from a GGUF file's metadata.
 
-Called by ``Tokenizer.from_gguf``. Only byte-level BPE (``tokenizer.ggml.model`` = ``gpt2``) is rebuilt, with the
-splitting rule that ``tokenizer.ggml.pre`` names; an unknown name is refused, since a wrong rule gives wrong ids without
-any error.
+Called by ``Tokenizer.from_gguf``. The vocabulary (``gguf_vocabulary``) becomes byte-level BPE with the splitting rule
+that ``tokenizer.ggml.pre`` names; an unknown name is refused, since a wrong rule gives wrong ids without any error.
 Source: the GGUF specification ("Tokenizer"), and for the rules the ``tokenizer.json`` of each family.
 """
 
@@ -11,15 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from engine.errors import MalformedModel, UnsupportedModel
-from engine.token_table import TokenTable, byte_level_bytes
+from engine.gguf_vocabulary import optional_text, read_vocabulary, strings
 from engine.tokenizer_parts import TokenizerParts
-
-_UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5
-_TOKEN_TYPES = range(1, 7)
 
 _SPECIAL_NAMES = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding", "mask": "mask"}
 """Name in a chat template -> name in GGUF keys ("seperator" is how the format spells it)."""
@@ -81,41 +76,31 @@ def build_gguf_tokenizer(metadata: Mapping[str, object]) -> TokenizerParts:
         UnsupportedModel: not byte-level BPE, or a splitting rule this build does not know.
         MalformedModel: arrays that contradict each other.
     """
+    vocabulary = read_vocabulary(metadata)
     rule = _pre_tokenizer(metadata)
-    tokens = _strings(metadata, "tokens")
-    kinds = _token_types(metadata, len(tokens))
-    special = frozenset(i for i, kind in enumerate(kinds) if kind in {_CONTROL, _UNKNOWN})
-    added = sorted(special.union(i for i, kind in enumerate(kinds) if kind == _USER_DEFINED))
-    backend = Tokenizer(_bpe(tokens, _strings(metadata, "merges"), rule))
+    tokens, special = vocabulary.tokens, vocabulary.special
+    backend = Tokenizer(_bpe(tokens, strings(metadata, "merges"), rule))
     if rule.nfc:
         backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = _splitter(rule)
     backend.decoder = decoders.ByteLevel()
+    added = sorted(vocabulary.added)
     backend.add_tokens([AddedToken(tokens[i], special=i in special, normalized=False) for i in added])
-    hidden = frozenset(i for i, kind in enumerate(kinds) if kind == _UNUSED)
     special_ids = {name: _token_id(metadata, key, len(tokens)) for name, key in _SPECIAL_NAMES.items()}
     ends = (_token_id(metadata, name, len(tokens)) for name in _END_NAMES)
     return TokenizerParts(
         backend=backend,
-        table=TokenTable(tokens, byte_level_bytes, verbatim=frozenset(added), special=special, hidden=hidden),
+        table=vocabulary.table(),
         prefix_ids=_end_ids(metadata, "bos", special_ids["bos"], default=rule.add_bos),
         suffix_ids=_end_ids(metadata, "eos", special_ids["eos"], default=False),
         special_tokens={f"{name}_token": tokens[i] for name, i in special_ids.items() if i is not None},
         eos_ids=tuple(dict.fromkeys(i for i in ends if i is not None)),
-        chat_template=_optional_text(metadata, "tokenizer.chat_template"),
+        chat_template=optional_text(metadata, "tokenizer.chat_template"),
     )
 
 
 def _pre_tokenizer(metadata: Mapping[str, object]) -> PreTokenizer:
-    model = _optional_text(metadata, "tokenizer.ggml.model")
-    if model is None:
-        raise MalformedModel("The GGUF file has no tokenizer (tokenizer.ggml.model is missing).")
-    if model != "gpt2":
-        raise UnsupportedModel(
-            f'The GGUF file\'s tokenizer is of kind "{model[:40]}", which cannot be rebuilt exactly, only "gpt2" can; '
-            "serve the model's Hugging Face folder with its tokenizer.json instead."
-        )
-    name = _optional_text(metadata, "tokenizer.ggml.pre") or "default"
+    name = optional_text(metadata, "tokenizer.ggml.pre") or "default"
     if name not in PRE_TOKENIZERS:
         raise UnsupportedModel(
             f'The GGUF file\'s pre-tokenizer "{name[:40]}" is not supported, only {", ".join(PRE_TOKENIZERS)} are; '
@@ -157,29 +142,6 @@ def _end_ids(metadata: Mapping[str, object], name: str, token_id: int | None, *,
     return [token_id] if wanted and token_id is not None else []
 
 
-def _strings(metadata: Mapping[str, object], name: str) -> list[str]:
-    value = metadata.get(f"tokenizer.ggml.{name}")
-    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
-        raise MalformedModel(f"The GGUF file's tokenizer.ggml.{name} is not a list of texts.")
-    return value
-
-
-def _token_types(metadata: Mapping[str, object], count: int) -> list[int]:
-    value = metadata.get("tokenizer.ggml.token_type")
-    if value is None:
-        return [1] * count
-    if not isinstance(value, np.ndarray) or value.ndim != 1 or not np.issubdtype(value.dtype, np.integer):
-        raise MalformedModel("The GGUF file's tokenizer.ggml.token_type is not a list of integers.")
-    if len(value) != count:
-        raise MalformedModel(
-            f"The GGUF file has {count} tokens, but {len(value)} entries in tokenizer.ggml.token_type."
-        )
-    types: list[int] = value.tolist()
-    if not set(types) <= set(_TOKEN_TYPES):
-        raise MalformedModel("The GGUF file's tokenizer.ggml.token_type holds a kind of token that does not exist.")
-    return types
-
-
 def _token_id(metadata: Mapping[str, object], name: str, count: int) -> int | None:
     key = f"tokenizer.ggml.{name}_token_id"
     value = metadata.get(key)
@@ -196,11 +158,4 @@ def _flag(metadata: Mapping[str, object], key: str, default: bool) -> bool:
     value = metadata.get(key, default)
     if not isinstance(value, bool):
         raise MalformedModel(f"The GGUF file's {key} is not true or false.")
-    return value
-
-
-def _optional_text(metadata: Mapping[str, object], key: str) -> str | None:
-    value = metadata.get(key)
-    if value is not None and not isinstance(value, str):
-        raise MalformedModel(f"The GGUF file's {key} is not a text.")
     return value

@@ -1,7 +1,7 @@
 """Loads a tokenizer from a Hugging Face folder: ``tokenizer.json`` and the facts beside it.
 
-Called by ``Tokenizer.from_folder``. Which tokens exist and how text is split comes from ``tokenizer.json`` alone;
-``tokenizer_config.json`` names the special tokens and may hold the chat template.
+Called by ``Tokenizer.from_folder``. Which tokens exist (``hf_vocabulary``) and how text is split comes from
+``tokenizer.json`` alone; ``tokenizer_config.json`` names the special tokens and may hold the chat template.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from engine.errors import MalformedModel, ModelNotFound, UnsupportedModel
-from engine.token_table import TokenTable, byte_level_bytes, decoder_bytes
+from engine.errors import MalformedModel, UnsupportedModel
+from engine.hf_vocabulary import read_table, read_text, read_tokenizer_json
+from engine.token_table import TokenTable
 from engine.tokenizer_parts import TokenizerParts
-
-_MAX_ID = 1 << 24
 
 
 def load_hf_tokenizer(folder: Path) -> TokenizerParts:
@@ -28,20 +27,14 @@ def load_hf_tokenizer(folder: Path) -> TokenizerParts:
         MalformedModel: a file that cannot be read or contradicts itself.
         UnsupportedModel: a decoder or post-processor that this build does not know.
     """
-    source = _read_text(folder / "tokenizer.json")
-    if source is None:
-        raise ModelNotFound(
-            f"{folder.name} has no tokenizer.json; save the model's fast tokenizer there (a SentencePiece "
-            "tokenizer.model alone is not read)."
-        )
-    description = _parse_object(source, "tokenizer.json")
-    config = _parse_object(_read_text(folder / "tokenizer_config.json") or "{}", "tokenizer_config.json")
+    source = read_tokenizer_json(folder)
+    config = _parse_object(read_text(folder / "tokenizer_config.json") or "{}", "tokenizer_config.json")
     backend = _load_backend(source)
     prefix_ids, suffix_ids = _ends(backend)
     special_tokens = _special_tokens(config)
     return TokenizerParts(
         backend=backend,
-        table=_table(backend, description.get("decoder")),
+        table=_table(backend, source),
         prefix_ids=prefix_ids,
         suffix_ids=suffix_ids,
         special_tokens=special_tokens,
@@ -64,24 +57,15 @@ def _load_backend(source: str) -> Tokenizer:
     return backend
 
 
-def _table(backend: Tokenizer, decoder: Any) -> TokenTable:
-    to_bytes = decoder_bytes(decoder)
-    added = backend.get_added_tokens_decoder()
-    vocabulary = backend.get_vocab(with_added_tokens=True)
-    size = max(vocabulary.values(), default=-1) + 1
-    if not 0 < size <= _MAX_ID:
-        raise MalformedModel(f"tokenizer.json has token ids up to {size - 1}, or no tokens at all.")
-    tokens: list[str | None] = [None] * size
-    for token, token_id in vocabulary.items():
-        if tokens[token_id] is not None:
-            raise MalformedModel(f"tokenizer.json gives the id {token_id} to two tokens.")
-        tokens[token_id] = token
-    return TokenTable(
-        tokens,
-        to_bytes,
-        verbatim=frozenset(added) if to_bytes is byte_level_bytes else frozenset(),
-        special=frozenset(token_id for token_id, token in added.items() if token.special),
-    )
+def _table(backend: Tokenizer, source: str) -> TokenTable:
+    """The table that the engine reads from the same file, held against the library."""
+    table = read_table(source)
+    for token, token_id in backend.get_vocab(with_added_tokens=True).items():
+        if table.token(token_id) != token:
+            raise MalformedModel(f"tokenizer.json is not clear about the token of id {token_id}.")
+    if table.special != {i for i, token in backend.get_added_tokens_decoder().items() if token.special}:
+        raise MalformedModel("tokenizer.json is not clear about which tokens are special.")
+    return table
 
 
 def _ends(backend: Tokenizer) -> tuple[list[int], list[int]]:
@@ -121,7 +105,7 @@ def _eos_ids(backend: Tokenizer, special_tokens: Mapping[str, str]) -> tuple[int
 
 def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     """The template: a file of its own, or in tokenizer_config.json as one text or as a list of named ones."""
-    template: object = _read_text(folder / "chat_template.jinja")
+    template: object = read_text(folder / "chat_template.jinja")
     if template is None:
         template = config.get("chat_template")
     if isinstance(template, list):
@@ -130,16 +114,6 @@ def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     if template is not None and not isinstance(template, str):
         raise MalformedModel("The chat_template in tokenizer_config.json is neither a text nor a list of named texts.")
     return template
-
-
-def _read_text(path: Path) -> str | None:
-    """The file's text, or None if there is no such file."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise MalformedModel(f"{path.name} cannot be read as UTF-8 text.") from error
 
 
 def _parse_object(source: str, name: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from engine.engine import Engine
 from engine.errors import ConfigError, UnsupportedModel
 from engine.model_runner import ModelRunner, block_bytes
 from engine.models.registry import model_class
-from engine.tokenizer import load_tokenizer
 from engine.types import EngineReady
 from engine.weights.open import open_checkpoint
 from kernels.ops import BackendOptions, BackendUnavailable, NoKernel, Ops, StepLimits
@@ -32,8 +31,7 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None]) -> t
         resolved = resolve(config.device, BackendOptions(config.threads, config.kv_cache_dtype))
     except BackendUnavailable as error:
         raise ConfigError(str(error)) from error
-    path = Path(config.model_path)
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(Path(config.model_path))
     model_config = checkpoint.config
     cache, max_model_len = size_cache(config, model_config, resolved.ops)
     limits = SchedulerConfig(config.max_num_seqs, max(config.max_num_batched_tokens, 1), max_model_len)
@@ -54,7 +52,7 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None]) -> t
         raise UnsupportedModel(
             f"the {resolved.ops.info.name} backend cannot run this model: {error}; --device reference can."
         ) from error
-    engine = Engine(runner, load_tokenizer(path), model_config.eos_token_ids, limits, cache)
+    engine = Engine(runner, checkpoint.vocabulary(), model_config.eos_token_ids, limits, cache)
     ready = EngineReady(
         architecture=model_config.architecture,
         vocab_size=model_config.vocab_size,

@@ -21,6 +21,7 @@ import msgspec
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import ConfigError, InvalidRequest, ModelError
+from engine.freed_memory import return_freed_memory
 from engine.loading import load_engine
 from engine.types import (
     Abort,
@@ -123,6 +124,7 @@ def _load(link: Link) -> Engine:
             link.send(LoadProgress(done, total))
 
     engine, ready = load_engine(config, progress)
+    return_freed_memory()
     link.send(ready)
     return engine
 

@@ -1,9 +1,9 @@
 """What each token id stands for: the bytes behind a token.
 
-Built by ``gguf_tokenizer`` and ``hf_tokenizer``, read by ``Tokenizer``. Invariants: the
-table never changes what it answers, and joining the bytes of a sequence of ids gives the bytes of its text, so text can
-be produced token by token. The leading space that SentencePiece vocabularies put before a word is kept: what a model
-generates continues a prompt.
+Built by ``gguf_vocabulary`` and ``hf_vocabulary``, read by ``Tokenizer`` and, without one, by the engine. Invariants:
+the table never changes what it answers, and joining the bytes of a sequence of ids gives the bytes of its text, so text
+can be produced token by token. The leading space that SentencePiece vocabularies put before a word is kept: what a
+model generates continues a prompt.
 """
 
 from __future__ import annotations
@@ -69,6 +69,14 @@ class TokenTable:
     def __len__(self) -> int:
         """One more than the highest id."""
         return len(self._tokens)
+
+    def token(self, token_id: int) -> str | None:
+        """The token as the vocabulary spells it; None for an id without one."""
+        return self._tokens[token_id] if 0 <= token_id < len(self._tokens) else None
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether it is a control token, which adds nothing to an answer."""
+        return token_id in self.special
 
     def token_bytes(self, token_id: int) -> bytes:
         """The token's bytes, a control token's too; none for ids outside the vocabulary."""

@@ -23,6 +23,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from engine.errors import ConfigError
+from engine.freed_memory import return_freed_memory
 from engine.tokenizer import load_tokenizer
 from engine.types import EngineReady, LoadProgress
 from engine.weights.store import LocalModel, resolve_model
@@ -76,6 +77,7 @@ async def _serve(
     loading = asyncio.create_task(bridge.start())
     tokenizer = await asyncio.to_thread(load_tokenizer, Path(model.path))
     await asyncio.to_thread(tokenizer.prepare)
+    return_freed_memory()
     source = tokenizer.chat_template
     template = None if source is None else ChatTemplate(source, tokenizer.special_tokens)
     names = settings.served_names or (model.name,)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from engine.config import ModelConfig
+from engine.token_table import TokenTable
 from kernels.formats import RawTensor
 
 
@@ -30,4 +31,13 @@ class Checkpoint(Protocol):
 
         Raises:
             MalformedModel: it is not there.
+        """
+
+    def vocabulary(self) -> TokenTable:
+        """What each token id stands for.
+
+        Raises:
+            ModelNotFound: the model comes without a tokenizer.
+            MalformedModel: its tokenizer contradicts itself.
+            UnsupportedModel: a kind of tokenizer that this build does not know.
         """

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import MalformedModel
+from engine.gguf_vocabulary import read_vocabulary
+from engine.token_table import TokenTable
 from engine.weights.gguf import GGUFFile
 from engine.weights.gguf_config import family_of, read_config
 from engine.weights.mapped import shown
@@ -87,6 +89,10 @@ class GGUFCheckpoint:
             return raw
         num_heads = self.config.num_heads if rotated[1] == "q" else self.config.num_kv_heads
         return _pick(raw, split_halves(num_heads, self.config.head_dim))
+
+    def vocabulary(self) -> TokenTable:
+        """What each token id stands for. Raises as ``gguf_vocabulary.read_vocabulary`` does."""
+        return read_vocabulary(self.file.metadata).table()
 
     def _shape(self, name: str) -> Shape | None:
         file_name = self._file_name(name)

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from engine.errors import MalformedModel, ModelNotFound, UnsupportedModel
+from engine.hf_vocabulary import read_table, read_tokenizer_json
+from engine.token_table import TokenTable
 from engine.weights.hf_config import read_config
 from engine.weights.mapped import shown
 from engine.weights.safetensors import TensorInfo, open_folder
@@ -40,6 +42,7 @@ class HFCheckpoint:
             MalformedModel: a file contradicts its format, its size or another file.
             UnsupportedModel: pickled or quantised weights, or something else this build does not have.
         """
+        self._folder = folder
         self._name = folder.name or str(folder)
         self.config = read_config(folder)
         _refuse_pickles(folder)
@@ -67,6 +70,10 @@ class HFCheckpoint:
             return _half(raws[0], name)
         shape = (len(raws), *raws[0].shape)
         return RawTensor(shape, raws[0].format, np.stack([raw.data for raw in raws]))
+
+    def vocabulary(self) -> TokenTable:
+        """What each token id stands for. Raises as ``hf_vocabulary``'s functions do."""
+        return read_table(read_tokenizer_json(self._folder))
 
     def _parts(self, name: str) -> list[str]:
         """The files' tensors that the named one is made of; empty if it is not there.
