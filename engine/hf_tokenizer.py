@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from engine.errors import MalformedModel, UnsupportedModel
-from engine.hf_vocabulary import read_table, read_text, read_tokenizer_json
+from engine.hf_vocabulary import read_text, read_tokenizer_json, read_vocabulary
 from engine.token_table import TokenTable
 from engine.tokenizer_parts import TokenizerParts
 
@@ -59,13 +59,13 @@ def _load_backend(source: str) -> Tokenizer:
 
 def _table(backend: Tokenizer, source: str) -> TokenTable:
     """The table that the engine reads from the same file, held against the library."""
-    table = read_table(source)
-    for token, token_id in backend.get_vocab(with_added_tokens=True).items():
-        if table.token(token_id) != token:
-            raise MalformedModel(f"tokenizer.json is not clear about the token of id {token_id}.")
-    if table.special != {i for i, token in backend.get_added_tokens_decoder().items() if token.special}:
+    vocabulary = read_vocabulary(source)
+    found = {token: token_id for token_id, token in enumerate(vocabulary.tokens) if token is not None}
+    if found != backend.get_vocab(with_added_tokens=True):
+        raise MalformedModel("tokenizer.json is not clear about the ids of its tokens.")
+    if vocabulary.special != {i for i, token in backend.get_added_tokens_decoder().items() if token.special}:
         raise MalformedModel("tokenizer.json is not clear about which tokens are special.")
-    return table
+    return vocabulary.table()
 
 
 def _ends(backend: Tokenizer) -> tuple[list[int], list[int]]:

@@ -6,13 +6,14 @@ what the ``tokenizers`` library makes of the same file. Added tokens get their i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from engine.errors import MalformedModel, ModelNotFound
-from engine.token_table import TokenTable, byte_level_bytes, decoder_bytes
+from engine.token_table import ToBytes, TokenTable, byte_level_bytes, decoder_bytes
 
 _MAX_ID = 1 << 24
 
@@ -50,8 +51,27 @@ def read_tokenizer_json(folder: Path) -> str:
     return source
 
 
-def read_table(source: str) -> TokenTable:
-    """The bytes of every token of a ``tokenizer.json``.
+@dataclass(frozen=True)
+class HFVocabulary:
+    """The tokens of a file by id, None where an id has none, and how they spell bytes.
+
+    Attributes:
+        special: ids of control tokens.
+        verbatim: ids whose spelling is their text.
+    """
+
+    tokens: list[str | None]
+    special: frozenset[int]
+    verbatim: frozenset[int]
+    to_bytes: ToBytes
+
+    def table(self) -> TokenTable:
+        """The bytes of every token."""
+        return TokenTable(self.tokens, self.to_bytes, verbatim=self.verbatim, special=self.special)
+
+
+def read_vocabulary(source: str) -> HFVocabulary:
+    """The vocabulary of a ``tokenizer.json``.
 
     Raises:
         MalformedModel: it cannot be read or contradicts itself.
@@ -64,11 +84,11 @@ def read_table(source: str) -> TokenTable:
     to_bytes = decoder_bytes(file.decoder)
     vocabulary = _vocabulary(file.model)
     added = _added_ids(vocabulary, file.added_tokens or [])
-    return TokenTable(
-        _by_id(vocabulary | {token.content: token_id for token_id, token in added.items()}),
-        to_bytes,
-        verbatim=frozenset(added) if to_bytes is byte_level_bytes else frozenset(),
+    return HFVocabulary(
+        tokens=_by_id(vocabulary | {token.content: token_id for token_id, token in added.items()}),
         special=frozenset(token_id for token_id, token in added.items() if token.special),
+        verbatim=frozenset(added) if to_bytes is byte_level_bytes else frozenset(),
+        to_bytes=to_bytes,
     )
 
 

@@ -8,7 +8,9 @@ model generates continues a prompt.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from engine.errors import UnsupportedModel
@@ -40,7 +42,9 @@ def byte_level_bytes(token: str) -> bytes:
 
 
 class TokenTable:
-    """The bytes of every token id, worked out when first asked for.
+    """The bytes of every token id, one after the other in one piece of memory.
+
+    A hundred thousand objects, one a token, would take ten times as much, in each of two processes.
 
     Args:
         tokens: the vocabulary by id, None where an id has no token.
@@ -48,6 +52,9 @@ class TokenTable:
         verbatim: ids whose spelling is their text, whatever ``to_bytes`` says.
         special: ids of control tokens; they have bytes, but show nothing in an answer.
         hidden: ids that never show anything, such as padding of the vocabulary.
+
+    Attributes:
+        longest: bytes of the longest token.
     """
 
     def __init__(
@@ -60,19 +67,17 @@ class TokenTable:
         hidden: frozenset[int] = frozenset(),
     ) -> None:
         self.special = special
-        self._tokens = tokens
-        self._to_bytes = to_bytes
-        self._verbatim = verbatim
-        self._hidden = hidden
-        self._bytes: list[bytes | None] = [None] * len(tokens)
+        pieces = [
+            b"" if token is None or token_id in hidden else token.encode() if token_id in verbatim else to_bytes(token)
+            for token_id, token in enumerate(tokens)
+        ]
+        self.longest = max(map(len, pieces), default=0)
+        self._starts = array("I", accumulate(map(len, pieces), initial=0))
+        self._bytes = b"".join(pieces)
 
     def __len__(self) -> int:
         """One more than the highest id."""
-        return len(self._tokens)
-
-    def token(self, token_id: int) -> str | None:
-        """The token as the vocabulary spells it; None for an id without one."""
-        return self._tokens[token_id] if 0 <= token_id < len(self._tokens) else None
+        return len(self._starts) - 1
 
     def is_special(self, token_id: int) -> bool:
         """Whether it is a control token, which adds nothing to an answer."""
@@ -80,18 +85,9 @@ class TokenTable:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The token's bytes, a control token's too; none for ids outside the vocabulary."""
-        if not 0 <= token_id < len(self._bytes):
+        if not 0 <= token_id < len(self._starts) - 1:
             return b""
-        data = self._bytes[token_id]
-        if data is None:
-            data = self._bytes[token_id] = self._spelled_out(token_id)
-        return data
-
-    def _spelled_out(self, token_id: int) -> bytes:
-        token = self._tokens[token_id]
-        if token is None or token_id in self._hidden:
-            return b""
-        return token.encode() if token_id in self._verbatim else self._to_bytes(token)
+        return self._bytes[self._starts[token_id] : self._starts[token_id + 1]]
 
 
 def decoder_bytes(decoder: Mapping[str, Any] | None) -> ToBytes:

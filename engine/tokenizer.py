@@ -72,10 +72,10 @@ class Tokenizer:
         """One more than the highest token id; a model's own vocabulary may be padded to more."""
         return len(self._table)
 
-    @cached_property
+    @property
     def longest_token_bytes(self) -> int:
         """Bytes of the longest token, so at most as many characters."""
-        return max((len(self._table.token_bytes(i)) for i in range(len(self._table))), default=1)
+        return max(self._table.longest, 1)
 
     @property
     def bos_token(self) -> str | None:
@@ -125,7 +125,7 @@ class Tokenizer:
 
     def prepare(self) -> None:
         """Build what is otherwise built when it is first needed, which takes a few tenths of a second."""
-        _ = self._inert, self.longest_token_bytes
+        _ = self._inert
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of a sequence of ids; what is not valid UTF-8 becomes U+FFFD."""

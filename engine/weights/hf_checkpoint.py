@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.errors import MalformedModel, ModelNotFound, UnsupportedModel
-from engine.hf_vocabulary import read_table, read_tokenizer_json
+from engine.hf_vocabulary import read_tokenizer_json, read_vocabulary
 from engine.token_table import TokenTable
 from engine.weights.hf_config import read_config
 from engine.weights.mapped import shown
@@ -73,7 +73,7 @@ class HFCheckpoint:
 
     def vocabulary(self) -> TokenTable:
         """What each token id stands for. Raises as ``hf_vocabulary``'s functions do."""
-        return read_table(read_tokenizer_json(self._folder))
+        return read_vocabulary(read_tokenizer_json(self._folder)).table()
 
     def _parts(self, name: str) -> list[str]:
         """The files' tensors that the named one is made of; empty if it is not there.
