@@ -37,6 +37,9 @@ class Runner(Protocol):
     def draw(self, logits: F32, params: DrawParams) -> I32:
         """One token a row, at random: f32[n,V] -> i32[n]."""
 
+    def native_cpu_s(self) -> float:
+        """CPU seconds that native code has spent in steps so far."""
+
 
 class Engine:
     """Schedule, run, sample, emit."""
@@ -124,6 +127,7 @@ class Engine:
             prefix_hit_tokens=self._prefix_hits,
             preemptions=self.scheduler.num_preemptions,
             steps=self._steps,
+            native_cpu_s=self._runner.native_cpu_s(),
         )
 
     def _emit(self, seq: Sequence, token: Sampled | None, now_s: float) -> TokenDelta:

@@ -24,6 +24,7 @@ class ModelRunner:
         self.vocab_size = config.vocab_size
         self._step = ops.record(forward, limits)
         self._draw = ops.draw
+        self._native_cpu_s = ops.native_cpu_s
 
     def forward(self, batch: StepInputs) -> Scores:
         """Write the batch's keys and values, and score the next tokens of ``batch.logit_rows``."""
@@ -32,6 +33,10 @@ class ModelRunner:
     def draw(self, logits: F32, params: DrawParams) -> I32:
         """One token a row, at random: f32[n,V] -> i32[n]."""
         return self._draw(logits, params)
+
+    def native_cpu_s(self) -> float:
+        """CPU seconds that native code has spent in steps so far."""
+        return self._native_cpu_s()
 
 
 def block_bytes(config: ModelConfig, ops: Ops, block_size: int) -> int:

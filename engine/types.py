@@ -191,7 +191,11 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
 
 
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):
-    """State after a step, and counters since the engine started."""
+    """State after a step, and counters since the engine started.
+
+    Attributes:
+        native_cpu_s: CPU seconds of all threads that compute, in native code.
+    """
 
     running: int = 0
     waiting: int = 0
@@ -204,6 +208,7 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     prefix_hit_tokens: int = 0
     preemptions: int = 0
     steps: int = 0
+    native_cpu_s: float = 0.0
 
 
 class StepOutput(msgspec.Struct, frozen=True, array_like=True, tag="step"):

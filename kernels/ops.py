@@ -205,6 +205,7 @@ class Ops:
         record: (forward: StepInputs -> Tensor f32[R,V], StepLimits) -> (StepInputs -> Scores).
         draw: (logits f32[n,V], DrawParams) -> one token a row, i32[n]. NumPy in and out; -inf means never; the
             logits may be overwritten.
+        native_cpu_s: CPU seconds that native code has spent in steps so far, on all threads; 0 without native code.
     """
 
     info: BackendInfo
@@ -225,6 +226,7 @@ class Ops:
     logits: Callable[[Tensor, Tensor, Linear], Tensor]
     record: Callable[[Callable[[StepInputs], Tensor], StepLimits], Callable[[StepInputs], Scores]]
     draw: Callable[[F32, DrawParams], I32]
+    native_cpu_s: Callable[[], float] = float
 
 
 OPERATIONS = (

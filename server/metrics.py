@@ -30,6 +30,7 @@ _ENGINE_COUNTERS = {
     "prefix_hit_tokens": "Prompt tokens found in the prefix cache.",
     "preemptions": "Requests that gave up their blocks and were computed again.",
     "steps": "Steps of the engine.",
+    "native_cpu_s": "CPU seconds in native code, all threads, waiting for each other in a step included.",
 }
 
 
@@ -85,7 +86,8 @@ class Metrics:
             blocks.add_metric([state], getattr(stats, f"blocks_{state}"))
         yield blocks
         for name, text in _ENGINE_COUNTERS.items():
-            yield CounterMetricFamily(f"upwell_{name}", text, self._counters.totals[name])
+            spelled = name.removesuffix("_s") + "_seconds" if name.endswith("_s") else name
+            yield CounterMetricFamily(f"upwell_{spelled}", text, self._counters.totals[name])
         yield CounterMetricFamily("upwell_engine_restarts", "Engines started anew.", self._engine.restarts)
         finished = CounterMetricFamily("upwell_requests_finished", "Requests that ended, by reason.", labels=["reason"])
         for reason, number in self._finished.items():
@@ -130,7 +132,7 @@ class MonotonicCounters:
 
     def __init__(self) -> None:
         self._last = EngineStats()
-        self.totals = dict.fromkeys(_ENGINE_COUNTERS, 0)
+        self.totals: dict[str, float] = dict.fromkeys(_ENGINE_COUNTERS, 0)
 
     def observe(self, stats: EngineStats) -> None:
         """Add what has been counted since the last call."""

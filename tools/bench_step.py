@@ -69,6 +69,10 @@ class InstantRunner:
         """Some tokens; what a backend's own draw takes is not counted."""
         return self._answers[len(self.called_s) % 64, : len(params.uniform)]
 
+    def native_cpu_s(self) -> float:
+        """None of it is native."""
+        return 0.0
+
     def between_us(self) -> F32:
         """Microseconds between a return and the next call, one a step."""
         gaps = np.array(self.called_s[1:]) - np.array(self.returned_s[:-1])

@@ -14,7 +14,7 @@ from typing import Any
 from kernels.formats import WeightFormat
 from kernels.ops import CacheDtype
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 BLOCK_BYTES = 128
 """Of a block of 32 quantised activations."""
 MAX_HEAD_DIM = 256
@@ -159,6 +159,7 @@ class Library:
         self.use: Callable[[bytes], int] = self._function("upwell_use", i32, ctypes.c_char_p)
         self.pool_new: Callable[[int], int | None] = self._function("upwell_pool_new", pointer, i32)
         self.pool_free: Callable[[int], None] = self._function("upwell_pool_free", None, pointer)
+        self.pool_cpu: Callable[[int], int] = self._function("upwell_pool_cpu", i64, pointer)
         self.run: Callable[[int, int, int, Any], None] = self._function(
             "upwell_run", None, pointer, pointer, i64, ctypes.POINTER(Batch)
         )

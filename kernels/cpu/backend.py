@@ -79,6 +79,7 @@ def cpu_ops(options: BackendOptions) -> Ops:
         logits=backend.logits,
         record=backend.record,
         draw=backend.draw,
+        native_cpu_s=backend.native_cpu_s,
     )
 
 
@@ -93,6 +94,10 @@ class Runner:
         self._library = library
         self._pool = pool
         weakref.finalize(self, library.pool_free, pool)
+
+    def cpu_s(self) -> float:
+        """CPU seconds of all threads in programs so far."""
+        return 1e-9 * self._library.pool_cpu(self._pool)
 
     def run(self, program: Program, batch: Batch) -> None:
         """Run a program to its end."""
@@ -223,6 +228,10 @@ class CpuBackend:
         arguments = (address(logits), width, width, *(address(column) for column in columns), address(out))
         self._runner.call(one_call(Op.DRAW, ROWS_SAMPLED, *arguments), Batch(num_rows=len(logits)))
         return out
+
+    def native_cpu_s(self) -> float:
+        """CPU seconds of all threads in native calls so far; they include waiting for each other inside of one."""
+        return self._runner.cpu_s()
 
     def record(self, forward: Callable[[StepInputs], g.Tensor], limits: StepLimits) -> Callable[[StepInputs], Scores]:
         """Record a forward pass; what comes back runs it."""

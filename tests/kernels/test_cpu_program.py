@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,7 @@ from engine.weights.open import open_checkpoint
 from kernels.cpu import graph as g
 from kernels.cpu.abi import MAX_COLUMNS, Op
 from kernels.formats import WeightFormat
-from kernels.ops import AttentionBatch, BackendOptions, BackendUnavailable, NoKernel, StepInputs, StepLimits
+from kernels.ops import AttentionBatch, BackendOptions, BackendUnavailable, DrawParams, NoKernel, StepInputs, StepLimits
 from kernels.resolve import BACKENDS
 from kernels.spec import random_tensor
 from tests.support.backends import DEVICES
@@ -155,3 +157,17 @@ def test_loading_names_the_backend_that_can(monkeypatch):
     monkeypatch.setattr(memory, "MAX_HEAD_DIM", 2)
     with pytest.raises(UnsupportedModel, match=r"cpu backend cannot run this model: .*--device reference can"):
         tiny_engine("tiny-mistral", device="cpu")
+
+
+def test_the_cpu_time_of_all_threads_is_told():
+    """Two threads that compute together take up to twice the time that passes; while nothing runs, none is added."""
+    ops = BACKENDS["cpu"](BackendOptions(threads=2))
+    assert ops.native_cpu_s() == 0.0
+    logits = np.zeros((4, 1 << 16), dtype=np.float32)
+    params = DrawParams(*(np.full(4, value) for value in (1.0, 0, 1.0, 0.0, 0.5)))
+    process_s, before_s = time.process_time(), ops.native_cpu_s()
+    for _ in range(20):
+        ops.draw(logits.copy(), params)
+    native_s = ops.native_cpu_s() - before_s
+    assert 0.0 < native_s <= time.process_time() - process_s
+    assert ops.native_cpu_s() - before_s == native_s

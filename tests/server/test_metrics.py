@@ -41,6 +41,7 @@ async def test_the_engines_state_and_counters() -> None:
         prefix_hit_tokens=9,
         preemptions=10,
         steps=11,
+        native_cpu_s=12.5,
     )
     found = await samples(rig)
     expected = {
@@ -55,6 +56,7 @@ async def test_the_engines_state_and_counters() -> None:
         "prefix_hit_tokens_total": 9,
         "preemptions_total": 10,
         "steps_total": 11,
+        "native_cpu_seconds_total": 12.5,
         "engine_restarts_total": 2,
     }
     assert {name: found[f"upwell_{name}"] for name in expected} == expected

@@ -52,9 +52,9 @@ void futex(std::atomic<int32_t>* word, int op, int32_t value) {
     syscall(SYS_futex, (int32_t*)word, op | FUTEX_PRIVATE_FLAG, value, nullptr, nullptr, 0);
 }
 
-int64_t now() {
+int64_t now(clockid_t clock = CLOCK_MONOTONIC) {
     timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(clock, &t);
     return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
@@ -73,6 +73,7 @@ struct upwell_pool {
     alignas(64) std::atomic<int32_t> generation;  // of the programs that all threads run; -1 ends them
     alignas(64) std::atomic<int64_t> arrived;     // at barriers, over all threads and the whole program
     alignas(64) std::atomic<int32_t> left;        // threads that are done with the program
+    alignas(64) std::atomic<int64_t> cpu;         // nanoseconds of all threads in programs
 };
 
 namespace {
@@ -109,9 +110,9 @@ int64_t go_through(upwell_pool* pool, int index, int threads) {
     return waited;
 }
 
-// How many threads the next program gets: all, or the caller alone. Where other processes take the processors, a thread that waits for one that
-// does not run loses more than it gains; results do not depend on the number. So after three programs in a row that
-// spent a third of their time so, the caller works alone for a while, and then they try again.
+// How many threads the next program gets: all, or the caller alone. Where other processes take the processors, a thread
+// that waits for one that does not run loses more than it gains; results do not depend on the number. So after three
+// programs in a row that spent a third of their time so, the caller works alone for a while, and then they try again.
 int threads_for_next(upwell_pool* pool) {
     if (pool->resting == 0) return pool->threads;
     pool->resting--;
@@ -142,7 +143,9 @@ void* serve(void* argument) {
         }
         seen = pool->generation.load(std::memory_order_acquire);
         if (seen < 0) return nullptr;
+        int64_t began = now(CLOCK_THREAD_CPUTIME_ID);
         go_through(pool, start.index, pool->threads);
+        pool->cpu.fetch_add(now(CLOCK_THREAD_CPUTIME_ID) - began, std::memory_order_relaxed);
         pool->left.fetch_add(1, std::memory_order_acq_rel);
     }
 }
@@ -213,7 +216,7 @@ extern "C" void upwell_profile(upwell_pool* pool, const upwell_instr* program, i
     pool->arrived.store(0, std::memory_order_relaxed);
     pool->left.store(0, std::memory_order_relaxed);
     int threads = threads_for_next(pool);
-    int64_t began = now();
+    int64_t began = now(), cpu_before = now(CLOCK_THREAD_CPUTIME_ID);
     if (threads > 1) {
         int32_t next = (pool->generation.load(std::memory_order_relaxed) + 1) & INT_MAX;
         pool->generation.store(next, std::memory_order_release);
@@ -222,11 +225,14 @@ extern "C" void upwell_profile(upwell_pool* pool, const upwell_instr* program, i
     int64_t waited = go_through(pool, 0, threads);
     waited += wait_until([&] { return pool->left.load(std::memory_order_acquire) == threads - 1; });
     if (threads > 1) note_waiting(pool, waited, now() - began);
+    pool->cpu.fetch_add(now(CLOCK_THREAD_CPUTIME_ID) - cpu_before, std::memory_order_relaxed);
 }
 
 extern "C" void upwell_run(upwell_pool* pool, const upwell_instr* program, int64_t count, const upwell_batch* batch) {
     upwell_profile(pool, program, count, batch, nullptr);
 }
+
+extern "C" int64_t upwell_pool_cpu(const upwell_pool* pool) { return pool->cpu.load(std::memory_order_relaxed); }
 
 extern "C" int64_t upwell_cache_head_bytes(int kind, int64_t block_size, int64_t head_dim) {
     return cache_head_bytes(kind, block_size, head_dim);

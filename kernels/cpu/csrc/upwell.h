@@ -6,7 +6,7 @@
 extern "C" {
 #endif
 
-#define UPWELL_ABI 2
+#define UPWELL_ABI 3
 #define UPWELL_BLOCK_BYTES 128  // of a block of 32 activations as int8: two planes (activation.hpp)
 
 // How a packed weight lies in memory: panels of 16 output rows, interleaved for one 512-bit vector (see formats.hpp).
@@ -117,6 +117,10 @@ void upwell_run(upwell_pool* pool, const upwell_instr* program, int64_t count, c
 // As upwell_run, writing the nanoseconds of each instruction.
 void upwell_profile(upwell_pool* pool, const upwell_instr* program, int64_t count, const upwell_batch* batch,
                     int64_t* nanoseconds);
+
+// CPU nanoseconds that all threads have spent in programs so far, waiting for each other inside of one included, but not
+// the moment that they spin before they sleep between two.
+int64_t upwell_pool_cpu(const upwell_pool* pool);
 
 int64_t upwell_packed_bytes(int format, int64_t n, int64_t k);
 // Interleave rows of a stored weight into panels, from row `first` on.
