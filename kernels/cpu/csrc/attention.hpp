@@ -325,6 +325,7 @@ static void run_attention(const Work& work, const upwell_batch& batch, const Att
     for (int64_t i = 0; i < batch.num_seqs; i++) items += pieces_of(i) * kv_heads;
     for (Range range = work.next(items); range.more(); range = work.next(items))
         for (int64_t item = range.first; item < range.last; item++) {
+            if (item < before) before = b = 0;
             while (item - before >= pieces_of(b) * kv_heads) before += pieces_of(b++) * kv_heads;
             int64_t num = batch.q_starts[b + 1] - batch.q_starts[b], pieces = pieces_of(b);
             int64_t head = (item - before) / pieces, q0 = (item - before) % pieces * step;

@@ -75,6 +75,7 @@ INLINE void each_expert_item(const Work& work, const upwell_experts& e, const Co
     for (int64_t i = 0; i < e.num_experts; i++) total += count(i, e.first_row[i + 1] - e.first_row[i]);
     for (Range range = work.next(total); range.more(); range = work.next(total))
         for (int64_t at = range.first; at < range.last; at++) {
+            if (at < before) before = expert = 0;
             int64_t rows = e.first_row[expert + 1] - e.first_row[expert];
             while (at - before >= count(expert, rows)) {
                 before += count(expert, rows);

@@ -19,8 +19,8 @@
 namespace {
 
 constexpr int kMaxThreads = 256;
+constexpr int kLanes = 16;           // rows of a panel
 constexpr int kSpins = 4000;         // of about 40 ns: how long a thread waits before it gives way
-constexpr int64_t kMaxProgram = 1 << 14;
 
 const Isa* isa = nullptr;
 
@@ -64,7 +64,7 @@ struct upwell_pool {
     int threads;  // the caller included
     pthread_t ids[kMaxThreads];
     uint8_t* scratch[kMaxThreads];
-    std::atomic<int64_t>* taken;  // one counter an instruction
+    std::atomic<int64_t>* taken;  // one counter a thread and instruction
     const upwell_instr* program;
     int64_t count;
     const upwell_batch* batch;
@@ -79,12 +79,12 @@ struct upwell_pool {
 namespace {
 
 // Returns the nanoseconds after the spinning: near 0 unless another thread does not get to run.
-template <class Done>
-int64_t wait_until(const Done& done) {
+template <class Done, class Meanwhile>
+int64_t wait_until(const Done& done, const Meanwhile& meanwhile) {
     int64_t gave_way = 0;
     for (int spins = 0; !done(); spins++) {
         if (spins < kSpins) {
-            relax();
+            if (!meanwhile()) relax();
         } else {
             if (!gave_way) gave_way = now();
             sched_yield();
@@ -93,17 +93,58 @@ int64_t wait_until(const Done& done) {
     return gave_way ? now() - gave_way : 0;
 }
 
+// What a thread will read of the next weights, if that is worth fetching while it waits: few rows wait for memory.
+class Ahead {
+  public:
+    Ahead(const upwell_pool* pool, int64_t next, int index, int threads) {
+        if (pool->batch->num_tokens > kFewRows) return;
+        for (int64_t i = next; i < pool->count && i < next + kLookAhead; i++) {
+            const upwell_instr& instr = pool->program[i];
+            if (instr.op != UPWELL_LINEAR && instr.op != UPWELL_SILU_LINEAR) continue;
+            const upwell_matrix& m = *(const upwell_matrix*)(intptr_t)instr.a[1];
+            int64_t panel = upwell_packed_bytes(m.format, kLanes, m.k), panels = (m.n + kLanes - 1) / kLanes;
+            bool gated = instr.op == UPWELL_SILU_LINEAR;
+            Share share(gated ? panels / 4 : panels / 2, index, threads);
+            parts_ = gated ? 2 : 1;
+            for (int part = 0; part < parts_; part++)
+                at_[part] = m.panels + (2 * share.first + part * (panels / 2)) * panel;
+            left_ = 2 * (share.last - share.first) * panel;
+            if (left_ > kFetch / parts_) left_ = kFetch / parts_;
+            return;
+        }
+    }
+    // Fetches a little more; false if there is nothing left.
+    bool fetch() {
+        if (left_ <= 0) return false;
+        for (int part = 0; part < parts_; part++) {
+            for (int line = 0; line < kLines; line++) __builtin_prefetch(at_[part] + 64 * line, 0, 2);
+            at_[part] += 64 * kLines;
+        }
+        left_ -= 64 * kLines;
+        return true;
+    }
+
+  private:
+    static constexpr int64_t kFewRows = 4, kLookAhead = 8, kFetch = 256 << 10;
+    static constexpr int kLines = 4;
+    const uint8_t* at_[2];
+    int parts_ = 0;
+    int64_t left_ = 0;
+};
+
 // Returns the nanoseconds this thread waited for the others, as above.
 int64_t go_through(upwell_pool* pool, int index, int threads) {
     int64_t barriers = 0, waited = 0;
     for (int64_t i = 0; i < pool->count; i++) {
         const upwell_instr& instr = pool->program[i];
         int64_t began = pool->nanoseconds && index == 0 ? now() : 0;
-        isa->run({pool->taken + i, threads, pool->scratch[index]}, instr, *pool->batch);
+        isa->run({pool->taken + i, index, threads, pool->scratch[index]}, instr, *pool->batch);
         if (!(instr.flags & UPWELL_NO_BARRIER) && threads > 1) {
             int64_t all = ++barriers * threads;
             pool->arrived.fetch_add(1, std::memory_order_acq_rel);
-            waited += wait_until([&] { return pool->arrived.load(std::memory_order_acquire) >= all; });
+            Ahead ahead(pool, i + 1, index, threads);
+            waited += wait_until([&] { return pool->arrived.load(std::memory_order_acquire) >= all; },
+                                 [&] { return ahead.fetch(); });
         }
         if (pool->nanoseconds && index == 0) pool->nanoseconds[i] += now() - began;
     }
@@ -179,7 +220,7 @@ extern "C" upwell_pool* upwell_pool_new(int threads) {
     upwell_pool* pool = (upwell_pool*)aligned_alloc(64, (sizeof(upwell_pool) + 63) / 64 * 64);
     if (!pool) return nullptr;
     memset((void*)pool, 0, sizeof(*pool));
-    pool->taken = (std::atomic<int64_t>*)calloc(kMaxProgram, sizeof(int64_t));
+    pool->taken = (std::atomic<int64_t>*)calloc((size_t)(threads * kMaxProgram), sizeof(int64_t));
     bool sound = pool->taken != nullptr;
     for (int i = 0; i < threads && sound; i++)
         sound = (pool->scratch[i] = (uint8_t*)aligned_alloc(64, (size_t)kScratchBytes)) != nullptr;
@@ -212,7 +253,8 @@ extern "C" void upwell_profile(upwell_pool* pool, const upwell_instr* program, i
     pool->count = count;
     pool->batch = batch;
     pool->nanoseconds = nanoseconds;
-    for (int64_t i = 0; i < count; i++) pool->taken[i].store(0, std::memory_order_relaxed);
+    for (int64_t of = 0; of < pool->threads; of++)
+        for (int64_t i = 0; i < count; i++) pool->taken[of * kMaxProgram + i].store(0, std::memory_order_relaxed);
     pool->arrived.store(0, std::memory_order_relaxed);
     pool->left.store(0, std::memory_order_relaxed);
     int threads = threads_for_next(pool);
@@ -223,7 +265,7 @@ extern "C" void upwell_profile(upwell_pool* pool, const upwell_instr* program, i
         futex(&pool->generation, FUTEX_WAKE, INT_MAX);
     }
     int64_t waited = go_through(pool, 0, threads);
-    waited += wait_until([&] { return pool->left.load(std::memory_order_acquire) == threads - 1; });
+    waited += wait_until([&] { return pool->left.load(std::memory_order_acquire) == threads - 1; }, [] { return false; });
     if (threads > 1) note_waiting(pool, waited, now() - began);
     pool->cpu.fetch_add(now(CLOCK_THREAD_CPUTIME_ID) - cpu_before, std::memory_order_relaxed);
 }
