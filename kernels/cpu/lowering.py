@@ -29,6 +29,8 @@ from kernels.cpu.memory import address, aligned
 from kernels.cpu.weights import PackedLinear, PackedMatrix, struct_address
 from kernels.ops import NoKernel
 
+PARTIAL_BYTES = 1 << 20
+"""Where threads leave segments of a sequence's attention for each other; longer sequences are shared out less."""
 INSTRUCTION = np.dtype([("op", np.int32), ("flags", np.int32), ("a", np.int64, 15)])
 """``upwell_instr``."""
 
@@ -100,6 +102,7 @@ class Program:
         """
         self._max = {g.Axis.TOKENS: max_tokens, g.Axis.SAMPLED: max_rows}
         self._arena = Arena()
+        self._partial = aligned(PARTIAL_BYTES)
         self._kept: list[Any] = [nodes]  # with them the weights and caches they name
         self._storage: dict[g.Value, Storage] = {}
         self._scratch: list[Storage] = []
@@ -261,7 +264,7 @@ class Program:
         table, positions, norm, eps = self._path(node.path)
         self._call(
             Op.ATTENTION, node.cache, q, ld, out.rows(), heads, _bits(node.scale), node.window or 0,
-            table, positions, norm, eps,
+            table, positions, norm, eps, address(self._partial), len(self._partial),
         )  # fmt: skip
         self._mark(out)
 

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from kernels.specs.attention import attention_run, make_attention_case
 from tests.support.backends import TABLES, block_sizes
 
-lengths = st.integers(1, 300).flatmap(lambda total: st.tuples(st.just(total), st.integers(1, total)))
+short = st.integers(1, 300).flatmap(lambda total: st.tuples(st.just(total), st.integers(1, total)))
+# Over several segments of the native backend, at their borders and next to them; one token alone is shared out by segment.
+long = st.tuples(st.sampled_from([511, 512, 513, 1023, 1025, 1300, 2049]), st.integers(1, 5))
+lengths = st.one_of(short, long)
 
 
 def only(inputs, sequence, first_query, num_queries, block_size):

@@ -1,5 +1,7 @@
 // Paged attention: softmax(q k^T * scale) v, online over tiles of 128 tokens aligned to absolute positions.
 //
+// Tiles are summed in segments of 512 tokens, and segments in order: a few long sequences keep many threads busy.
+//
 // A tile's scores and its weighted sum of values are integer products in the integer caches, so exact; the rest of a
 // query's arithmetic (its own scale, maximum, sum, correction) has an order fixed by position. Which queries share the
 // load of a tile, and in how many pieces a prompt came, enters nowhere. A token that a query does not see has weight 0.
@@ -15,20 +17,31 @@ namespace {
 constexpr int kTile = 128;
 constexpr int kTileVectors = kTile / kLanes;
 constexpr int kQueryRows = 48;  // queries times heads of a group that share the load of a tile
+constexpr int64_t kSegment = 512;  // tokens: what a softmax is summed over before the sum joins that of what came before
+
+// What rows have summed up of their softmax: the greatest score, the weights' total, the weighted values.
+struct Softmax {
+    float *peak, *total, *out;
+    int64_t ld;  // of out
+};
 
 struct AttentionScratch {
-    alignas(64) float out[kQueryRows][kMaxHead];
+    alignas(64) float out[kQueryRows][kMaxHead];  // of a segment, with peak and total
+    alignas(64) float whole_out[kQueryRows][kMaxHead];
     alignas(64) float scores[kQueryRows][kTile];
     alignas(64) float query[kQueryRows][kMaxHead];
     alignas(64) int16_t query_ints[kQueryRows][kMaxHead];
     alignas(64) int16_t weights[kQueryRows][kTile];
     alignas(64) float row[kMaxHead];
     float query_scale[kQueryRows], peak[kQueryRows], total[kQueryRows], weight_scale[kQueryRows];
+    float whole_peak[kQueryRows], whole_total[kQueryRows];
     int64_t position[kQueryRows];
     const uint8_t* keys[kTileVectors];    // of 16 tokens each
     const uint8_t* values[kTileVectors];
     const float* key_scales[kTileVectors];
     const float* value_scales[kTileVectors];
+    Softmax segment() { return {peak, total, out[0], kMaxHead}; }
+    Softmax whole() { return {whole_peak, whole_total, whole_out[0], kMaxHead}; }
 };
 
 template <int KIND>
@@ -230,6 +243,8 @@ struct AttentionCall {
     RopeTable rope;
     const float* norm;
     float eps;
+    uint8_t* partial;  // memory for segments that several threads compute, all zeros
+    int64_t partial_bytes;
 };
 
 INLINE void fetch(const uint8_t* p, int64_t bytes) {
@@ -269,25 +284,55 @@ static void attend_tile(const upwell_cache& c, const int32_t* blocks, int64_t he
     for (; i < d; i += 16) value_rows<KIND, 1>(s, rows, i, tokens, d);
 }
 
-// Queries [t0, t1) of one sequence, whose first lies at position `position`, for the heads of one key head.
+// Some queries of one sequence, for the heads of one key head.
+struct Piece {
+    const int32_t* blocks;
+    int64_t head, t0, t1, position;  // rows of the batch, and where the first lies in its sequence
+    int64_t end() const { return position + t1 - t0; }
+    int64_t first_tile(int64_t window) const {
+        return window && position - window + 1 > 0 ? (position - window + 1) / kTile * kTile : 0;
+    }
+    int64_t first_segment(int64_t window) const { return first_tile(window) / kSegment; }
+    int64_t num_segments(int64_t window) const { return (end() - 1) / kSegment + 1 - first_segment(window); }
+};
+
+INLINE void clear(const Softmax& sums, int rows, int64_t d) {
+    for (int r = 0; r < rows; r++) {
+        sums.peak[r] = -__builtin_inff();
+        sums.total[r] = 0;
+        for (int64_t i = 0; i < d; i += kLanes) fstore(sums.out + r * sums.ld + i, fset(0));
+    }
+}
+
+// Adds the next segment to a sum. To one that was cleared it is added to the last bit.
+static void join(const Softmax& whole, const Softmax& part, int rows, int64_t d) {
+    for (int r = 0; r < rows; r++) {
+        float peak = part.peak[r] > whole.peak[r] ? part.peak[r] : whole.peak[r];
+        float anchor = peak == -__builtin_inff() ? 0.0f : peak;
+        F by_whole = exp2_quick(fset(whole.peak[r] - anchor)), by_part = exp2_quick(fset(part.peak[r] - anchor));
+        whole.peak[r] = peak;
+        whole.total[r] = whole.total[r] * lane(by_whole, 0) + part.total[r] * lane(by_part, 0);
+        for (int64_t i = 0; i < d; i += kLanes) {
+            float* to = whole.out + r * whole.ld + i;
+            fstore(to, fma(fload(part.out + r * part.ld + i), by_part, fmul(fload(to), by_whole)));
+        }
+    }
+}
+
 template <int KIND>
-static void attend(const AttentionCall& a, const int32_t* blocks, int64_t kv_head, int64_t t0, int64_t t1,
-                   int64_t position, AttentionScratch* s) {
-    const upwell_cache& c = *a.cache;
-    int64_t d = c.head_dim, padded = padded_head(d), group = a.heads / c.kv_heads;
-    int rows = (int)((t1 - t0) * group);
+static void prepare_queries(const AttentionCall& a, const Piece& piece, AttentionScratch* s) {
+    int64_t d = a.cache->head_dim, padded = padded_head(d), group = a.heads / a.cache->kv_heads;
     float range = padded <= 64 ? 4095.0f : padded <= 128 ? 2047.0f : 1023.0f;
     if (KIND == UPWELL_KV_I8) range = 8191.0f;
-    for (int r = 0; r < rows; r++) {
-        int64_t t = t0 + r / group, head = kv_head * group + r % group;
+    for (int64_t r = 0; r < (piece.t1 - piece.t0) * group; r++) {
+        int64_t t = piece.t0 + r / group, head = piece.head * group + r % group;
         for (int64_t i = d; i < padded; i++) s->row[i] = 0;
-        s->position[r] = position + r / group;
+        s->position[r] = piece.position + r / group;
         prepare_head(a.q + t * a.q_ld + head * d, d, a.norm, a.eps, a.rope, s->position[r], s->row);
         F peak = fset(0), sum = fset(0), factor = fset(a.scale * 1.44269504089f);
         for (int64_t i = 0; i < padded; i += kLanes) {
             F x = fmul(fload(s->row + i), factor);
             fstore(s->query[r] + i, x);
-            fstore(s->out[r] + i, fset(0));
             peak = fmax(peak, fabs_(x));
             sum = fadd(sum, x);
         }
@@ -296,18 +341,26 @@ static void attend(const AttentionCall& a, const int32_t* blocks, int64_t kv_hea
         for (int64_t i = 0; i < padded; i += kLanes)
             store_i16(s->query_ints[r] + i, to_int(fmul(fload(s->query[r] + i), inverse)));
         s->query_scale[r] = !has_scales(KIND) ? 1.0f : total - total == 0 ? top / range : total - total;
-        s->peak[r] = -__builtin_inff();
-        s->total[r] = 0;
     }
-    int64_t end = position + (t1 - t0), first = a.window && position - a.window + 1 > 0 ? position - a.window + 1 : 0;
-    for (int64_t tile = first / kTile * kTile; tile < end; tile += kTile)
-        attend_tile<KIND>(c, blocks, kv_head, tile, end, a.window, rows, s);
-    for (int r = 0; r < rows; r++) {
-        int64_t t = t0 + r / group, column = (kv_head * group + r % group) * d;
-        F divisor = fset(s->total[r]);
+}
+
+template <int KIND>
+static void attend_segment(const AttentionCall& a, const Piece& piece, int64_t segment, int rows, AttentionScratch* s) {
+    int64_t first = piece.first_tile(a.window), end = piece.end();
+    clear(s->segment(), rows, padded_head(a.cache->head_dim));
+    int64_t tile = segment * kSegment > first ? segment * kSegment : first;
+    for (; tile < end && tile < (segment + 1) * kSegment; tile += kTile)
+        attend_tile<KIND>(*a.cache, piece.blocks, piece.head, tile, end, a.window, rows, s);
+}
+
+static void finish_queries(const AttentionCall& a, const Piece& piece, AttentionScratch* s) {
+    int64_t d = a.cache->head_dim, group = a.heads / a.cache->kv_heads;
+    for (int64_t r = 0; r < (piece.t1 - piece.t0) * group; r++) {
+        int64_t t = piece.t0 + r / group, column = (piece.head * group + r % group) * d;
+        F divisor = fset(s->whole_total[r]);
         float* y = a.out.x ? a.out.x + t * a.out.ld + column : s->row;
         for (int64_t i = 0; i < d; i += kLanes)
-            fstore_n(y + i, fdiv(fload(s->out[r] + i), divisor), lanes_left(d, i));
+            fstore_n(y + i, fdiv(fload(s->whole_out[r] + i), divisor), lanes_left(d, i));
         if (a.out.q) {
             int64_t of_row = (a.heads * d + 31) / 32;
             quantise_row(y, d, row_of(a.out.q, t, of_row), column / 32, of_row);
@@ -315,8 +368,79 @@ static void attend(const AttentionCall& a, const int32_t* blocks, int64_t kv_hea
     }
 }
 
-static void run_attention(const Work& work, const upwell_batch& batch, const AttentionCall& a) {
-    AttentionScratch* s = (AttentionScratch*)work.scratch;
+template <int KIND>
+static void attend(const AttentionCall& a, const Piece& piece, AttentionScratch* s) {
+    int rows = (int)((piece.t1 - piece.t0) * (a.heads / a.cache->kv_heads));
+    int64_t d = padded_head(a.cache->head_dim), first = piece.first_segment(a.window);
+    prepare_queries<KIND>(a, piece, s);
+    clear(s->whole(), rows, d);
+    for (int64_t i = 0; i < piece.num_segments(a.window); i++) {
+        attend_segment<KIND>(a, piece, first + i, rows, s);
+        join(s->whole(), s->segment(), rows, d);
+    }
+    finish_queries(a, piece, s);
+}
+
+// Where a thread leaves a segment for whoever computes the last of its piece.
+struct Partial {
+    std::atomic<int64_t>* done;  // of each piece: segments that are there
+    float* slots;
+    int64_t group, d, slot;
+    Partial(const AttentionCall& a, int64_t pieces)
+        : done((std::atomic<int64_t>*)a.partial), slots((float*)(a.partial + (8 * pieces + 63) / 64 * 64)),
+          group(a.heads / a.cache->kv_heads), d(padded_head(a.cache->head_dim)), slot((group * (d + 2) + 15) / 16 * 16) {}
+    int64_t bytes(int64_t segments) const { return (uint8_t*)(slots + segments * slot) - (uint8_t*)done; }
+    Softmax at(int64_t segment) const {
+        float* first = slots + segment * slot;
+        return {first + group * d, first + group * (d + 1), first, d};
+    }
+};
+
+// One segment of a piece whose segments are `first` and those after it, and the whole of it if it is the last to come.
+template <int KIND>
+static void attend_part(const AttentionCall& a, const Piece& piece, const Partial& partial, int64_t of_piece,
+                        int64_t first, int64_t index, AttentionScratch* s) {
+    int rows = (int)partial.group;
+    prepare_queries<KIND>(a, piece, s);
+    attend_segment<KIND>(a, piece, piece.first_segment(a.window) + index, rows, s);
+    clear(partial.at(first + index), rows, partial.d);
+    join(partial.at(first + index), s->segment(), rows, partial.d);
+    int64_t num = piece.num_segments(a.window);
+    if (partial.done[of_piece].fetch_add(1, std::memory_order_acq_rel) + 1 < num) return;
+    partial.done[of_piece].store(0, std::memory_order_relaxed);  // for the next call
+    clear(s->whole(), rows, partial.d);
+    for (int64_t i = 0; i < num; i++) join(s->whole(), partial.at(first + i), rows, partial.d);
+    finish_queries(a, piece, s);
+}
+
+// A step of one token for each of so few sequences that threads would have nothing to do: segments are the items. Returns
+// false if it is not such a step, which all threads find alike.
+template <int KIND>
+static bool attend_in_parts(const Work& work, const upwell_batch& batch, const AttentionCall& a) {
+    int64_t kv_heads = a.cache->kv_heads, pieces = batch.num_seqs * kv_heads, items = 0;
+    if (work.threads == 1 || batch.num_tokens != batch.num_seqs || pieces >= 4 * work.threads) return false;
+    auto piece_of = [&](int64_t b, int64_t head) {
+        return Piece{batch.block_table + b * batch.max_blocks, head, b, b + 1, (int64_t)batch.kv_lens[b] - 1};
+    };
+    auto num_of = [&](int64_t b) { return piece_of(b, 0).num_segments(a.window); };
+    for (int64_t b = 0; b < batch.num_seqs; b++) items += kv_heads * num_of(b);
+    Partial partial(a, pieces);
+    if (items == pieces || partial.bytes(items) > a.partial_bytes) return false;
+    int64_t before = 0, b = 0;
+    for (Range range = work.next(items); range.more(); range = work.next(items))
+        for (int64_t item = range.first; item < range.last; item++) {
+            if (item < before) before = b = 0;
+            while (item - before >= kv_heads * num_of(b)) before += kv_heads * num_of(b++);
+            int64_t num = num_of(b), head = (item - before) / num, index = (item - before) % num;
+            attend_part<KIND>(a, piece_of(b, head), partial, b * kv_heads + head, before + head * num, index,
+                              (AttentionScratch*)work.scratch);
+        }
+    return true;
+}
+
+template <int KIND>
+static void attend_all(const Work& work, const upwell_batch& batch, const AttentionCall& a) {
+    if (attend_in_parts<KIND>(work, batch, a)) return;
     int64_t kv_heads = a.cache->kv_heads, group = a.heads / kv_heads;
     int64_t step = kQueryRows / group > 0 ? kQueryRows / group : 1;  // queries a piece
     // Items: of each sequence all pieces for one key head, then for the next, so that a head's cache stays near.
@@ -327,18 +451,22 @@ static void run_attention(const Work& work, const upwell_batch& batch, const Att
         for (int64_t item = range.first; item < range.last; item++) {
             if (item < before) before = b = 0;
             while (item - before >= pieces_of(b) * kv_heads) before += pieces_of(b++) * kv_heads;
-            int64_t num = batch.q_starts[b + 1] - batch.q_starts[b], pieces = pieces_of(b);
-            int64_t head = (item - before) / pieces, q0 = (item - before) % pieces * step;
-            int64_t q1 = q0 + step < num ? q0 + step : num;
-            int64_t position = batch.kv_lens[b] - num + q0, t = batch.q_starts[b];
-            const int32_t* blocks = batch.block_table + b * batch.max_blocks;
-            switch (a.cache->kind) {
-                case UPWELL_KV_F32: attend<UPWELL_KV_F32>(a, blocks, head, t + q0, t + q1, position, s); break;
-                case UPWELL_KV_F16: attend<UPWELL_KV_F16>(a, blocks, head, t + q0, t + q1, position, s); break;
-                case UPWELL_KV_I16: attend<UPWELL_KV_I16>(a, blocks, head, t + q0, t + q1, position, s); break;
-                default: attend<UPWELL_KV_I8>(a, blocks, head, t + q0, t + q1, position, s);
-            }
+            int64_t t0 = batch.q_starts[b], t1 = batch.q_starts[b + 1], pieces = pieces_of(b);
+            int64_t head = (item - before) / pieces, q0 = t0 + (item - before) % pieces * step;
+            attend<KIND>(a,
+                         {batch.block_table + b * batch.max_blocks, head, q0, q0 + step < t1 ? q0 + step : t1,
+                          batch.kv_lens[b] - (t1 - q0)},
+                         (AttentionScratch*)work.scratch);
         }
+}
+
+static void run_attention(const Work& work, const upwell_batch& batch, const AttentionCall& a) {
+    switch (a.cache->kind) {
+        case UPWELL_KV_F32: return attend_all<UPWELL_KV_F32>(work, batch, a);
+        case UPWELL_KV_F16: return attend_all<UPWELL_KV_F16>(work, batch, a);
+        case UPWELL_KV_I16: return attend_all<UPWELL_KV_I16>(work, batch, a);
+        default: return attend_all<UPWELL_KV_I8>(work, batch, a);
+    }
 }
 
 }  // namespace

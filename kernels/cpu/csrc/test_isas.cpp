@@ -153,10 +153,11 @@ struct Cache {
           cache{kind, block_size, kv_heads, head_dim, k, v, k.count() / blocks / kv_heads} {}
 };
 
-// Three sequences: a prompt of 20, one token after 299, and a chunk of 7 across the border of a tile.
+// Three sequences: a prompt of 20, one token after 1,099, and a chunk of 7 across the border of a tile. Then one token of
+// each of the long ones, whose segments are shared out.
 void attention(Pass& pass, int kind, int head_dim, bool plain) {
     pass.begin(std::string("attention ") + kCacheNames[kind] + " head " + std::to_string(head_dim) + (plain ? "" : " all"));
-    constexpr int kSize = 16, kHeads = 6, kKvHeads = 2, kMost = 300;
+    constexpr int kSize = 16, kHeads = 6, kKvHeads = 2, kMost = 1100;
     const int lengths[] = {20, kMost, 131}, queries[] = {20, 1, 7};
     const int64_t max_blocks = (kMost + kSize - 1) / kSize, width = kKvHeads * head_dim, q_width = kHeads * head_dim;
     Cache cache(kind, 3 * (int)max_blocks, kSize, kKvHeads, head_dim);
@@ -175,14 +176,24 @@ void attention(Pass& pass, int kind, int head_dim, bool plain) {
     batch.num_tokens = slots.count(), batch.positions = positions, batch.slots = slots;
     pass.run(batch);
 
+    Array<uint8_t> partial(1 << 16);
     Rows out(28, q_width, true, head_dim % 32 == 0);
     pass.add(UPWELL_ATTENTION, {&cache.cache, q, q_width, out, kHeads, 1 / __builtin_sqrtf((float)head_dim),
-                                plain ? 0 : 37, rope, kMost, norm, 1e-6f});
+                                plain ? 0 : 37, rope, kMost, norm, 1e-6f, partial, partial.count()});
     if (out.rows.q) pass.add(UPWELL_MARK, {out, q_width});
     Array<int32_t> starts{0, queries[0], queries[0] + queries[1], 28}, kv_lens{lengths[0], lengths[1], lengths[2]};
     batch = {};
     batch.num_tokens = 28, batch.num_seqs = 3, batch.max_blocks = max_blocks;
     batch.q_starts = starts, batch.kv_lens = kv_lens, batch.block_table = table;
+    pass.run(batch);
+
+    Rows last(2, q_width, true, head_dim % 32 == 0);
+    pass.add(UPWELL_ATTENTION, {&cache.cache, q, q_width, last, kHeads, 1 / __builtin_sqrtf((float)head_dim),
+                                plain ? 0 : 700, rope, kMost, norm, 1e-6f, partial, partial.count()});
+    if (last.rows.q) pass.add(UPWELL_MARK, {last, q_width});
+    batch.num_tokens = batch.num_seqs = 2;
+    Array<int32_t> each{0, 1, 2}, long_lens{lengths[1], lengths[2]};
+    batch.q_starts = each, batch.kv_lens = long_lens, batch.block_table = (int32_t*)table + max_blocks;
     pass.run(batch);
 
     Array<float> keys(3 * max_blocks * kSize * width), values(keys.count());
@@ -193,6 +204,7 @@ void attention(Pass& pass, int kind, int head_dim, bool plain) {
     pass.keep("keys", keys);
     pass.keep("values", values);
     pass.keep(out);
+    pass.keep(last);
 }
 
 // Numbers at the ends of what a cache holds.

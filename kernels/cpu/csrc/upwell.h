@@ -55,7 +55,8 @@ enum upwell_op {
     UPWELL_SILU_LINEAR = 4,    // rows in, matrix [2f, k], rows out
     UPWELL_ROPE = 5,           // x, ld, out, ld, heads, head_dim, table, positions in it
     UPWELL_WRITE_KV = 6,       // cache, k, ld, v, ld, table or null, positions in it, norm weight or null, eps
-    UPWELL_ATTENTION = 7,      // cache, q, ld, rows out, heads, scale, window, table or null, positions, norm or null, eps
+    UPWELL_ATTENTION = 7,      // cache, q, ld, rows out, heads, scale, window, table or null, positions, norm or null, eps,
+                               // memory of zeros, its bytes
     UPWELL_SILU_MUL = 8,       // x, ld, rows out, columns
     UPWELL_GATHER = 9,         // x, ld, rows out, columns: the rows that are sampled
     UPWELL_ARGMAX = 10,        // x, ld, columns, best
