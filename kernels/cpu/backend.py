@@ -18,7 +18,7 @@ import numpy.typing as npt
 from kernels.cpu import graph as g
 from kernels.cpu.abi import CACHE_KINDS, ROWS_SAMPLED, Batch, Library, Op
 from kernels.cpu.library import WHY_NOT, find_library
-from kernels.cpu.lowering import Program, one_call
+from kernels.cpu.lowering import Program, lower, one_call
 from kernels.cpu.memory import BLOCK_MULTIPLE, CacheHalf, address, alloc_cache
 from kernels.cpu.threads import default_threads
 from kernels.cpu.weights import PackedExperts, PackedLinear, pack_experts, pack_linear
@@ -250,7 +250,7 @@ class CpuBackend:
             )
         finally:
             self._nodes = None
-        return RecordedStep(Program(g.fuse(nodes), limits.max_tokens, limits.max_rows), self._runner, limits)
+        return RecordedStep(lower(g.fuse(nodes), limits.max_tokens, limits.max_rows), self._runner, limits)
 
     def _value(self, columns: int, rows: int, axis: g.Axis = g.Axis.TOKENS) -> g.Value:
         data = None if self._nodes is not None else np.zeros((rows, columns), dtype=np.float32)

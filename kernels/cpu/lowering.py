@@ -25,6 +25,7 @@ from kernels.cpu.abi import (
     Op,
     Rows,
 )
+from kernels.cpu.arena import Arena
 from kernels.cpu.memory import address, aligned
 from kernels.cpu.weights import PackedLinear, PackedMatrix, struct_address
 from kernels.ops import NoKernel
@@ -33,26 +34,6 @@ PARTIAL_BYTES = 1 << 20
 """Where threads leave segments of a sequence's attention for each other; longer sequences are shared out less."""
 INSTRUCTION = np.dtype([("op", np.int32), ("flags", np.int32), ("a", np.int64, 15)])
 """``upwell_instr``."""
-
-
-class Arena:
-    """Memory that is given back is given out again."""
-
-    def __init__(self) -> None:
-        self._free: dict[int, list[npt.NDArray[np.uint8]]] = {}
-        self.num_bytes = 0
-
-    def take(self, num_bytes: int) -> npt.NDArray[np.uint8]:
-        """Aligned memory of that size, with anything in it."""
-        free = self._free.get(num_bytes)
-        if free:
-            return free.pop()
-        self.num_bytes += num_bytes
-        return aligned(num_bytes)
-
-    def give(self, memory: npt.NDArray[np.uint8]) -> None:
-        """Memory that ``take`` gave."""
-        self._free.setdefault(len(memory), []).append(memory)
 
 
 class Storage:
@@ -94,14 +75,14 @@ class Program:
         logits: f32[max_rows, V], likewise; None without a ``Logits`` node.
     """
 
-    def __init__(self, nodes: Sequence[g.Node], max_tokens: int, max_rows: int) -> None:
-        """Lower nodes.
+    def __init__(self, nodes: Sequence[g.Node], max_tokens: int, max_rows: int, arena_bytes: int = 0) -> None:
+        """Lower nodes; ``arena_bytes`` as the same program told before, or 0 for memory in pieces.
 
         Raises:
             NoKernel: there are too many, or one has a shape that the kernels do not have.
         """
         self._max = {g.Axis.TOKENS: max_tokens, g.Axis.SAMPLED: max_rows}
-        self._arena = Arena()
+        self._arena = Arena(arena_bytes)
         self._partial = aligned(PARTIAL_BYTES)
         self._kept: list[Any] = [nodes]  # with them the weights and caches they name
         self._storage: dict[g.Value, Storage] = {}
@@ -129,6 +110,11 @@ class Program:
             row["op"], row["flags"] = op, flags
             row["a"][: len(arguments)] = arguments
         self.num_calls = len(self._calls)
+
+    @property
+    def arena_bytes(self) -> int:
+        """Memory that its values take up together."""
+        return self._arena.num_bytes
 
     @property
     def ops(self) -> list[Op]:
@@ -317,6 +303,16 @@ class Program:
         self._products(rows, node.weight, out.rows().x, out.columns, ROWS_SAMPLED)
         self._call(Op.ARGMAX, out.rows().x, out.columns, out.columns, self._keep(self.best), flags=ROWS_SAMPLED)
         self.logits = out.x
+
+
+def lower(nodes: Sequence[g.Node], max_tokens: int, max_rows: int) -> Program:
+    """A program that stays: lowered twice, the second time in one piece of memory of the size that the first told.
+
+    Raises:
+        NoKernel: as ``Program`` does.
+    """
+    measured = Program(nodes, max_tokens, max_rows)
+    return Program(nodes, max_tokens, max_rows, measured.arena_bytes)
 
 
 def one_call(op: Op, flags: int, *arguments: int) -> npt.NDArray[Any]:
