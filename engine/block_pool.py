@@ -6,9 +6,10 @@ Called by the scheduler and the engine, in one thread. A block is in exactly one
     cached   reference count 0, content known by its hash: reusable by a prompt with the same prefix, or evictable
     free     reference count 0, content forgotten
 
-The prefix cache copies nothing: a full block is named by SHA-256 over its tokens and the name of the block before it,
+A full block is named by SHA-256 over its tokens and the name of the block before it,
 the first one over a salt of the tenant's, so equal names mean equal prefixes of one tenant. A block's content depends
-on its prefix alone (the rule of the house), so sharing one cannot change an answer.
+on its prefix alone (the rule of the house), so sharing one cannot change an answer. Full blocks are shared; of a block
+that only begins as the prompt goes on, a copy is made, and the prompt computes from where they differ.
 """
 
 from __future__ import annotations
@@ -17,14 +18,26 @@ import hashlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterable
+from itertools import islice
+from typing import NamedTuple
 
 from engine.config import CacheConfig
 from engine.errors import UpwellError
 from engine.sequence import Sequence
 
+MAX_CANDIDATES = 8
+"""How many blocks are looked at for one that begins as a prompt goes on."""
+
 
 class BlockPoolCorrupt(UpwellError):
     """The pool's own books do not add up; raised by ``BlockPool.check``."""
+
+
+class _Named(NamedTuple):
+    """What a named block holds: the name of the block before it, and its own tokens."""
+
+    parent: bytes
+    token_ids: list[int]
 
 
 class BlockPool:
@@ -37,6 +50,9 @@ class BlockPool:
         self._ref_counts = [0] * config.num_blocks
         self._hash_of: list[bytes | None] = [None] * config.num_blocks
         self._by_hash: dict[bytes, int] = {}
+        self._named: dict[int, _Named] = {}
+        self._followers: dict[tuple[bytes, int], dict[int, None]] = {}  # parent and first token -> blocks, oldest first
+        self._copies: list[tuple[int, int]] = []
         self._free = list(range(config.num_blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
 
@@ -68,6 +84,7 @@ class BlockPool:
             False, and nothing has changed, if there is no room.
         """
         matched = self._match(seq) if self._caching else []
+        source, num_alike = self._begins_like(seq, len(matched)) if self._caching else (-1, 0)
         idle = sum(self._ref_counts[block] == 0 for block in matched)
         needed = self._blocks_for(len(seq.token_ids)) - len(matched)
         if needed > len(self._free) + len(self._cached) - idle:
@@ -76,8 +93,20 @@ class BlockPool:
             self._take(block)
         seq.block_ids = array("i", matched)
         seq.num_committed = len(matched)
-        seq.num_computed = len(matched) * self.block_size
-        return self.grow(seq, len(seq.token_ids))
+        seq.num_computed = len(matched) * self.block_size + num_alike
+        self.grow(seq, len(seq.token_ids))
+        if num_alike:
+            self._copies.append((source, seq.block_ids[len(matched)]))
+        return True
+
+    def take_copies(self) -> list[tuple[int, int]]:
+        """Blocks (from, to) whose content is to be copied before the next step computes anything, in this order.
+
+        A source may have been given to someone else meanwhile, even as the target of a later copy: it is overwritten by
+        nothing before its own copy is made.
+        """
+        copies, self._copies = self._copies, []
+        return copies
 
     def grow(self, seq: Sequence, num_tokens: int) -> bool:
         """Make room for ``seq`` up to ``num_tokens``.
@@ -105,6 +134,7 @@ class BlockPool:
             if name not in self._by_hash:  # a twin, computed at the same time, keeps the name
                 self._by_hash[name] = block
                 self._hash_of[block] = name
+                self._note_content(seq, index, block)
         seq.num_committed = num_full
 
     def release(self, seq: Sequence, *, forget: bool = False) -> None:
@@ -155,6 +185,9 @@ class BlockPool:
         named = {block: name for block, name in enumerate(self._hash_of) if name is not None}
         if {block: name for name, block in self._by_hash.items()} != named:
             raise BlockPoolCorrupt("names and blocks do not point at each other")
+        followers = {block: key for key, blocks in self._followers.items() for block in blocks}
+        if followers != {block: (self._named[block].parent, self._named[block].token_ids[0]) for block in named}:
+            raise BlockPoolCorrupt("a named block is not found after the one before it")
 
     def _blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
@@ -171,11 +204,36 @@ class BlockPool:
             matched.append(block)
         return matched
 
+    def _begins_like(self, seq: Sequence, num_matched: int) -> tuple[int, int]:
+        """A block that begins as ``seq`` goes on after its matched blocks, and how many tokens they have in common.
+
+        Of several, one of the latest few; a token is left to compute.
+        """
+        start = num_matched * self.block_size
+        wanted = seq.token_ids[start : min(start + self.block_size, len(seq.token_ids) - 1)]
+        if not wanted:
+            return -1, 0
+        blocks = self._followers.get((self._parent(seq, num_matched), wanted[0]), {})
+        best, num_alike = -1, 0
+        for block in islice(reversed(blocks), MAX_CANDIDATES):
+            length = _num_alike(wanted, self._named[block].token_ids)
+            if length > num_alike:
+                best, num_alike = block, length
+        return best, num_alike
+
+    def _note_content(self, seq: Sequence, index: int, block: int) -> None:
+        tokens = seq.token_ids[index * self.block_size : (index + 1) * self.block_size]
+        named = self._named[block] = _Named(self._parent(seq, index), tokens)
+        self._followers.setdefault((named.parent, tokens[0]), {})[block] = None
+
+    def _parent(self, seq: Sequence, index: int) -> bytes:
+        """The name of the block before the one at ``index``."""
+        return seq.block_hashes[index - 1] if index else root_hash(seq.request.tenant)
+
     def _extend_hashes(self, seq: Sequence, num_blocks: int) -> None:
         for index in range(len(seq.block_hashes), num_blocks):
-            parent = seq.block_hashes[index - 1] if index else root_hash(seq.request.tenant)
             tokens = seq.token_ids[index * self.block_size : (index + 1) * self.block_size]
-            seq.block_hashes.append(chain_hash(parent, tokens))
+            seq.block_hashes.append(chain_hash(self._parent(seq, index), tokens))
 
     def _allocate(self) -> int:
         if self._free:
@@ -196,6 +254,16 @@ class BlockPool:
         if name is not None:
             del self._by_hash[name]
             self._hash_of[block] = None
+            named = self._named.pop(block)
+            followers = self._followers[named.parent, named.token_ids[0]]
+            del followers[block]
+            if not followers:
+                del self._followers[named.parent, named.token_ids[0]]
+
+
+def _num_alike(left: list[int], right: list[int]) -> int:
+    """Length of the longest common beginning."""
+    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
 
 
 def root_hash(tenant: str) -> bytes:

@@ -31,6 +31,9 @@ class Runner(Protocol):
     def vocab_size(self) -> int:
         """Columns of the logits; token ids lie below it."""
 
+    def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
+        """Copy blocks of the cache, (from, to), one after the other."""
+
     def forward(self, batch: StepInputs) -> Scores:
         """Write the batch's keys and values, and score the next tokens of ``batch.logit_rows``."""
 
@@ -99,6 +102,7 @@ class Engine:
         for scheduled in plan:
             if scheduled.seq.admitted_at_s is None:
                 self._note_admission(scheduled.seq, now_s)
+        self._runner.copy_blocks(self.pool.take_copies())
         scores = self._runner.forward(build_batch(plan, self.pool.block_size))
         for scheduled in plan:
             scheduled.seq.num_computed += scheduled.count

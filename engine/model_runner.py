@@ -22,9 +22,17 @@ class ModelRunner:
             return model.forward(inputs, caches)
 
         self.vocab_size = config.vocab_size
+        self._caches = caches
+        self._copy_block = ops.memory.copy_block
         self._step = ops.record(forward, limits)
         self._draw = ops.draw
         self._native_cpu_s = ops.native_cpu_s
+
+    def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
+        """Copy blocks of the cache, (from, to), one after the other."""
+        for source, target in copies:
+            for cache in self._caches:
+                self._copy_block(cache, source, target)
 
     def forward(self, batch: StepInputs) -> Scores:
         """Write the batch's keys and values, and score the next tokens of ``batch.logit_rows``."""

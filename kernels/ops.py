@@ -126,6 +126,7 @@ class Memory:
     Attributes:
         alloc_cache: (num_blocks, block_size, kv_heads, head_dim) -> an empty LayerCache.
         read_cache: LayerCache -> its keys and values, each f32[num_blocks, block_size, kv_heads, head_dim].
+        copy_block: (LayerCache, from, to) -> None; one block's keys and values also in another.
         cache_token_bytes: (kv_heads, head_dim) -> bytes of one token's keys and values in one layer's cache.
         block_multiple: block sizes must be a multiple of it.
         upload: NumPy array -> Tensor; download: the reverse, synchronising; sync: wait for all work.
@@ -133,6 +134,7 @@ class Memory:
 
     alloc_cache: Callable[[int, int, int, int], LayerCache]
     read_cache: Callable[[LayerCache], tuple[F32, F32]]
+    copy_block: Callable[[LayerCache, int, int], None]
     cache_token_bytes: Callable[[int, int], int]
     block_multiple: int
     upload: Callable[[npt.NDArray[Any]], Tensor]

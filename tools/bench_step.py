@@ -54,6 +54,9 @@ class InstantRunner:
         self.called_s: list[float] = []
         self.returned_s: list[float] = []
 
+    def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
+        """There is no cache."""
+
     def forward(self, batch: StepInputs) -> Scores:
         """Some tokens, and logits that are all 0."""
         called_s = time.perf_counter()

@@ -19,7 +19,7 @@ from kernels.cpu import graph as g
 from kernels.cpu.abi import CACHE_KINDS, ROWS_SAMPLED, Batch, Library, Op
 from kernels.cpu.library import WHY_NOT, find_library
 from kernels.cpu.lowering import Program, lower, one_call
-from kernels.cpu.memory import BLOCK_MULTIPLE, CacheHalf, address, alloc_cache
+from kernels.cpu.memory import BLOCK_MULTIPLE, CacheHalf, address, alloc_cache, copy_block
 from kernels.cpu.threads import default_threads
 from kernels.cpu.weights import PackedExperts, PackedLinear, pack_experts, pack_linear
 from kernels.formats import RawTensor
@@ -57,6 +57,7 @@ def cpu_ops(options: BackendOptions) -> Ops:
         memory=Memory(
             alloc_cache=backend.alloc_cache,
             read_cache=_read_cache,
+            copy_block=copy_block,
             cache_token_bytes=backend.cache_token_bytes,
             block_multiple=BLOCK_MULTIPLE,
             upload=backend.upload,

@@ -44,7 +44,7 @@ def address(array: npt.NDArray[Any]) -> int:
 class CacheHalf:
     """The keys or the values of a layer, as the native kernels lay them out (csrc/cache.hpp)."""
 
-    def __init__(self, library: Library, struct: Cache, num_blocks: int, *, is_value: bool) -> None:
+    def __init__(self, library: Library, struct: CacheStruct, num_blocks: int, *, is_value: bool) -> None:
         self.struct = struct
         self._library = library
         self._num_blocks = num_blocks
@@ -90,3 +90,10 @@ def alloc_cache(
     return LayerCache(
         CacheHalf(library, struct, num_blocks, is_value=False), CacheHalf(library, struct, num_blocks, is_value=True)
     )
+
+
+def copy_block(cache: LayerCache, source: int, target: int) -> None:
+    """One block's keys and values also in another: a block lies in one piece in each half."""
+    struct: CacheStruct = cache.k.struct
+    blocks = struct.memory.reshape(2, -1, struct.kv_heads * struct.head_bytes)
+    blocks[:, target] = blocks[:, source]

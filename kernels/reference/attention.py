@@ -39,6 +39,11 @@ def read_cache(cache: LayerCache) -> tuple[F32, F32]:
     return cache.k, cache.v
 
 
+def copy_block(cache: LayerCache, source: int, target: int) -> None:
+    """One block's keys and values also in another."""
+    cache.k[target], cache.v[target] = cache.k[source], cache.v[source]
+
+
 def cache_token_bytes(kv_heads: int, head_dim: int) -> int:
     """Bytes of one token's keys and values in one layer."""
     return 2 * 4 * kv_heads * head_dim

@@ -28,6 +28,7 @@ def reference_ops(options: BackendOptions) -> Ops:
         memory=Memory(
             alloc_cache=attention.alloc_cache,
             read_cache=attention.read_cache,
+            copy_block=attention.copy_block,
             cache_token_bytes=attention.cache_token_bytes,
             block_multiple=1,
             upload=_same,

@@ -187,9 +187,29 @@ def test_the_prefix_cache_is_found_within_a_tenant_only():
 
 def test_a_prompt_of_whole_blocks_leaves_a_token_to_compute():
     engine = make_engine()
-    for expected in (0, 4):
+    for expected in (0, 7):
         engine.submit(request(prompt=range(8), max_tokens=1))
         assert finish(engine)[-1].usage.cached_tokens == expected
+
+
+@pytest.mark.parametrize(("prompt", "cached"), [([0, 1, 2, 9], 3), ([*range(6), 99, 98, 97], 6), ([5, 6, 7, 8], 0)])
+def test_a_prefix_is_found_up_to_the_token_where_prompts_differ(prompt, cached):
+    engine = make_engine()
+    engine.submit(request(prompt=range(12), max_tokens=1))
+    finish(engine)
+    engine.submit(request(prompt=prompt))
+    deltas = finish(engine)
+    assert deltas[-1].usage.cached_tokens == cached
+    assert [t for d in deltas for t in d.token_ids] == expected_tokens(list(prompt), 8)
+
+
+def test_the_longest_of_several_beginnings_is_taken():
+    engine = make_engine()
+    for last in (9, 3, 8):
+        engine.submit(request(prompt=[0, 1, last, 4, 5], max_tokens=1))
+        finish(engine)
+    engine.submit(request(prompt=[0, 1, 3, 7, 5, 6], max_tokens=1))
+    assert finish(engine)[-1].usage.cached_tokens == 3
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,21 @@ def test_loading_names_the_backend_that_can(monkeypatch):
         tiny_engine("tiny-mistral", device="cpu")
 
 
+@pytest.mark.parametrize("kind", ["f32", "f16", "i16", "i8"])
+@pytest.mark.parametrize("block_size", [16, 32])
+def test_a_block_of_the_cache_is_copied_whole(kind, block_size):
+    ops = BACKENDS["cpu"](BackendOptions(kv_cache_dtype=kind))
+    cache = ops.memory.alloc_cache(4, block_size, 3, 64)
+    k, v = np.random.default_rng(0).standard_normal((2, 4 * block_size, 3, 64)).astype(np.float32)
+    upload = ops.memory.upload
+    ops.write_kv(cache, upload(k), upload(v), np.arange(4 * block_size, dtype=np.int32))
+    before = [half.copy() for half in ops.memory.read_cache(cache)]
+    ops.memory.copy_block(cache, 1, 3)
+    for half, old in zip(ops.memory.read_cache(cache), before, strict=True):
+        assert np.array_equal(half, old[[0, 1, 2, 1]])
+        assert not np.array_equal(old[1], old[3])
+
+
 def test_the_cpu_time_of_all_threads_is_told():
     """Two threads that compute together take up to twice the time that passes; while nothing runs, none is added."""
     ops = BACKENDS["cpu"](BackendOptions(threads=2))

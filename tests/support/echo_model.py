@@ -32,6 +32,10 @@ class EchoRunner:
         self._slots = np.full((cache.num_blocks, cache.block_size), _NEVER_WRITTEN, dtype=np.int32)
         self.num_batches = 0
 
+    def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
+        for source, target in copies:
+            self._slots[target] = self._slots[source]
+
     def forward(self, batch: StepInputs) -> Scores:
         self.num_batches += 1
         where = batch.attention
