@@ -42,7 +42,7 @@ def create_app(context: ServerContext) -> Starlette:
 
 
 def _routes(context: ServerContext) -> list[BaseRoute]:
-    metrics = Metrics(context.engine)
+    metrics = Metrics(context.engine, context.loop_lag)
     service = CompletionService(context, metrics)
     models, health = Models(context), Health(context)
     return [

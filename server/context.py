@@ -13,6 +13,7 @@ from engine.errors import InvalidRequest
 from engine.tokenizer import Tokenizer
 from server.chat_template import ChatTemplate
 from server.engine_client import EngineClient
+from server.metrics import Histogram, loop_lag_histogram
 
 
 class PromptEncoder(Protocol):
@@ -86,6 +87,7 @@ class ServerContext:
         keep_alive_s: silence after which a stream gets a comment, so that nothing on the way takes it for dead.
         write_stall_s: how long a client may leave an event unread before it counts as gone.
         created: wall clock time shown as the model's ``created``.
+        loop_lag: where the HTTP server notes how late its event loop is.
     """
 
     engine: EngineClient
@@ -102,3 +104,4 @@ class ServerContext:
     keep_alive_s: float = 10.0
     write_stall_s: float = 60.0
     created: int = field(default_factory=lambda: int(time.time()))
+    loop_lag: Histogram = field(default_factory=loop_lag_histogram)

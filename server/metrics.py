@@ -35,10 +35,15 @@ _ENGINE_COUNTERS = {
 
 
 class Metrics:
-    """Everything that is measured; one for each app, used on its event loop."""
+    """Everything that is measured; one for each app, used on its event loop.
 
-    def __init__(self, engine: EngineClient) -> None:
+    Args:
+        loop_lag: what the HTTP server has measured.
+    """
+
+    def __init__(self, engine: EngineClient, loop_lag: Histogram) -> None:
         self._engine = engine
+        self._loop_lag = loop_lag
         self._counters = MonotonicCounters()
         self._finished = dict.fromkeys(FINISH_REASONS, 0)
         self._first_token = Histogram("time_to_first_token", "From arrival to the first token.", _LONG_S)
@@ -93,7 +98,7 @@ class Metrics:
         for reason, number in self._finished.items():
             finished.add_metric([reason], number)
         yield finished
-        for histogram in (self._first_token, self._inter_token, self._queue, self._end_to_end):
+        for histogram in (self._first_token, self._inter_token, self._queue, self._end_to_end, self._loop_lag):
             yield histogram.family()
 
 
@@ -121,6 +126,11 @@ class Histogram:
         names = [*map(str, self._bounds_s), "+Inf"]
         buckets = list(zip(names, accumulate(self._counts), strict=True))
         return HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum_s)
+
+
+def loop_lag_histogram() -> Histogram:
+    """For how late the event loop is; see ``http_server.HttpServer``."""
+    return Histogram("event_loop_lag", "How late the API's event loop was at a timer, twice a second.", _SHORT_S)
 
 
 class MonotonicCounters:

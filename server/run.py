@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-import uvicorn
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
@@ -32,14 +31,11 @@ from server.bridge import EngineBridge
 from server.chat_template import ChatTemplate
 from server.context import ModelPrompts, ServerContext
 from server.guard import LOOPBACK_HOSTS
-from server.http_protocol import PatientH11Protocol
+from server.http_server import HttpServer
 from server.settings import ServeSettings, engine_environment, is_loopback
 
-MAX_HEADER_BYTES = 32 << 10
-KEEP_ALIVE_S = 30
 NORMALISED_CHARS = 4
 """A tokenizer that normalises its text may make one character of several; none makes one of more than four."""
-CLOSE_GRACE_S = 5
 
 
 async def run_server(settings: ServeSettings, console: Console) -> None:
@@ -91,20 +87,7 @@ async def _serve(
         api_keys=settings.api_keys,
         allowed_hosts=LOOPBACK_HOSTS | {settings.host} if is_loopback(settings.host) else None,
     )
-    server = Server(
-        uvicorn.Config(
-            create_app(context),
-            http=PatientH11Protocol,
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=CLOSE_GRACE_S,
-        )
-    )
+    server = HttpServer(create_app(context), context.loop_lag)
     stop = _signals(asyncio.get_running_loop())
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     stopped = asyncio.create_task(stop.get())
@@ -113,17 +96,8 @@ async def _serve(
         _banner(console, settings, names[0], await loading, sock, time.monotonic() - began_s)
         await stopped
         await _drain(bridge, stop, settings.drain_timeout_s, console)
-    server.should_exit = True
+    server.stop()
     await serving
-
-
-class Server(uvicorn.Server):
-    """uvicorn without its own signal handlers: it would close the listener before open requests have finished."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals to ``run_server``."""
-        yield
 
 
 def utf8_path(path: Path) -> str:

@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
-import uvicorn
 from starlette.types import Message
 
 from server.app import create_app
 from server.context import ServerContext
+from server.http_server import HttpServer
+from server.run import bind
 from tests.support.contract import check_response
 from tests.support.fake_engine import MODEL, BytePrompts, ByteVocabulary, FakeEngine, Script
 
@@ -56,18 +57,16 @@ class Rig:
     @contextlib.asynccontextmanager
     async def socket(self) -> AsyncIterator[tuple[str, int]]:
         """The app on a real loopback socket, as the command line serves it; yields host and port."""
-        config = uvicorn.Config(
-            self.app, port=0, http="h11", ws="none", lifespan="off", log_config=None, timeout_graceful_shutdown=1
-        )
-        server = uvicorn.Server(config)
-        task = asyncio.create_task(server.serve())
-        while not server.started:
-            await asyncio.sleep(0.001)
-        try:
-            yield server.servers[0].sockets[0].getsockname()
-        finally:
-            server.should_exit = True
-            await task
+        server, sock = HttpServer(self.app, self.context.loop_lag), bind("127.0.0.1", 0)
+        with contextlib.closing(sock):
+            task = asyncio.create_task(server.serve(sockets=[sock]))
+            while not server.started:
+                await asyncio.sleep(0.001)
+            try:
+                yield sock.getsockname()
+            finally:
+                server.stop()
+                await task
 
 
 async def _hold_against_contract(response: httpx.Response) -> None:

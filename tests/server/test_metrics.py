@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.types import EngineStats
+from server import http_server
 from server.metrics import MonotonicCounters
 from tests.server.rig import CHAT, TEXT, Rig, chat, text
 from tests.support.fake_engine import Die, failure, says
@@ -136,3 +139,16 @@ async def test_apps_do_not_share_metrics() -> None:
     first, second = Rig(), Rig()
     await asyncio.gather(first.post(CHAT, chat()), first.post(CHAT, chat()))
     assert (await samples(second))["upwell_requests_finished_total{reason=stop}"] == 0
+
+
+async def test_a_blocked_event_loop_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "TICK_S", 0.001)
+    rig = Rig()
+    async with rig.socket():
+        while (await samples(rig))["upwell_event_loop_lag_seconds_count"] < 2:
+            await asyncio.sleep(0.001)
+        time.sleep(0.3)  # at most a tick of it was due
+        await asyncio.sleep(0.01)
+    found = await samples(rig)
+    name = "upwell_event_loop_lag_seconds_bucket{le=%s}"
+    assert found[name % "0.25"] < found[name % "+Inf"]
