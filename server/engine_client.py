@@ -14,6 +14,9 @@ from typing import Protocol
 from engine.errors import EngineDead, UpwellError
 from engine.types import EngineReady, EngineStats, GenerateRequest, TokenDelta
 
+Shortcut = Callable[[TokenDelta], bool]
+"""Takes a delta at once, or answers False."""
+
 
 class EngineState(enum.StrEnum):
     """Where the engine is in its life."""
@@ -50,27 +53,34 @@ class TokenStream:
         self._open = set(request_ids)
         self._abort = abort
         self._pending: list[TokenDelta] = []
-        self._failure: EngineDead | None = None
+        self._failure: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._shortcut: Shortcut | None = None
 
     def feed(self, delta: TokenDelta) -> None:
         """Take a delta from the engine; called by the engine client."""
-        self._pending.append(delta)
         if delta.finish is not None:
             self._open.discard(delta.request_id)
+        elif self._shortcut is not None:
+            try:
+                if self._shortcut(delta):
+                    return
+            except Exception as error:  # this answer's own trouble: the engine client has others to feed
+                self._failure = error
+        self._pending.append(delta)
         self._wake()
 
     def fail(self, failure: EngineDead) -> None:
         """The engine died; what has arrived is still delivered, then ``failure`` is raised."""
         self._failure = failure
+        self._open.clear()
         self._wake()
 
     def close(self) -> None:
         """Abort whatever is still open. Safe to call twice."""
         still_open, self._open = self._open, set()
-        if self._failure is None:
-            for request_id in still_open:
-                self._abort(request_id)
+        for request_id in still_open:
+            self._abort(request_id)
         self._pending.clear()
 
     def __aiter__(self) -> TokenStream:
@@ -78,22 +88,38 @@ class TokenStream:
         return self
 
     async def __anext__(self) -> list[TokenDelta]:
-        """All deltas since the last call.
+        """All deltas since the last call. Raises as ``read`` does."""
+        deltas = await self.read()
+        if not deltas:
+            raise StopAsyncIteration
+        return deltas
+
+    async def read(self, shortcut: Shortcut | None = None) -> list[TokenDelta]:
+        """All deltas since the last call; none at the end of the stream.
+
+        Args:
+            shortcut: while this waits, offered each delta the moment it comes, unless it is a request's last. Those
+                for which it answers True are dealt with, and this goes on waiting: no task is woken for them.
 
         Raises:
             EngineDead: the engine ended before every request did.
+            Exception: what ``shortcut`` raised.
         """
         while not self._pending:
-            if not self._open:
-                raise StopAsyncIteration
             if self._failure is not None:
                 raise self._failure
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+            if not self._open:
+                return []
+            self._waiter, self._shortcut = asyncio.get_running_loop().create_future(), shortcut
+            try:
+                await self._waiter
+            finally:
+                self._shortcut = None
         deltas, self._pending = self._pending, []
         return deltas
 
     def _wake(self) -> None:
+        self._shortcut = None  # what comes from now on follows what the reader was woken for
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 

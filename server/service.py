@@ -98,7 +98,7 @@ class CompletionService:
         scope: Scope,
         send: Send,
     ) -> None:
-        writer = EventWriter(send)
+        writer = EventWriter(scope, send)
         limits = StreamLimits(self.context.keep_alive_s, self.context.write_stall_s)
         try:
             await stream_answer(

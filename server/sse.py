@@ -11,12 +11,13 @@ import math
 from dataclasses import dataclass
 
 import msgspec
-from starlette.types import Send
+from starlette.types import Scope, Send
 
 from engine.types import TokenDelta
 from server.disconnect import ClientDisconnected
 from server.engine_client import TokenStream
 from server.generation import AnswerFormat, CallProgress
+from server.http_protocol import connection_of
 from server.patience import Patience
 
 DONE = b"data: [DONE]\n\n"
@@ -53,10 +54,21 @@ class EventWriter:
         writing: whether events are being sent at this moment.
     """
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._connection = connection_of(scope)
         self._send = send
         self.started = False
         self.writing = False
+
+    @property
+    def can_write_now(self) -> bool:
+        """Whether ``write_now`` may be called: the response has begun, and nothing is in the way of its next event."""
+        return self._connection is not None and self._connection.takes_chunks
+
+    def write_now(self, events: bytes) -> None:
+        """``write`` without waiting; only where ``can_write_now`` says so."""
+        if events and self._connection is not None:
+            self._connection.write_chunk(events)
 
     async def write(self, events: bytes, *, last: bool = False) -> None:
         """Send ``events``, and with ``last`` the end of the response; waits for as long as the client does not read."""
@@ -116,11 +128,23 @@ async def _pump(
     patience: Patience,
     limits: StreamLimits,
 ) -> None:
-    """From the engine to the client until the answer is complete; nothing is lost if it is cancelled while waiting."""
+    """From the engine to the client until the answer is complete; nothing is lost if it is cancelled while waiting.
+
+    While the client keeps up, events are written in the callback that brings their delta: the loop below begins the
+    answer, ends it, and takes over where the client has to be waited for.
+    """
+
+    def write_now(delta: TokenDelta) -> bool:
+        if not writer.can_write_now:
+            return False
+        writer.write_now(_events(progress, answer_format, delta))
+        patience.allow(limits.keep_alive_s)
+        return True
+
     while True:
         patience.allow(limits.keep_alive_s if writer.started else math.inf)
-        batch = await anext(deltas, None)
-        if batch is None:
+        batch = await deltas.read(write_now)
+        if not batch:
             return
         events = b"".join([_events(progress, answer_format, delta) for delta in batch])
         if events:
