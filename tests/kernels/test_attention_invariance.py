@@ -11,7 +11,7 @@ from kernels.specs.attention import attention_run, make_attention_case
 from tests.support.backends import TABLES, block_sizes
 
 short = st.integers(1, 300).flatmap(lambda total: st.tuples(st.just(total), st.integers(1, total)))
-# Over several segments of the native backend, at their borders and next to them; one token alone is shared out by segment.
+# Over several segments of the native backend, at their borders and next to them; one token alone is shared out by them.
 long = st.tuples(st.sampled_from([511, 512, 513, 1023, 1025, 1300, 2049]), st.integers(1, 5))
 lengths = st.one_of(short, long)
 
