@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+QUANTIZATIONS = ("none", "w8a8")
+"""What ``EngineConfig.quantization`` may be."""
+
 
 class SchedulerConfig(msgspec.Struct, frozen=True):
     """Limits of one step.
@@ -35,6 +38,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         device: ``auto`` or a backend's name.
         threads: of a native backend; None leaves it to the backend.
         kv_cache_dtype: ``auto``, f32, f16, i16 or i8.
+        quantization: of linear layers as they are loaded, one of ``QUANTIZATIONS``; ``none`` takes them as stored.
         max_model_len: None takes the model's own context length, cut to what the KV cache can hold.
         num_blocks: None sizes the KV cache by ``kv_cache_bytes``.
     """
@@ -43,6 +47,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     device: str = "auto"
     threads: int | None = None
     kv_cache_dtype: str = "auto"
+    quantization: str = "none"
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512

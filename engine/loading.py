@@ -12,6 +12,7 @@ from engine.model_runner import ModelRunner, block_bytes
 from engine.models.registry import model_class
 from engine.types import EngineReady
 from engine.weights.open import open_checkpoint
+from engine.weights.quantised import quantised
 from kernels.ops import BackendOptions, BackendUnavailable, NoKernel, Ops, StepLimits
 from kernels.resolve import Resolved, resolve
 
@@ -31,7 +32,7 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None]) -> t
         resolved = resolve(config.device, BackendOptions(config.threads, config.kv_cache_dtype))
     except BackendUnavailable as error:
         raise ConfigError(str(error)) from error
-    checkpoint = open_checkpoint(Path(config.model_path))
+    checkpoint = quantised(open_checkpoint(Path(config.model_path)), config.quantization)
     model_config = checkpoint.config
     cache, max_model_len = size_cache(config, model_config, resolved.ops)
     limits = SchedulerConfig(config.max_num_seqs, max(config.max_num_batched_tokens, 1), max_model_len)

@@ -2,6 +2,7 @@
 
 Block formats are those of GGUF (source: the ggml specification, ``ggml-common.h`` block layouts): a row is a whole
 number of blocks, and a tensor is a whole number of rows, so rows can be picked and reordered without unpacking them.
+W8A8 has one scale a row, which lies before the row's int8 codes: f32, then i8[columns].
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ import numpy.typing as npt
 
 
 class WeightFormat(enum.Enum):
-    """A storage format: name, elements a block, bytes a block."""
+    """A storage format: name, elements a block, bytes a block, bytes of a row before its first block.
+
+    A weight in ``W8A8`` is also multiplied in its own way: with activations as int8, one scale a token, the product of
+    the integers exact (``kernels/specs/rounding.py``).
+    """
 
     F32 = ("f32", 1, 4)
     F16 = ("f16", 1, 2)
@@ -24,11 +29,13 @@ class WeightFormat(enum.Enum):
     Q4_1 = ("q4_1", 32, 20)
     Q4_K = ("q4_k", 256, 144)
     Q6_K = ("q6_k", 256, 210)
+    W8A8 = ("w8a8", 1, 1, 4)
 
-    def __init__(self, label: str, block_elements: int, block_bytes: int) -> None:
+    def __init__(self, label: str, block_elements: int, block_bytes: int, head_bytes: int = 0) -> None:
         self.label = label
         self.block_elements = block_elements
         self.block_bytes = block_bytes
+        self.head_bytes = head_bytes
 
     def row_bytes(self, columns: int) -> int:
         """Bytes of one row of ``columns`` elements.
@@ -38,7 +45,7 @@ class WeightFormat(enum.Enum):
         """
         if columns % self.block_elements:
             raise ValueError(f"a row of {columns} elements is not a whole number of {self.label} blocks")
-        return columns // self.block_elements * self.block_bytes
+        return self.head_bytes + columns // self.block_elements * self.block_bytes
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ class Tolerance:
     Attributes:
         reduction: the longest sum behind one output, given the inputs.
         reason: where ``factor`` comes from.
-        more: the activations or cache of an ``Arithmetic`` -> a share on top, and where it comes from.
+        more: the activations or cache of an ``Arithmetic``, or the label of a weight's format -> a share on top, and
+            where it comes from.
     """
 
     factor: float
@@ -49,8 +50,9 @@ class Tolerance:
     def limit(self, inputs: Inputs, arithmetic: Arithmetic, eps: float = F32_EPS) -> float:
         """The largest share allowed for inputs computed with unit roundoff ``eps``."""
         share = self.factor * eps * float(np.sqrt(self.reduction(inputs)))
-        kinds = (arithmetic.activations, arithmetic.cache)
-        return share + sum(self.more[kind][0] for kind in kinds if kind in self.more)
+        formats = {value.format.label for value in inputs.values() if isinstance(value, RawTensor)}
+        kinds = {arithmetic.activations, arithmetic.cache, *formats}
+        return share + sum(self.more[kind][0] for kind in sorted(kinds) if kind in self.more)
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,12 @@ def f32_tensor(array: Array) -> RawTensor:
     return RawTensor(data.shape, WeightFormat.F32, data.view(np.uint8).reshape(*data.shape[:-1], -1))
 
 
+def w8a8_tensor(codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]) -> RawTensor:
+    """Codes i8[...,K] and a scale f32[...] a row as a W8A8 weight."""
+    head = np.ascontiguousarray(scales, dtype="<f4")[..., None].view(np.uint8)
+    return RawTensor(codes.shape, WeightFormat.W8A8, np.concatenate([head, codes.view(np.uint8)], axis=-1))
+
+
 def random_tensor(rng: np.random.Generator, shape: tuple[int, ...], fmt: WeightFormat) -> RawTensor:
     """A random weight of about unit magnitude in any format.
 
@@ -103,6 +111,9 @@ def random_tensor(rng: np.random.Generator, shape: tuple[int, ...], fmt: WeightF
         bits = values.astype(np.float16).view(np.uint16) if fmt is WeightFormat.F16 else values.view(np.uint32) >> 16
         data = bits.astype(np.uint16).view(np.uint8).reshape(*shape[:-1], -1)
         return RawTensor(shape, fmt, data)
+    if fmt is WeightFormat.W8A8:
+        codes = rng.integers(-127, 128, shape, dtype=np.int8)
+        return w8a8_tensor(codes, rng.uniform(0.005, 0.02, shape[:-1]).astype(np.float32))
     row_bytes = fmt.row_bytes(shape[-1])
     blocks = rng.integers(0, 256, (*shape[:-1], row_bytes // fmt.block_bytes, fmt.block_bytes), dtype=np.uint8)
     for offset in _F16_SCALES[fmt]:

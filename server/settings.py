@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from engine.config import EngineConfig
+from engine.config import QUANTIZATIONS, EngineConfig
 from engine.errors import ConfigError
 from kernels.ops import CACHE_DTYPES
 
@@ -88,6 +88,13 @@ def _add_engine_flags(engine: Flags) -> None:
         "--threads",
         "Threads that compute; native backends only (default: the machine's cores).",
         type=_integer(1, 1024),
+    )
+    _add(
+        engine,
+        "--quantization",
+        "Quantise linear layers as they are loaded: w8a8 makes weights and activations int8; none takes the weights as "
+        "stored.",
+        default="none",
     )
     _add(
         engine, "--max-model-len", "Tokens of prompt and answer together (default: the model's own).", type=_integer(1)
@@ -205,6 +212,7 @@ def serve_settings(args: argparse.Namespace) -> ServeSettings:
             device=args.device,
             threads=args.threads,
             kv_cache_dtype=args.kv_cache_dtype,
+            quantization=args.quantization,
             max_model_len=args.max_model_len,
             max_num_seqs=args.max_num_seqs,
             max_num_batched_tokens=args.max_num_batched_tokens,
@@ -254,6 +262,9 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
         if self.engine.kv_cache_dtype not in {"auto", *CACHE_DTYPES}:
             choices = ", ".join(("auto", *CACHE_DTYPES))
             raise ConfigError(f"--kv-cache-dtype must be one of {choices}, but is {self.engine.kv_cache_dtype}.")
+        if self.engine.quantization not in QUANTIZATIONS:
+            choices = ", ".join(QUANTIZATIONS)
+            raise ConfigError(f"--quantization must be one of {choices}, but is {self.engine.quantization}.")
         if self.engine.max_num_batched_tokens < self.engine.max_num_seqs:
             raise ConfigError(
                 f"--max-num-batched-tokens ({self.engine.max_num_batched_tokens}) must be at least --max-num-seqs "

@@ -14,9 +14,11 @@ from typing import Any
 from kernels.formats import WeightFormat
 from kernels.ops import CacheDtype
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 BLOCK_BYTES = 128
 """Of a block of 32 quantised activations."""
+TOKEN_HEADER_BYTES = 32
+"""Of a token that is quantised with one scale, before its codes."""
 MAX_HEAD_DIM = 256
 MAX_GROUP = 48
 """Query heads that share a key head, at most."""
@@ -35,6 +37,7 @@ FORMATS = {
     WeightFormat.Q4_1: 5,
     WeightFormat.Q4_K: 6,
     WeightFormat.Q6_K: 7,
+    WeightFormat.W8A8: 8,
 }
 CACHE_KINDS: dict[CacheDtype, int] = {"f32": 0, "f16": 1, "i16": 2, "i8": 3}
 ROWS_SAMPLED, NO_BARRIER = 1, 2
@@ -85,6 +88,7 @@ class Rows(ctypes.Structure):
         ("x", ctypes.c_void_p),
         ("ld", ctypes.c_int64),
         ("q", ctypes.c_void_p),
+        ("tokens", ctypes.c_void_p),
     )
 
 

@@ -1,14 +1,15 @@
 """From nodes to a program of native calls, and the memory it works in.
 
 A value gets memory from where it is made to where it is last read, so that all layers share a few buffers. A value that
-a product reads as int8 is quantised by whoever makes it, where that operation can; else by a call of its own.
+a product reads as int8 is quantised by whoever makes it, where that operation can; else by a call of its own. One
+scale a token needs the whole row, so operations that make a row in pieces leave it to such a call.
 """
 
 from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -21,30 +22,37 @@ from kernels.cpu.abi import (
     MAX_PROGRAM,
     NO_BARRIER,
     ROWS_SAMPLED,
+    TOKEN_HEADER_BYTES,
     Experts,
     Op,
     Rows,
 )
 from kernels.cpu.arena import Arena
 from kernels.cpu.memory import address, aligned
-from kernels.cpu.weights import PackedLinear, PackedMatrix, struct_address
+from kernels.cpu.weights import Form, PackedLinear, struct_address
 from kernels.ops import NoKernel
 
 PARTIAL_BYTES = 1 << 20
 """Where threads leave segments of a sequence's attention for each other; longer sequences are shared out less."""
 INSTRUCTION = np.dtype([("op", np.int32), ("flags", np.int32), ("a", np.int64, 15)])
 """``upwell_instr``."""
+FLOATS, BLOCKS, TOKENS = (frozenset({form}) for form in (Form.FLOATS, Form.BLOCKS, Form.TOKENS))
+NOTHING: frozenset[Form] = frozenset()
+ROWS_FIELD = {Form.FLOATS: "x", Form.BLOCKS: "q", Form.TOKENS: "tokens"}
 
 
 class Storage:
-    """Where a value lies: as f32, as int8 in blocks, or both."""
+    """Where a value lies: as f32, as int8 in blocks, as int8 with one scale a token, or more of them."""
 
-    def __init__(self, value: g.Value, max_rows: int, arena: Arena, *, floats: bool, integers: bool) -> None:
+    def __init__(self, value: g.Value, max_rows: int, arena: Arena, forms: Set[Form]) -> None:
         self.columns = value.columns
+        self.forms = forms
         blocks = -(-value.columns // 32)
         self._memory: list[npt.NDArray[np.uint8]] = []
-        self.x = self._array(value, max_rows, arena) if floats else None
-        self.q = self._take(arena, max_rows * blocks * BLOCK_BYTES) if integers else 0
+        self.x = self._array(value, max_rows, arena) if Form.FLOATS in forms else None
+        self.q = self._take(arena, max_rows * blocks * BLOCK_BYTES) if Form.BLOCKS in forms else 0
+        token_bytes = TOKEN_HEADER_BYTES + 32 * blocks
+        self.tokens = self._take(arena, max_rows * token_bytes) if Form.TOKENS in forms else 0
 
     def _array(self, value: g.Value, max_rows: int, arena: Arena) -> npt.NDArray[np.float32]:
         if value.data is not None:
@@ -64,7 +72,7 @@ class Storage:
     def rows(self, first: int = 0) -> Rows:
         """The struct of it, with f32 columns from ``first`` on."""
         x = 0 if self.x is None else address(self.x) + 4 * first
-        return Rows(x=x, ld=self.columns, q=self.q)
+        return Rows(x=x, ld=self.columns, q=self.q, tokens=self.tokens)
 
 
 class Program:
@@ -135,11 +143,12 @@ class Program:
         self._kept.append(array)
         return address(array)
 
-    def _store(self, value: g.Value, *, can_quantise: bool = False) -> Storage:
-        """Memory for a value that is about to be made."""
-        floats, integers = self._wants.get(value, (True, False))
-        floats = floats or (integers and not can_quantise) or value.data is not None
-        storage = Storage(value, self._max[value.axis], self._arena, floats=floats, integers=integers and can_quantise)
+    def _store(self, value: g.Value, can_make: Set[Form] = NOTHING) -> Storage:
+        """Memory for a value that is about to be made, by an operation that can quantise it as said, or not at all."""
+        wanted = self._wants.get(value, FLOATS)
+        made = wanted & can_make
+        floats = NOTHING if wanted == made and value.data is None else FLOATS
+        storage = Storage(value, self._max[value.axis], self._arena, made | floats)
         self._storage[value] = storage
         return storage
 
@@ -152,34 +161,36 @@ class Program:
 
     def _of(self, value: g.Value) -> Storage:
         if value not in self._storage:  # an input, given as an array
-            self._storage[value] = Storage(value, self._max[value.axis], self._arena, floats=True, integers=False)
+            self._storage[value] = Storage(value, self._max[value.axis], self._arena, FLOATS)
         return self._storage[value]
 
-    def _inputs(self, tensor: g.Tensor, weight: PackedLinear, flags: int = 0) -> Rows:
-        """A product's input: as it is, or quantised here if it was not where it was made."""
+    def _inputs(self, tensor: g.Tensor, forms: Set[Form]) -> dict[Form, Rows]:
+        """A product's input in each form: as it is, or quantised here if it was not where it was made."""
+        return {form: self._input(tensor, form) for form in sorted(forms, key=lambda form: form.value)}
+
+    def _input(self, tensor: g.Tensor, form: Form) -> Rows:
         storage = self._of(tensor.value)
-        if not weight.needs_integers or (storage.q and tensor.is_whole):
+        if form is Form.FLOATS or (form in storage.forms and tensor.is_whole):
             return storage.rows(tensor.first)
         x, ld = self._source(tensor)
-        rows = self._scratch_rows(tensor.columns, tensor.value.axis, floats=False, integers=True)
-        rows = Rows(x=x, ld=ld, q=rows.q)
-        self._call(Op.QUANTISE, rows, tensor.columns, flags=flags)
+        rows = self._scratch_rows(tensor.columns, tensor.value.axis, {form})
+        rows = Rows(x=x, ld=ld, q=rows.q, tokens=rows.tokens)
+        self._call(Op.QUANTISE, rows, tensor.columns)
         return rows
 
-    def _scratch_rows(self, columns: int, axis: g.Axis, *, floats: bool, integers: bool, factor: int = 1) -> Rows:
+    def _scratch_rows(self, columns: int, axis: g.Axis, forms: Set[Form], factor: int = 1) -> Rows:
         """Rows that nobody reads after this node."""
-        value = g.Value(columns, axis)
-        storage = Storage(value, self._max[axis] * factor, self._arena, floats=floats, integers=integers)
+        storage = Storage(g.Value(columns, axis), self._max[axis] * factor, self._arena, forms)
         self._scratch.append(storage)
         return storage.rows()
 
-    def _products(self, rows: Rows, weight: PackedLinear, out: int, ld: int, flags: int = 0) -> None:
+    def _products(self, inputs: Mapping[Form, Rows], weight: PackedLinear, out: int, ld: int, flags: int = 0) -> None:
         """One call a part; they write different columns, so only the last waits."""
         column = 0
         for index, part in enumerate(weight.parts):
             is_last = index + 1 == len(weight.parts)
             more = 0 if is_last else NO_BARRIER
-            self._call(Op.LINEAR, rows, part.struct, out + 4 * column, ld, flags=flags | more)
+            self._call(Op.LINEAR, inputs[part.form], part.struct, out + 4 * column, ld, flags=flags | more)
             column += part.struct.n
 
     def _lower(self, node: g.Node) -> None:
@@ -189,11 +200,12 @@ class Program:
             case g.Norm():
                 self._norm(node)
             case g.Product():
-                rows, out = self._inputs(node.x, node.weight), self._store(node.out)
-                self._products(rows, node.weight, out.rows().x, out.columns)
+                inputs, out = self._inputs(node.x, node.weight.forms), self._store(node.out)
+                self._products(inputs, node.weight, out.rows().x, out.columns)
             case g.SiluProduct():
-                rows, out = self._inputs(node.x, node.weight), self._store(node.out, can_quantise=True)
-                self._call(Op.SILU_LINEAR, rows, node.weight.parts[0].struct, out.rows())
+                (part,) = node.weight.parts
+                rows, out = self._input(node.x, part.form), self._store(node.out, BLOCKS)
+                self._call(Op.SILU_LINEAR, rows, part.struct, out.rows())
                 self._mark(out)
             case g.Rope():
                 x, ld = self._source(node.x)
@@ -208,7 +220,7 @@ class Program:
                 self._attention(node)
             case g.SiluMul():
                 x, ld = self._source(node.x)
-                out = self._store(node.out, can_quantise=True)
+                out = self._store(node.out, BLOCKS | TOKENS)
                 self._call(Op.SILU_MUL, x, ld, out.rows(), node.out.columns)
             case g.Moe():
                 self._moe(node)
@@ -231,7 +243,7 @@ class Program:
             residual, ld = self._source(node.residual)
             if node.heads != 1 or ld != columns:
                 raise ValueError("a residual has the rows of the sum, whole")
-        out = self._store(node.out, can_quantise=node.heads == 1)
+        out = self._store(node.out, BLOCKS | TOKENS if node.heads == 1 else NOTHING)
         total = 0 if node.total is None else self._store(node.total).rows().x
         weight = self._keep(node.weight)
         self._call(Op.NORM, x, residual, weight, total, out.rows(), columns, node.heads, _bits(node.eps))
@@ -246,7 +258,7 @@ class Program:
         if heads % node.cache.kv_heads or heads // node.cache.kv_heads > MAX_GROUP:
             raise NoKernel(f"{heads} query heads cannot share {node.cache.kv_heads} key heads (at most {MAX_GROUP})")
         q, ld = self._source(node.q)
-        out = self._store(node.out, can_quantise=dim % 32 == 0)
+        out = self._store(node.out, BLOCKS if dim % 32 == 0 else NOTHING)
         table, positions, norm, eps = self._path(node.path)
         self._call(
             Op.ATTENTION, node.cache, q, ld, out.rows(), heads, _bits(node.scale), node.window or 0,
@@ -263,18 +275,15 @@ class Program:
         experts, top_k = node.experts, node.top_k
         num_experts, max_tokens = len(experts.up), self._max[g.Axis.TOKENS]
         pairs = max_tokens * top_k
-        router = self._inputs(node.x, node.router)
-        scores = self._scratch_rows(num_experts, g.Axis.TOKENS, floats=True, integers=False)
+        router = self._inputs(node.x, node.router.forms)
+        scores = self._scratch_rows(num_experts, g.Axis.TOKENS, FLOATS)
         self._products(router, node.router, scores.x, num_experts)
-        rows = self._inputs(node.x, _as_linear(experts.up[0]))
-        up_integers, down_integers = experts.up[0].is_integer, experts.down[0].is_integer
-        gathered = self._scratch_rows(
-            experts.hidden, g.Axis.TOKENS, floats=not up_integers, integers=up_integers, factor=top_k
-        )
-        between = self._scratch_rows(
-            experts.inner, g.Axis.TOKENS, floats=not down_integers, integers=down_integers, factor=top_k
-        )
-        result = self._scratch_rows(experts.hidden, g.Axis.TOKENS, floats=True, integers=False, factor=top_k)
+        up, down = experts.up[0].form, experts.down[0].form
+        rows = self._input(node.x, up)
+        gathered = self._scratch_rows(experts.hidden, g.Axis.TOKENS, {up}, factor=top_k)
+        pieces = FLOATS if down is Form.TOKENS else NOTHING
+        between = self._scratch_rows(experts.inner, g.Axis.TOKENS, {down} | pieces, factor=top_k)
+        result = self._scratch_rows(experts.hidden, g.Axis.TOKENS, FLOATS, factor=top_k)
         sizes = {"expert_of": pairs, "row_of": pairs, "gate_of": pairs, "token_of": pairs, "first_row": num_experts + 1}
         table = Experts(
             num_experts=num_experts, top_k=top_k, normalise=node.normalise, hidden=experts.hidden, inner=experts.inner,
@@ -284,7 +293,8 @@ class Program:
         )  # fmt: skip
         self._kept.append(experts)
         out = self._store(node.out)
-        wanted = Rows(x=0 if up_integers else rows.x, ld=rows.ld, q=rows.q if up_integers else 0)
+        wanted = Rows(ld=rows.ld)
+        setattr(wanted, ROWS_FIELD[up], getattr(rows, ROWS_FIELD[up]))
         self._call(Op.ROUTE, table, scores.x, num_experts)
         self._call(Op.EXPERT_ORDER, table)
         self._call(Op.EXPERT_GATHER, table, wanted)
@@ -295,12 +305,11 @@ class Program:
 
     def _logits(self, node: g.Logits) -> None:
         x, ld = self._source(node.x)
-        rows = self._scratch_rows(
-            node.x.columns, g.Axis.SAMPLED, floats=node.weight.needs_floats, integers=node.weight.needs_integers
-        )
+        forms = node.weight.forms
+        rows = self._scratch_rows(node.x.columns, g.Axis.SAMPLED, forms)
         self._call(Op.GATHER, x, ld, rows, node.x.columns, flags=ROWS_SAMPLED)
         out = self._store(node.out)
-        self._products(rows, node.weight, out.rows().x, out.columns, ROWS_SAMPLED)
+        self._products(dict.fromkeys(forms, rows), node.weight, out.rows().x, out.columns, ROWS_SAMPLED)
         self._call(Op.ARGMAX, out.rows().x, out.columns, out.columns, self._keep(self.best), flags=ROWS_SAMPLED)
         self.logits = out.x
 
@@ -323,35 +332,23 @@ def one_call(op: Op, flags: int, *arguments: int) -> npt.NDArray[Any]:
     return instructions
 
 
-def _wants(nodes: Sequence[g.Node]) -> dict[g.Value, tuple[bool, bool]]:
-    """For each value that is read: whether some reader wants it as f32, and whether some wants it as int8."""
-    wants: dict[g.Value, tuple[bool, bool]] = {}
+def _wants(nodes: Sequence[g.Node]) -> dict[g.Value, frozenset[Form]]:
+    """For each value that is read: the forms that its readers want it in."""
+    wants: dict[g.Value, frozenset[Form]] = {}
 
-    def note(tensor: g.Tensor | None, *, floats: bool, integers: bool) -> None:
-        if tensor is not None:
-            before = wants.get(tensor.value, (False, False))
-            integers = integers and tensor.is_whole
-            wants[tensor.value] = (before[0] or floats or not integers, before[1] or integers)
+    def note(tensor: g.Tensor, forms: frozenset[Form]) -> None:
+        wants[tensor.value] = wants.get(tensor.value, NOTHING) | (forms if tensor.is_whole else FLOATS)
 
     for node in nodes:
         match node:
             case g.Product() | g.SiluProduct():
-                note(node.x, floats=node.weight.needs_floats, integers=node.weight.needs_integers)
+                note(node.x, node.weight.forms)
             case g.Moe():
-                up = _as_linear(node.experts.up[0])
-                note(
-                    node.x,
-                    floats=node.router.needs_floats or up.needs_floats,
-                    integers=node.router.needs_integers or up.needs_integers,
-                )
+                note(node.x, node.router.forms | {node.experts.up[0].form})
             case _:
                 for value in node.reads():
-                    note(g.Tensor(value, 0, (value.columns,)), floats=True, integers=False)
+                    note(g.Tensor(value, 0, (value.columns,)), FLOATS)
     return wants
-
-
-def _as_linear(matrix: PackedMatrix) -> PackedLinear:
-    return PackedLinear((matrix,), matrix.struct.n, matrix.struct.k)
 
 
 def _bits(value: float) -> int:

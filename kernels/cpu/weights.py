@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -20,6 +21,18 @@ from kernels.reference.dequant import dequantise
 F32 = npt.NDArray[np.float32]
 PANEL_ROWS = 16
 FLOAT_FORMATS = frozenset({WeightFormat.F32, WeightFormat.F16, WeightFormat.BF16})
+MAX_INT8_COLUMNS = (2**31 - 1) // (127 * 128)
+"""Of a W8A8 weight: the products of so many columns cannot overflow 32 bits."""
+
+
+class Form(enum.Enum):
+    """What activations are when they meet a weight."""
+
+    FLOATS = enum.auto()
+    BLOCKS = enum.auto()
+    """int8, one scale for each 32 columns."""
+    TOKENS = enum.auto()
+    """int8, one scale a token."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +45,11 @@ class PackedMatrix:
     bias: F32 | None
 
     @property
-    def is_integer(self) -> bool:
-        """Whether it is multiplied with activations as int8."""
-        return self.format not in FLOAT_FORMATS
+    def form(self) -> Form:
+        """What it is multiplied with."""
+        if self.format in FLOAT_FORMATS:
+            return Form.FLOATS
+        return Form.TOKENS if self.format is WeightFormat.W8A8 else Form.BLOCKS
 
 
 @dataclass(frozen=True)
@@ -46,14 +61,9 @@ class PackedLinear:
     num_inputs: int
 
     @property
-    def needs_integers(self) -> bool:
-        """Whether any part wants its input as int8."""
-        return any(part.is_integer for part in self.parts)
-
-    @property
-    def needs_floats(self) -> bool:
-        """Whether any part wants its input as f32."""
-        return not all(part.is_integer for part in self.parts)
+    def forms(self) -> frozenset[Form]:
+        """What its parts are multiplied with."""
+        return frozenset(part.form for part in self.parts)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from kernels.formats import RawTensor, WeightFormat
 
 U8 = npt.NDArray[np.uint8]
+I8 = npt.NDArray[np.int8]
 F32 = npt.NDArray[np.float32]
 
 SLAB_ELEMENTS = 1 << 17
@@ -38,6 +39,10 @@ def dequantise(raw: RawTensor, out: F32 | None = None) -> F32:
     """
     if out is None:
         out = np.empty(raw.shape, dtype=np.float32)
+    if raw.format is WeightFormat.W8A8:
+        codes, scales = codes_and_scales(raw)
+        with np.errstate(invalid="ignore"):
+            return np.multiply(codes, scales[..., None], out=out, dtype=np.float32)
     blocks = raw.data.reshape(-1, raw.format.block_bytes)
     values = out.reshape(-1, raw.format.block_elements)
     if len(blocks) != len(values):
@@ -48,6 +53,19 @@ def dequantise(raw: RawTensor, out: F32 | None = None) -> F32:
         for start in range(0, len(blocks), step):
             unpack(blocks[start : start + step], values[start : start + step])
     return out
+
+
+def codes_and_scales(raw: RawTensor) -> tuple[I8, F32]:
+    """What a W8A8 tensor consists of: codes i8 of its shape, and scales f32 of its shape without the last axis.
+
+    Raises:
+        ValueError: the data are not those of the shape.
+    """
+    if raw.format is not WeightFormat.W8A8 or raw.data.shape != (*raw.shape[:-1], raw.format.row_bytes(raw.shape[-1])):
+        raise ValueError(f"{raw.format.label} data of {raw.nbytes} bytes are not a W8A8 tensor of shape {raw.shape}")
+    head = raw.format.head_bytes
+    scales = np.ascontiguousarray(raw.data[..., :head]).view("<f4")[..., 0]
+    return raw.data[..., head:].view(np.int8), scales.astype(np.float32, copy=False)
 
 
 def _f32(blocks: U8, out: F32) -> None:

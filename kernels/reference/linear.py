@@ -3,19 +3,23 @@
 A BLAS may sum in another order when it is given another number of rows. So it never is: rows go through in tiles of
 ``ROW_TILE``, the last one padded with zeros. That a row's result does not depend on its place in the tile either is
 not promised by any BLAS; it holds for those we know, and is checked for each weight when it is prepared. Where it
-fails, that weight is used one row at a time, which is slower and cannot fail.
+fails, that weight is used one row at a time, which is slower and cannot fail. W8A8 weights need none of it
+(``w8a8.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
 
-from kernels.formats import RawTensor
-from kernels.reference.dequant import dequantise
+from kernels.formats import RawTensor, WeightFormat
+from kernels.ops import NoKernel
+from kernels.reference.dequant import codes_and_scales, dequantise
+from kernels.reference.w8a8 import Int8Weight
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -26,23 +30,48 @@ and 32 rows, which is 23, 45 and 72 GFLOP/s. See docs/decisions/0003-row-tiles.m
 
 
 @dataclass(frozen=True)
-class ReferenceLinear:
-    """Weight f32[N,K], bias f32[N] or None, and how many rows go through at once."""
+class FloatWeight:
+    """Weight f32[N,K], and how many rows of activations go through at once."""
 
     weight: F32
-    bias: F32 | None
     row_tile: int
+
+    def product(self, x: F32) -> F32:
+        """X @ weight.T: f32[T,K] -> f32[T,N]. Batch-invariant: see the module."""
+        return tiled_matmul(x, self.weight, self.row_tile)
+
+    def rows(self, ids: I32) -> F32:
+        """Some of the weight's rows."""
+        return self.weight[ids]
+
+
+@dataclass(frozen=True)
+class ReferenceLinear:
+    """Weights whose outputs stand side by side, and their bias f32[N] or None."""
+
+    parts: tuple[FloatWeight | Int8Weight, ...]
+    bias: F32 | None
 
 
 def prepare_linear(weights: Sequence[RawTensor], biases: Sequence[RawTensor] | None) -> ReferenceLinear:
-    """Unpack weights that share their input and stack their rows."""
+    """Unpack weights that share their input and stack their rows; what is W8A8 stays integers."""
+    runs = groupby(weights, key=lambda raw: raw.format is WeightFormat.W8A8)
+    parts = tuple(_int8_weight(list(run)) if is_int8 else _float_weight(list(run)) for is_int8, run in runs)
+    return ReferenceLinear(parts, np.concatenate([dequantise(part) for part in biases]) if biases else None)
+
+
+def _float_weight(weights: Sequence[RawTensor]) -> FloatWeight:
     weight = np.empty((sum(part.shape[0] for part in weights), weights[0].shape[1]), dtype=np.float32)
     row = 0
     for part in weights:
         dequantise(part, weight[row : row + part.shape[0]])
         row += part.shape[0]
-    bias = np.concatenate([dequantise(part) for part in biases]) if biases else None
-    return ReferenceLinear(weight, bias, row_tile_for(weight))
+    return FloatWeight(weight, row_tile_for(weight))
+
+
+def _int8_weight(weights: Sequence[RawTensor]) -> Int8Weight:
+    codes, scales = zip(*(codes_and_scales(part) for part in weights), strict=True)
+    return Int8Weight(np.concatenate(codes, dtype=np.float32), np.concatenate(scales))
 
 
 def linear(x: F32, w: ReferenceLinear) -> F32:
@@ -50,15 +79,22 @@ def linear(x: F32, w: ReferenceLinear) -> F32:
 
     Shapes: x f32[T,K] -> f32[T,N]. Batch-invariant: see the module.
     """
-    out = tiled_matmul(x, w.weight, w.row_tile)
+    products = [part.product(x) for part in w.parts]
+    out = products[0] if len(products) == 1 else np.concatenate(products, axis=1)
     if w.bias is not None:
         out += w.bias
     return out
 
 
 def embed(ids: I32, w: ReferenceLinear) -> F32:
-    """Rows of the embedding: ids i32[T] -> f32[T,H]."""
-    return w.weight[ids]
+    """Rows of the embedding: ids i32[T] -> f32[T,H].
+
+    Raises:
+        NoKernel: it is W8A8 in part only.
+    """
+    if len(w.parts) != 1:
+        raise NoKernel("the embedding is of several formats")
+    return w.parts[0].rows(ids)
 
 
 def logits(x: F32, rows: I32, w: ReferenceLinear) -> F32:

@@ -39,7 +39,18 @@ def _linear_cases(rng: np.random.Generator) -> Iterator[Case]:
         parts = [random_tensor(rng, (n, 96), fmt) for n, fmt in [(64, WeightFormat.Q4_1), (32, WeightFormat.Q8_0)]]
         biases = [f32_tensor(rng.standard_normal(n)) for n in (64, 32)] if rows % 2 else None
         yield Case(f"{rows} rows, mixed parts", {"x": x, "weights": parts, "biases": biases})
-    for fmt in (WeightFormat.Q8_0, WeightFormat.Q4_1, WeightFormat.Q4_K):
+        parts = [random_tensor(rng, (n, 96), WeightFormat.W8A8) for n in (64, 32)]
+        yield Case(f"{rows} rows of w8a8", {"x": x, "weights": parts, "biases": biases})
+    formats = (WeightFormat.W8A8, WeightFormat.F32, WeightFormat.Q8_0, WeightFormat.W8A8)
+    parts = [random_tensor(rng, (16, 64), fmt) for fmt in formats]
+    yield Case("w8a8 beside others", {
+        "x": rng.standard_normal((7, 64)).astype(np.float32), "weights": parts, "biases": None,
+    })  # fmt: skip
+    for rows, columns in ((3, 1), (2, 37), (1, 3000), (20, 1100)):
+        x = rng.standard_normal((rows, columns)).astype(np.float32)
+        weight = random_tensor(rng, (40, columns), WeightFormat.W8A8)
+        yield Case(f"w8a8, {columns} columns", {"x": x, "weights": [weight], "biases": None})
+    for fmt in (WeightFormat.Q8_0, WeightFormat.Q4_1, WeightFormat.Q4_K, WeightFormat.W8A8):
         x = rng.standard_normal((4, 512)).astype(np.float32)
         x[0], x[1, 32:64], x[2, 100], x[3, 64:96] = 0, 0, 3e4, 1e-30
         yield Case(f"{fmt.label}, zeros and outliers", {
@@ -110,7 +121,13 @@ def _moe_cases(rng: np.random.Generator) -> Iterator[Case]:
         inputs |= {"x": rng.standard_normal((rows, 64)).astype(np.float32), "top_k": top_k, "normalise": normalise}
         inputs["router"] = f32_tensor(rng.standard_normal((num_experts, 64)) / 4)
         yield Case(f"{rows} rows, {top_k} of {num_experts}", inputs)
-    for up, down, hidden in [("Q4_0", "Q4_1", 64), ("Q4_K", "Q8_0", 256), ("Q8_0", "F16", 32)]:
+    for up, down, hidden in [
+        ("Q4_0", "Q4_1", 64),
+        ("Q4_K", "Q8_0", 256),
+        ("Q8_0", "F16", 32),
+        ("W8A8", "W8A8", 64),
+        ("Q8_0", "W8A8", 32),
+    ]:
         packed: dict[str, object] = {
             "gate": random_tensor(rng, (4, 32, hidden), WeightFormat[up]),
             "up": random_tensor(rng, (4, 32, hidden), WeightFormat[up]),
@@ -120,6 +137,11 @@ def _moe_cases(rng: np.random.Generator) -> Iterator[Case]:
         }
         yield Case(f"experts in {up} and {down}", {**packed, "top_k": 2, "normalise": True})
 
+
+_EITHER_WAY = (
+    "between the products a value on the border of two integers may go either way: 1/127 of the largest it shares a "
+    "scale with, in one of F terms"
+)
 
 MOE = OpSpec(
     name="moe",
@@ -131,13 +153,7 @@ MOE = OpSpec(
         16.0,
         lambda i: int(i["x"].shape[-1]),
         "three products in a row and the router's exponentials",
-        {
-            "int8 blocks of 32": (
-                2.0**-9,
-                "between the products a value on the border of two integers may go either way: 1/127 of its block's "
-                "largest, in one of F terms",
-            )
-        },
+        {"int8 blocks of 32": (2.0**-9, _EITHER_WAY), "w8a8": (2.0**-9, _EITHER_WAY)},
     ),
     token_inputs=("x",),
     source="Qwen3 Technical Report (2025), section 2: softmax over all experts, top k, weights normalised or not",

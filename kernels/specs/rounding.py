@@ -9,12 +9,14 @@ import numpy as np
 
 from kernels.formats import RawTensor, WeightFormat
 from kernels.ops import Arithmetic, CacheDtype
-from kernels.reference.dequant import dequantise
+from kernels.reference.dequant import codes_and_scales, dequantise
 from kernels.spec import Array
 
 BLOCK = 32
 WIDE = 2.0
 """A block is wide if its max|x| squared is more than this many times the mean over its row's blocks."""
+TINY = 1e-36
+"""A token whose max|x| is not above this counts as zeros before a W8A8 weight: 127 / max|x| might be infinite."""
 _FIRST_QUANT_BYTE = {WeightFormat.Q4_1: 4, WeightFormat.Q4_K: 16}
 """Where the codes begin in a block of the formats with an offset: w = d * (code - 8) + offset."""
 _WITHOUT_OFFSET = {WeightFormat.Q4_0, WeightFormat.Q8_0, WeightFormat.Q6_K}
@@ -31,6 +33,15 @@ def rounded_rows(x: Array, levels: int) -> Array:
     most = np.abs(x).max(axis=-1, keepdims=True)
     inverse = np.divide(np.float32(levels), most, out=np.zeros_like(most), where=most > 0)
     return np.asarray(np.rint(x * inverse).astype(np.float64) * (most / np.float32(levels)))
+
+
+def rounded_tokens(x: Array) -> Array:
+    """Each token as int8 with one scale, as a W8A8 weight meets it: f32[T,K] -> f64[T,K].
+
+    A token with a NaN or an infinity is all NaN.
+    """
+    most = np.abs(x).max(axis=-1, keepdims=True, initial=0)
+    return rounded_rows(np.where(most <= TINY, 0, x), 127)
 
 
 def rounded_activations(x: Array) -> Array:
@@ -55,9 +66,14 @@ def rounded_activations(x: Array) -> Array:
 def product(x: Array, weight: RawTensor, arithmetic: Arithmetic) -> Array:
     """X @ weight.T as the arithmetic has it: f32[T,K], [N,K] -> f64[T,N].
 
+    A W8A8 weight meets tokens as int8 whatever the arithmetic: that is what the format says.
+
     With int8 activations, a weight of integers meets the rounded x; the offset of a format that has one (the value of
     its code 8, which the other codes are counted from) meets x itself. Float weights always do.
     """
+    if weight.format is WeightFormat.W8A8:
+        codes, scales = codes_and_scales(weight)
+        return np.asarray(rounded_tokens(x) @ codes.astype(np.float64).T * scales)
     exact, full = x.astype(np.float64), dequantise(weight).astype(np.float64)
     if arithmetic.activations == "f32" or weight.format not in {*_FIRST_QUANT_BYTE, *_WITHOUT_OFFSET}:
         return np.asarray(exact @ full.T)

@@ -138,6 +138,7 @@ INLINE int64_t matrix_panel_bytes(int format, int64_t k) {
         case UPWELL_Q4_0: return panel_bytes<Q4_0>(k);
         case UPWELL_Q4_1: return panel_bytes<Q4_1>(k);
         case UPWELL_Q4_K: return panel_bytes<Q4_K>(k);
+        case UPWELL_W8A8: return kLanes * ((k + 31) / 32 * 32) + 4 * kLanes;
         default: return panel_bytes<Q6_K>(k);
     }
 }

@@ -7,6 +7,7 @@
 #include "activation.hpp"
 #include "formats.hpp"
 #include "math.hpp"
+#include "w8a8.hpp"
 #include "work.hpp"
 
 namespace {
@@ -232,6 +233,7 @@ static void product(const upwell_matrix& m, int64_t p0, int64_t p1, const upwell
         case UPWELL_Q4_0: return int_product<Q4_0>(w0, w1, a, blocks, rows, sums, s);
         case UPWELL_Q4_1: return int_product<Q4_1>(w0, w1, a, blocks, rows, sums, s);
         case UPWELL_Q4_K: return int_product<Q4_K>(w0, w1, a, blocks, rows, sums, s);
+        case UPWELL_W8A8: return w8a8_product(w0, w1, m.k, token_of(in.tokens, row, m.k), rows, sums.first, sums.ld);
         default: return int_product<Q6_K>(w0, w1, a, blocks, rows, sums, s);
     }
 }
@@ -321,7 +323,8 @@ static void run_silu_linear(const Work& work, const upwell_rows& in, const upwel
 // The rows from `first` on, of so many columns.
 INLINE upwell_rows rows_from(const upwell_rows& rows, int64_t first, int64_t columns) {
     int64_t blocks = (columns + 31) / 32;
-    return {rows.x ? rows.x + first * rows.ld : nullptr, rows.ld, rows.q ? row_of(rows.q, first, blocks) : nullptr};
+    return {rows.x ? rows.x + first * rows.ld : nullptr, rows.ld, rows.q ? row_of(rows.q, first, blocks) : nullptr,
+            rows.tokens ? token_of(rows.tokens, first, columns) : nullptr};
 }
 
 }  // namespace

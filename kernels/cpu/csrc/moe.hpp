@@ -65,6 +65,9 @@ static void run_expert_gather(const Work& work, const upwell_experts& e, const u
                 __builtin_memcpy(e.gathered.x + r * e.gathered.ld, in.x + t * in.ld, sizeof(float) * (size_t)e.hidden);
             if (in.q)
                 __builtin_memcpy(row_of(e.gathered.q, r, blocks), row_of(in.q, t, blocks), UPWELL_BLOCK_BYTES * (size_t)blocks);
+            if (in.tokens)
+                __builtin_memcpy(token_of(e.gathered.tokens, r, e.hidden), token_of(in.tokens, t, e.hidden),
+                                 (size_t)token_bytes(e.hidden));
         }
 }
 
@@ -98,6 +101,7 @@ static void run_expert_up(const Work& work, const upwell_experts& e) {
 
 static void run_expert_mark(const Work& work, const upwell_experts& e, int64_t tokens) {
     if (e.between.q) run_mark(work, e.between, e.inner, tokens * e.top_k);
+    if (e.between.tokens) run_quantise(work, e.between, e.inner, tokens * e.top_k);
 }
 
 static void run_expert_down(const Work& work, const upwell_experts& e) {

@@ -25,6 +25,14 @@ bool layout_of(int format, Layout* out) {
     }
 }
 
+// W8A8: a scale, then codes; a panel has the codes of 4 columns of each lane, and the scales at its end.
+int64_t w8a8_scales_at(int64_t k) { return (k + 31) / 32 * 32 * kLanes; }
+
+void pack_w8a8(const uint8_t* in, int64_t k, uint8_t* panel, int64_t lane) {
+    for (int64_t i = 0; i < k; i++) panel[i / 4 * 64 + 4 * lane + i % 4] = in[4 + i] ^ 0x80;  // plus 128, as unsigned
+    memcpy(panel + w8a8_scales_at(k) + 4 * lane, in, 4);
+}
+
 // `count` units of `size` bytes of one row go to every 16th unit, beginning with the lane's own.
 template <int SIZE>
 void spread(const uint8_t* from, int64_t count, uint8_t* to, int64_t lane, uint8_t flip = 0) {
@@ -76,6 +84,7 @@ void pack_span(int format, const uint8_t* in, uint8_t* out, int64_t lane) {
 
 extern "C" int64_t upwell_packed_bytes(int format, int64_t n, int64_t k) {
     Layout layout;
+    if (format == UPWELL_W8A8) return (n + kLanes - 1) / kLanes * (w8a8_scales_at(k) + 4 * kLanes);
     if (!layout_of(format, &layout)) return -1;
     return (n + kLanes - 1) / kLanes * ((k + layout.span - 1) / layout.span) * layout.packed;
 }
@@ -83,6 +92,12 @@ extern "C" int64_t upwell_packed_bytes(int format, int64_t n, int64_t k) {
 extern "C" void upwell_pack(int format, int64_t rows, int64_t k, const uint8_t* stored, int64_t row_bytes, uint8_t* panels,
                             int64_t first) {
     Layout layout;
+    if (format == UPWELL_W8A8) {
+        int64_t panel = w8a8_scales_at(k) + 4 * kLanes;
+        for (int64_t r = 0; r < rows; r++)
+            pack_w8a8(stored + r * row_bytes, k, panels + (first + r) / kLanes * panel, (first + r) % kLanes);
+        return;
+    }
     if (!layout_of(format, &layout)) return;
     int64_t spans = k / layout.span, panel = spans * layout.packed;
     for (int64_t r = 0; r < rows; r++) {

@@ -3,6 +3,7 @@
 #include "activation.hpp"
 #include "formats.hpp"
 #include "math.hpp"
+#include "w8a8.hpp"
 #include "work.hpp"
 
 namespace {
@@ -66,6 +67,7 @@ INLINE void prepare_head(const float* x, int64_t d, const float* norm, float eps
 
 // Writes y, a whole row of n numbers, as int8 if the rows have it.
 INLINE void finish_row(const upwell_rows& out, int64_t row, const float* y, int64_t n) {
+    if (out.tokens) quantise_token(y, n, token_of(out.tokens, row, n));
     if (!out.q) return;
     int64_t blocks = (n + 31) / 32;
     Block* q = row_of(out.q, row, blocks);
@@ -159,6 +161,7 @@ INLINE float half_of(const uint8_t* p, int lane_index) {
 static void unpack_row(const upwell_matrix& m, int64_t row, float* out) {
     int64_t l = row % kLanes;
     const uint8_t* panel = m.panels + row / kLanes * matrix_panel_bytes(m.format, m.k);
+    if (m.format == UPWELL_W8A8) return w8a8_unpack_row(panel, l, m.k, out);
     for (int64_t k = 0; k < m.k; k += 32) {
         int64_t b = k / 32, n = m.k - k < 32 ? m.k - k : 32;
         if (m.format == UPWELL_F32 || m.format == UPWELL_F16 || m.format == UPWELL_BF16) {

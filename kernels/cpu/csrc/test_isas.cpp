@@ -9,18 +9,20 @@ namespace {
 
 // ---- Rows
 
+void quantise(Pass& pass, const Rows& rows, int columns) {
+    if (rows.rows.q || rows.rows.tokens) pass.add(UPWELL_QUANTISE, {rows, columns});
+    if (rows.rows.q) pass.add(UPWELL_MARK, {rows, columns});
+}
+
 void linear(Pass& pass, int format, int rows) {
     pass.begin(std::string("linear ") + kFormatNames[format] + " rows " + std::to_string(rows));
-    // 32 blocks are staged in two parts, and 40 outputs are three panels, the last one half empty.
-    int n = 40, k = is_float(format) ? 77 : 1024;
+    // 32 blocks are staged in two parts, so are 1003 columns of W8A8, and 40 outputs are three panels, the last one half empty.
+    int n = 40, k = is_float(format) ? 77 : format == UPWELL_W8A8 ? 1003 : 1024;
     Matrix first(format, n, k, rows % 2, pass.random), second(format, 17, k, false, pass.random);
-    Rows in(rows, k, true, !is_float(format));
+    Rows in(rows, k, true, kind_of(format));
     for (int64_t i = 0; i < in.x.count(); i++) in.x[i] = pass.random.number();
     Array<float> out(rows * (n + 3)), other(rows * 17);
-    if (!is_float(format)) {
-        pass.add(UPWELL_QUANTISE, {in, k});
-        pass.add(UPWELL_MARK, {in, k});
-    }
+    quantise(pass, in, k);
     pass.add(UPWELL_LINEAR, {in, first, out, n + 3}, UPWELL_NO_BARRIER);
     pass.add(UPWELL_LINEAR, {in, second, other, 17});
     pass.run(rows);
@@ -31,14 +33,11 @@ void linear(Pass& pass, int format, int rows) {
 
 void silu_linear(Pass& pass, int format, int rows) {
     pass.begin(std::string("silu_linear ") + kFormatNames[format] + " rows " + std::to_string(rows));
-    int f = 80, k = is_float(format) ? 33 : 256;
+    int f = 80, k = kind_of(format) == Kind::kBlocks ? 256 : 33;
     Matrix matrix(format, 2 * f, k, rows % 2, pass.random);
-    Rows in(rows, k, true, !is_float(format)), out(rows, f, true, true);
+    Rows in(rows, k, true, kind_of(format)), out(rows, f, true, Kind::kBlocks);
     for (int64_t i = 0; i < in.x.count(); i++) in.x[i] = pass.random.number();
-    if (!is_float(format)) {
-        pass.add(UPWELL_QUANTISE, {in, k});
-        pass.add(UPWELL_MARK, {in, k});
-    }
+    quantise(pass, in, k);
     pass.add(UPWELL_SILU_LINEAR, {in, matrix, out});
     pass.add(UPWELL_MARK, {out, f});
     pass.run(rows);
@@ -51,33 +50,31 @@ void special_numbers(Pass& pass, int format) {
     const float kSpecial[] = {__builtin_nanf(""), __builtin_inff(), -__builtin_inff(), 1e-41f, -0.0f, 3e38f, 1e-38f, 0.0f};
     int rows = 8, k = 256, n = 32;
     Matrix matrix(format, n, k, false, pass.random), gates(format, 2 * n, k, false, pass.random);
-    Rows in(rows, k, true, !is_float(format)), up(rows, n, true, false);
+    Rows in(rows, k, true, kind_of(format)), up(rows, n, true, Kind::kFloats);
     for (int r = 0; r < rows; r++) {
         bool tiny = r == 3 || r == 4;  // all of the row
         for (int i = 0; i < k; i++) in.x[r * k + i] = tiny ? kSpecial[r] : pass.random.number();
         in.x[r * k + 5 * r] = kSpecial[r];
     }
     Array<float> out(rows * n);
-    if (!is_float(format)) {
-        pass.add(UPWELL_QUANTISE, {in, k});
-        pass.add(UPWELL_MARK, {in, k});
-    }
+    quantise(pass, in, k);
     pass.add(UPWELL_LINEAR, {in, matrix, out, n});
     pass.add(UPWELL_SILU_LINEAR, {in, gates, up});
     pass.run(rows);
     pass.keep("q", in.q);
+    pass.keep("tokens", in.tokens);
     pass.keep("out", out);
     pass.keep("up", up.x);
 }
 
-void norm(Pass& pass, int columns, int heads, bool residual) {
-    pass.begin("norm " + std::to_string(columns) + " by " + std::to_string(heads));
+void norm(Pass& pass, int columns, int heads, bool residual, Kind kind = Kind::kBlocks) {
+    pass.begin("norm " + std::to_string(columns) + " by " + std::to_string(heads) + (kind == Kind::kTokens ? " tokens" : ""));
     int rows = 7, width = columns * heads;
-    Rows in(rows, width, true, false), out(rows, width, true, heads == 1);
+    Rows in(rows, width, true, Kind::kFloats), out(rows, width, true, heads == 1 ? kind : Kind::kFloats);
     for (int64_t i = 0; i < in.x.count(); i++) in.x[i] = pass.random.number();
     Array<float> before(rows * width, pass.random), weight(columns, pass.random), sum(rows * width);
     pass.add(UPWELL_NORM, {in, residual ? Argument(before) : nullptr, weight, sum, out, columns, heads, 1e-5f});
-    if (heads == 1) pass.add(UPWELL_MARK, {out, columns});
+    if (out.rows.q) pass.add(UPWELL_MARK, {out, columns});
     pass.run(rows);
     pass.keep(out);
     pass.keep("sum", sum);
@@ -87,7 +84,7 @@ void elementwise(Pass& pass, int columns) {
     pass.begin("silu_mul, gather, argmax of " + std::to_string(columns));
     int rows = 9;
     Array<float> x(rows * 2 * columns, pass.random);
-    Rows made(rows, columns, true, true), gathered(3, columns, true, true);
+    Rows made(rows, columns, true, Kind::kBlocks), gathered(3, columns, true, Kind::kTokens);
     pass.add(UPWELL_SILU_MUL, {x, 2 * columns, made, columns});
     pass.add(UPWELL_MARK, {made, columns});
     pass.add(UPWELL_GATHER, {x, 2 * columns, gathered, columns}, UPWELL_ROWS_SAMPLED);
@@ -99,7 +96,7 @@ void elementwise(Pass& pass, int columns) {
     batch.num_tokens = rows, batch.num_rows = 3, batch.logit_rows = row;
     pass.run(batch);
     pass.keep(made);
-    pass.keep("gathered", gathered.x);
+    pass.keep(gathered);
     pass.keep("best", best);
 }
 
@@ -177,7 +174,7 @@ void attention(Pass& pass, int kind, int head_dim, bool plain) {
     pass.run(batch);
 
     Array<uint8_t> partial(1 << 16);
-    Rows out(28, q_width, true, head_dim % 32 == 0);
+    Rows out(28, q_width, true, head_dim % 32 ? Kind::kFloats : Kind::kBlocks);
     pass.add(UPWELL_ATTENTION, {&cache.cache, q, q_width, out, kHeads, 1 / __builtin_sqrtf((float)head_dim),
                                 plain ? 0 : 37, rope, kMost, norm, 1e-6f, partial, partial.count()});
     if (out.rows.q) pass.add(UPWELL_MARK, {out, q_width});
@@ -187,7 +184,7 @@ void attention(Pass& pass, int kind, int head_dim, bool plain) {
     batch.q_starts = starts, batch.kv_lens = kv_lens, batch.block_table = table;
     pass.run(batch);
 
-    Rows last(2, q_width, true, head_dim % 32 == 0);
+    Rows last(2, q_width, true, head_dim % 32 ? Kind::kFloats : Kind::kBlocks);
     pass.add(UPWELL_ATTENTION, {&cache.cache, q, q_width, last, kHeads, 1 / __builtin_sqrtf((float)head_dim),
                                 plain ? 0 : 700, rope, kMost, norm, 1e-6f, partial, partial.count()});
     if (last.rows.q) pass.add(UPWELL_MARK, {last, q_width});
@@ -232,7 +229,7 @@ void experts(Pass& pass, int format, int tokens) {
     pass.begin(std::string("experts ") + kFormatNames[format] + " tokens " + std::to_string(tokens));
     constexpr int kExperts = 6, kTop = 2;
     const int hidden = 256, inner = 256, pairs = tokens * kTop;
-    const bool integers = !is_float(format);
+    const Kind kind = kind_of(format);
     std::vector<upwell_matrix> up, down;
     std::vector<Matrix*> matrices;
     for (int e = 0; e < 2 * kExperts; e++) {
@@ -240,19 +237,16 @@ void experts(Pass& pass, int format, int tokens) {
         matrices.push_back(new Matrix(format, first ? 2 * inner : hidden, first ? hidden : inner, false, pass.random));
         (first ? up : down).push_back(matrices.back()->matrix);
     }
-    Rows in(tokens, hidden, true, integers), gathered(pairs, hidden, !integers, integers);
-    Rows between(pairs, inner, !integers, integers);
+    Rows in(tokens, hidden, true, kind), gathered(pairs, hidden, kind == Kind::kFloats, kind);
+    Rows between(pairs, inner, kind != Kind::kBlocks, kind);
     for (int64_t i = 0; i < in.x.count(); i++) in.x[i] = pass.random.number();
     Array<int32_t> expert_of(pairs), row_of(pairs), token_of(pairs), first_row(kExperts + 1);
     Array<float> gate_of(pairs), result(pairs * hidden), out(tokens * hidden), scores(tokens * kExperts, pass.random);
     upwell_experts table = {kExperts, kTop, tokens % 2, hidden, inner, up.data(), down.data(), expert_of, row_of, gate_of,
                             token_of, first_row, gathered.rows, between.rows, result};
-    Rows wanted(0, hidden, false, false);
-    wanted.rows = {integers ? nullptr : in.rows.x, hidden, in.rows.q};
-    if (integers) {
-        pass.add(UPWELL_QUANTISE, {in, hidden});
-        pass.add(UPWELL_MARK, {in, hidden});
-    }
+    Rows wanted(0, hidden, false, Kind::kFloats);
+    wanted.rows = {kind == Kind::kFloats ? in.rows.x : nullptr, hidden, in.rows.q, in.rows.tokens};
+    quantise(pass, in, hidden);
     pass.add(UPWELL_ROUTE, {&table, scores, kExperts});
     pass.add(UPWELL_EXPERT_ORDER, {&table});
     pass.add(UPWELL_EXPERT_GATHER, {&table, wanted});
@@ -280,6 +274,7 @@ void all_operations(Pass& pass) {
     silu_linear(pass, UPWELL_Q4_0, 200);
     norm(pass, 576, 1, true);
     norm(pass, 70, 1, false);
+    norm(pass, 70, 1, false, Kind::kTokens);
     norm(pass, 64, 3, false);
     for (int columns : {5, 64, 1003}) elementwise(pass, columns);
     for (int vocab : {7, 1003}) draw(pass, vocab);
@@ -289,7 +284,7 @@ void all_operations(Pass& pass) {
             for (bool plain : {true, false}) attention(pass, kind, head_dim, plain);
     }
     for (int kind = 0; kind < kCacheKinds; kind++) extreme_cache(pass, kind);
-    for (int format : {UPWELL_F16, UPWELL_Q8_0, UPWELL_Q4_K})
+    for (int format : {UPWELL_F16, UPWELL_Q8_0, UPWELL_Q4_K, UPWELL_W8A8})
         for (int tokens : {1, 2, 17}) experts(pass, format, tokens);
 }
 

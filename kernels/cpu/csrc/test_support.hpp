@@ -52,20 +52,27 @@ class Array {
 
 // ---- Operands
 
-constexpr int kFormats = UPWELL_Q6_K + 1, kCacheKinds = UPWELL_KV_I8 + 1;
-const char* const kFormatNames[kFormats] = {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q4_k", "q6_k"};
+constexpr int kFormats = UPWELL_W8A8 + 1, kCacheKinds = UPWELL_KV_I8 + 1;
+const char* const kFormatNames[kFormats] = {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q4_k", "q6_k", "w8a8"};
 const char* const kCacheNames[kCacheKinds] = {"f32", "f16", "i16", "i8"};
 
-inline bool is_float(int format) { return format <= UPWELL_BF16; }
+// How activations meet a weight.
+enum class Kind { kFloats, kBlocks, kTokens };
+inline Kind kind_of(int format) {
+    return format <= UPWELL_BF16 ? Kind::kFloats : format == UPWELL_W8A8 ? Kind::kTokens : Kind::kBlocks;
+}
+inline bool is_float(int format) { return kind_of(format) == Kind::kFloats; }
 
 struct Rows {
     Array<float> x;
-    Array<uint8_t> q;
+    Array<uint8_t> q, tokens;
     upwell_rows rows;
-    Rows(int64_t count, int64_t columns, bool floats, bool integers)
+    Rows(int64_t count, int64_t columns, bool floats, Kind kind)
         : x(floats ? count * columns : 0),
-          q(integers ? count * ((columns + 31) / 32) * UPWELL_BLOCK_BYTES : 0),
-          rows{floats ? (float*)x : nullptr, columns, integers ? (void*)(uint8_t*)q : nullptr} {}
+          q(kind == Kind::kBlocks ? count * ((columns + 31) / 32) * UPWELL_BLOCK_BYTES : 0),
+          tokens(kind == Kind::kTokens ? count * ((columns + 31) / 32 * 32 + UPWELL_TOKEN_HEADER_BYTES) : 0),
+          rows{floats ? (float*)x : nullptr, columns, kind == Kind::kBlocks ? (void*)(uint8_t*)q : nullptr,
+               kind == Kind::kTokens ? (void*)(uint8_t*)tokens : nullptr} {}
 };
 
 // Columns of a stored block, bytes of it, and where in it there are scales that must be ordinary numbers.
@@ -74,7 +81,8 @@ struct Stored {
     int scales[2];
 };
 constexpr Stored kStored[kFormats] = {{1, 4, {-1, -1}}, {1, 2, {-1, -1}}, {1, 2, {-1, -1}}, {32, 34, {0, -1}},
-                                      {32, 18, {0, -1}}, {32, 20, {0, 2}}, {256, 144, {0, 2}}, {256, 210, {208, -1}}};
+                                      {32, 18, {0, -1}}, {32, 20, {0, 2}}, {256, 144, {0, 2}}, {256, 210, {208, -1}},
+                                      {1, 1, {-1, -1}}};
 
 inline void fill_block(int format, uint8_t* block, Random& random) {
     float number = random.between(-1, 1);
@@ -98,9 +106,13 @@ struct Matrix {
         : panels(upwell_packed_bytes(format, n, k)), bias(n, random),
           matrix{format, n, k, 0, panels, biased ? (float*)bias : nullptr} {
         const Stored& of = kStored[format];
-        int64_t row = k / of.columns * of.bytes, half = n / 2;
+        int64_t head = format == UPWELL_W8A8 ? 4 : 0, row = head + k / of.columns * of.bytes, half = n / 2;
         Array<uint8_t> stored(n * row);
         for (int64_t at = 0; at < stored.count(); at += of.bytes) fill_block(format, stored + at, random);
+        for (int64_t r = 0; r < n && head; r++) {
+            float scale = random.between(0.001f, 0.1f);
+            memcpy(stored + r * row, &scale, 4);
+        }
         upwell_pack(format, half, k, stored, row, panels, 0);
         upwell_pack(format, n - half, k, stored + half * row, row, panels, half);
     }
@@ -171,6 +183,7 @@ class Pass {
     void keep(const Rows& rows) {
         keep("x", rows.x);
         keep("q", rows.q);
+        keep("tokens", rows.tokens);
     }
 
   private:

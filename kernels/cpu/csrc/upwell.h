@@ -6,8 +6,9 @@
 extern "C" {
 #endif
 
-#define UPWELL_ABI 3
+#define UPWELL_ABI 4
 #define UPWELL_BLOCK_BYTES 128  // of a block of 32 activations as int8: two planes (activation.hpp)
+#define UPWELL_TOKEN_HEADER_BYTES 32  // of a row of activations with one scale (w8a8.hpp)
 
 // How a packed weight lies in memory: panels of 16 output rows, interleaved for one 512-bit vector (see formats.hpp).
 enum upwell_format {
@@ -19,6 +20,7 @@ enum upwell_format {
     UPWELL_Q4_1 = 5,
     UPWELL_Q4_K = 6,
     UPWELL_Q6_K = 7,
+    UPWELL_W8A8 = 8,
 };
 
 // How keys and values lie in the cache. The integers carry a scale for each token and head.
@@ -31,11 +33,12 @@ typedef struct {
     const float* bias;  // f32[n], or null
 } upwell_matrix;
 
-// Rows of activations: as f32, or as int8 with one scale a block of 32 columns, or both.
+// Rows of activations: as f32, as int8 with one scale a block of 32 columns, as int8 with one scale a row, or more of them.
 typedef struct {
-    float* x;    // f32[rows, ld], or null
-    int64_t ld;  // floats from row to row
-    void* q;     // UPWELL_BLOCK_BYTES a row and block of 32 columns, or null
+    float* x;      // f32[rows, ld], or null
+    int64_t ld;    // floats from row to row
+    void* q;       // UPWELL_BLOCK_BYTES a row and block of 32 columns, or null
+    void* tokens;  // UPWELL_TOKEN_HEADER_BYTES + columns rounded up to 32 a row, or null
 } upwell_rows;
 
 // One layer's paged cache.
