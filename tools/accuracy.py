@@ -3,7 +3,7 @@
     .venv/bin/python -m tools.accuracy [--model PATH] [--positions 2048] [--write-docs]
 
 The text is the language reference that comes with CPython (``pydoc_data.topics``), in windows of 512 tokens. Each
-backend and cache format computes the logits of every position; compared are the mean Kullback-Leibler divergence from
+backend, cache format and quantisation computes the logits of every position; compared are the mean Kullback-Leibler divergence from
 the reference, how often the likeliest token is the same, and perplexity. ``--write-docs`` rewrites the table in
 docs/accuracy.md. llama.cpp's row is measured with its own tool; the page says how.
 """
@@ -24,13 +24,21 @@ from engine.model_runner import ModelRunner
 from engine.models.registry import model_class
 from engine.tokenizer import load_tokenizer
 from engine.weights.open import open_checkpoint
+from engine.weights.quantised import quantised
 from kernels.ops import AttentionBatch, BackendOptions, StepInputs, StepLimits
 from kernels.resolve import resolve
 
 WINDOW = 512
 BLOCK_SIZE = 16
 DOCS = Path(__file__).parents[1] / "docs" / "accuracy.md"
-VARIANTS = (("cpu", "f32"), ("cpu", "f16"), ("cpu", "i16"), ("cpu", "i8"))
+VARIANTS = (
+    ("cpu", "f32", "none"),
+    ("cpu", "f16", "none"),
+    ("cpu", "i16", "none"),
+    ("cpu", "i8", "none"),
+    ("cpu", "i16", "w8a8"),
+)
+"""(backend, KV cache, ``--quantization``)."""
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
@@ -61,9 +69,9 @@ def windows(model: Path, positions: int) -> npt.NDArray[np.int32]:
 class Scorer:
     """One backend with the model on it."""
 
-    def __init__(self, model: Path, device: str, cache_dtype: str) -> None:
+    def __init__(self, model: Path, device: str, cache_dtype: str, quantization: str) -> None:
         ops = resolve(device, BackendOptions(kv_cache_dtype=cache_dtype)).ops
-        checkpoint = open_checkpoint(model)
+        checkpoint = quantised(open_checkpoint(model), quantization)
         config = checkpoint.config
         decoder = model_class(config.architecture)(config, checkpoint, ops, WINDOW, lambda _: None)
         cache = CacheConfig(num_blocks=WINDOW // BLOCK_SIZE, block_size=BLOCK_SIZE)
@@ -85,11 +93,11 @@ def log_softmax(logits: F32) -> F64:
     return x
 
 
-def compare(model: Path, variants: tuple[tuple[str, str], ...], text: npt.NDArray[np.int32]) -> list[Figures]:
+def compare(model: Path, variants: tuple[tuple[str, str, str], ...], text: npt.NDArray[np.int32]) -> list[Figures]:
     """The reference's figures, then those of each variant."""
-    reference = Scorer(model, "reference", "auto")
-    scorers = [Scorer(model, device, cache) for device, cache in variants]
-    names = ["reference, float32", *(f"{device}, {cache} cache" for device, cache in variants)]
+    reference = Scorer(model, "reference", "auto", "none")
+    scorers = [Scorer(model, *variant) for variant in variants]
+    names = ["reference, float32", *(_name(*variant) for variant in variants)]
     divergences: list[list[F64]] = [[] for _ in names]
     agreements: list[list[npt.NDArray[np.bool_]]] = [[] for _ in names]
     losses: list[list[F64]] = [[] for _ in names]
@@ -115,11 +123,15 @@ def compare(model: Path, variants: tuple[tuple[str, str], ...], text: npt.NDArra
     return out
 
 
+def _name(device: str, cache: str, quantization: str) -> str:
+    return f"{device}, {cache} cache" + ("" if quantization == "none" else f", {quantization}")
+
+
 def table(figures: list[Figures]) -> str:
     """As Markdown."""
     base = figures[0].perplexity
     lines = [
-        "| backend and cache | mean KL | 99th percentile | same likeliest token | perplexity | against reference |"
+        "| backend, cache and quantisation | mean KL | 99th percentile | same likeliest token | perplexity | against reference |"
     ]
     lines.append("|---|---|---|---|---|---|")
     lines += [

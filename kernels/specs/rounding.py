@@ -41,7 +41,8 @@ def rounded_tokens(x: Array) -> Array:
     A token with a NaN or an infinity is all NaN.
     """
     most = np.abs(x).max(axis=-1, keepdims=True, initial=0)
-    return rounded_rows(np.where(most <= TINY, 0, x), 127)
+    sound = np.isfinite(most)
+    return np.where(sound, rounded_rows(np.where(sound & (most > TINY), x, 0), 127), np.nan)
 
 
 def rounded_activations(x: Array) -> Array:

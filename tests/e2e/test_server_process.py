@@ -180,6 +180,7 @@ def test_a_port_in_use_is_said_in_one_line():
         ((str(GOLDEN / "no-such-folder"),), "no-such-folder"),
         ((*SERVE, "--device", "abacus"), "abacus"),
         ((*SERVE, "--kv-cache-dtype", "i4"), "i4"),
+        ((*SERVE, "--quantization", "int8"), "--quantization must be one of none, w8a8"),
         ((*SERVE, "--max-model-len", "5000"), "--max-model-len"),
         ((*SERVE, "--host", "0.0.0.0"), "--api-key"),
         ((*SERVE, "--max-num-batched-tokens", "3"), "--max-num-seqs"),

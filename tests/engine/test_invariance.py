@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.config import QUANTIZATIONS
 from engine.types import GenerateRequest, SamplingParams
 from tests.support.backends import DEVICES, multiple_of
 from tests.support.tiny_models import TINY_MODELS, TINY_VOCAB_SIZE, tiny_engine
@@ -58,11 +59,12 @@ def engine_for(name, **options):
     return tiny_engine(name, max_model_len=MAX_LEN, block_size=16, kv_cache_bytes=1 << 28, **options)
 
 
-def alone(name, device, prompt, sampling):
-    engine = engine_for(name, device=device, enable_prefix_caching=False, max_num_batched_tokens=MAX_LEN)
+def alone(name, prompt, sampling, **options):
+    engine = engine_for(name, enable_prefix_caching=False, max_num_batched_tokens=MAX_LEN, **options)
     return answers(engine, [(0, GenerateRequest("r", list(prompt), sampling))])["r"]
 
 
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", TINY_MODELS)
 @given(
@@ -75,12 +77,13 @@ def alone(name, device, prompt, sampling):
 )
 @settings(max_examples=60)
 def test_answers_do_not_depend_on_company(
-    name, device, drawn, max_num_seqs, spare_tokens, spare_blocks, wanted_block_size, caching
+    name, device, quantization, drawn, max_num_seqs, spare_tokens, spare_blocks, wanted_block_size, caching
 ):
     block_size = max(wanted_block_size, multiple_of(device))
     engine = tiny_engine(
         name,
         device=device,
+        quantization=quantization,
         max_model_len=MAX_LEN,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_seqs + spare_tokens,
@@ -95,7 +98,7 @@ def test_answers_do_not_depend_on_company(
     cold = answers(engine, arrivals)
     warm = answers(engine, arrivals)
     for _, request in arrivals:
-        wanted = alone(name, device, request.prompt_ids, request.sampling)
+        wanted = alone(name, request.prompt_ids, request.sampling, device=device, quantization=quantization)
         assert cold[request.request_id] == wanted
         assert warm[request.request_id] == wanted
 

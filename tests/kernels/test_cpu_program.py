@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from engine.config import CacheConfig
+from engine.config import QUANTIZATIONS, CacheConfig
 from engine.errors import UnsupportedModel
 from engine.model_runner import ModelRunner
 from engine.models.registry import model_class
 from engine.weights.open import open_checkpoint
+from engine.weights.quantised import quantised
 from kernels.cpu import graph as g
 from kernels.cpu.abi import MAX_COLUMNS, Op
 from kernels.formats import WeightFormat
 from kernels.ops import AttentionBatch, BackendOptions, BackendUnavailable, DrawParams, NoKernel, StepInputs, StepLimits
 from kernels.resolve import BACKENDS
-from kernels.spec import random_tensor
+from kernels.spec import f32_tensor, random_tensor
 from tests.support.backends import DEVICES
 from tests.support.tiny_models import GOLDEN, TINY_MODELS
 
@@ -44,10 +46,10 @@ def inputs_of(lengths):
     )
 
 
-def steps(name, threads, *, recorded, kind="auto"):
+def steps(name, threads, *, recorded, kind="auto", quantization="none"):
     """Logits of two steps: one fills the caches, one has chunks and decodes."""
     ops = BACKENDS["cpu"](BackendOptions(threads=threads, kv_cache_dtype=kind))
-    checkpoint = open_checkpoint(GOLDEN / name)
+    checkpoint = quantised(open_checkpoint(GOLDEN / name), quantization)
     model = model_class(checkpoint.config.architecture)(checkpoint.config, checkpoint, ops, 128, lambda _: None)
     config = checkpoint.config
     fill = inputs_of([(total, total) for total, _ in LENGTHS])
@@ -63,21 +65,24 @@ def steps(name, threads, *, recorded, kind="auto"):
 
 
 @pytest.mark.parametrize("name", TINY_MODELS)
-@pytest.mark.parametrize("kind", ["f32", "f16", "i16", "i8"])
-def test_a_recorded_step_is_what_its_operations_are(name, kind):
+@pytest.mark.parametrize(
+    "options", [*({"kind": kind} for kind in ("f32", "f16", "i16", "i8")), {"quantization": "w8a8"}], ids=repr
+)
+def test_a_recorded_step_is_what_its_operations_are(name, options):
     """Fused, with shared buffers: the same bits as one operation after the other."""
     for got, wanted in zip(
-        steps(name, 2, recorded=True, kind=kind), steps(name, 2, recorded=False, kind=kind), strict=True
+        steps(name, 2, recorded=True, **options), steps(name, 2, recorded=False, **options), strict=True
     ):
         assert np.isfinite(wanted).all()
         np.testing.assert_array_equal(got, wanted)
 
 
 @pytest.mark.parametrize("name", TINY_MODELS)
-def test_threads_change_nothing(name):
-    alone = steps(name, 1, recorded=True)
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_threads_change_nothing(name, quantization):
+    alone = steps(name, 1, recorded=True, quantization=quantization)
     for threads in (2, 3, 5):
-        for got, wanted in zip(steps(name, threads, recorded=True), alone, strict=True):
+        for got, wanted in zip(steps(name, threads, recorded=True, quantization=quantization), alone, strict=True):
             np.testing.assert_array_equal(got, wanted)
 
 
@@ -91,6 +96,48 @@ def test_norms_rotations_and_activations_are_fused():
     assert Op.ROPE not in step.program.ops
     assert Op.SILU_MUL not in step.program.ops
     assert step.program.ops.count(Op.WRITE_KV) == config.num_layers
+
+
+def test_a_value_is_quantised_where_it_is_made_if_that_sees_the_whole_row():
+    """Norms and the gathering of rows do; attention and the gated product do not, and leave it to a call of its own."""
+    ops = BACKENDS["cpu"](BackendOptions(threads=1))
+    checkpoint = quantised(open_checkpoint(GOLDEN / "tiny-mistral"), "w8a8")
+    model = model_class(checkpoint.config.architecture)(checkpoint.config, checkpoint, ops, 64, lambda _: None)
+    runner = ModelRunner(model, ops, CacheConfig(4, 16), StepLimits(32, 4))
+    calls = runner._step.program.ops
+    assert Op.MARK not in calls
+    before = [first for first, second in pairwise(calls) if second is Op.QUANTISE]
+    assert before == [Op.ATTENTION, Op.SILU_LINEAR] * checkpoint.config.num_layers
+
+
+def test_a_product_gets_its_input_in_every_form_it_needs():
+    """Weights of all kinds side by side, as a program of one node and behind a norm that makes all forms itself."""
+    ops = BACKENDS["cpu"](BackendOptions(threads=2))
+    rng = np.random.default_rng(2)
+    formats = (WeightFormat.Q8_0, WeightFormat.W8A8, WeightFormat.F32, WeightFormat.W8A8)
+    parts = [random_tensor(rng, (16, 64), fmt) for fmt in formats]
+    together, apart = ops.prepare_linear(parts, None), [ops.prepare_linear([part], None) for part in parts]
+    x, norm = ops.memory.upload(rng.standard_normal((5, 64)).astype(np.float32)), np.ones(64, dtype=np.float32)
+    ids = np.arange(5, dtype=np.int32)
+    table = ops.prepare_linear([f32_tensor(ops.memory.download(x))], None)
+
+    def forward(inputs):
+        return ops.logits(ops.rms_norm(ops.embed(inputs.token_ids, table), norm, 1e-5), inputs.logit_rows, together)
+
+    def twice(inputs):
+        normed = ops.rms_norm(ops.embed(inputs.token_ids, table), norm, 1e-5)
+        again = ops.linear(ops.linear(normed, together), together)
+        return ops.logits(again, inputs.logit_rows, table)
+
+    normed = ops.rms_norm(x, norm, 1e-5)
+    wanted = np.concatenate([ops.memory.download(ops.linear(normed, each)) for each in apart], axis=1)
+    again = ops.linear(ops.memory.upload(wanted), together)
+    batch = AttentionBatch(np.array([0, 5], dtype=np.int32), np.array([5], dtype=np.int32), ids[None, :1])
+    inputs = StepInputs(ids, ids, ids, batch, ids)
+    np.testing.assert_array_equal(ops.record(forward, StepLimits(8, 8))(inputs).logits, wanted)
+    np.testing.assert_array_equal(
+        ops.record(twice, StepLimits(8, 8))(inputs).logits, ops.memory.download(ops.logits(again, ids, table))
+    )
 
 
 def test_a_step_larger_than_recorded_is_refused():

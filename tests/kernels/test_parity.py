@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from kernels.ops import OPERATIONS, AttentionBatch
-from kernels.spec import deviation
+from kernels.reference.dequant import dequantise
+from kernels.reference.w8a8 import Int8Weight
+from kernels.spec import deviation, f32_tensor
 from kernels.specs import ALL_SPECS
+from kernels.specs.rounding import rounded_activations
 from tests.support.backends import TABLES, can_run
 
 BY_NAME = {spec.name: spec for spec in ALL_SPECS}
@@ -82,6 +85,21 @@ def linear_without_bias(ops):
 
 def linear_in_half_precision(ops):
     return {"linear": lambda x, w: ops.linear(x.astype(np.float16).astype(np.float32), w)}
+
+
+def tokens_left_as_floats(ops):
+    def prepare(weights, biases):
+        return ops.prepare_linear([f32_tensor(dequantise(raw)) for raw in weights], biases)
+
+    return {"prepare_linear": prepare}
+
+
+def tokens_with_a_scale_a_block(ops):
+    def linear(x, w):
+        is_int8 = any(isinstance(part, Int8Weight) for part in w.parts)
+        return ops.linear(rounded_activations(x).astype(np.float32) if is_int8 else x, w)
+
+    return {"linear": linear}
 
 
 def embedding_row_below(ops):
@@ -178,6 +196,8 @@ DEFECTS = {
     norm_keeps_the_sum_unadded: "add_rms_norm",
     linear_without_bias: "linear",
     linear_in_half_precision: "linear",
+    tokens_left_as_floats: "linear",
+    tokens_with_a_scale_a_block: "linear",
     embedding_row_below: "embed",
     slot_off_by_one: "write_kv",
     keys_and_values_swapped: "write_kv",

@@ -11,7 +11,7 @@ from kernels.reference.dequant import dequantise
 from kernels.spec import deviation, random_tensor
 from kernels.specs.attention import PAGED_ATTENTION, WRITE_KV, make_attention_case
 from kernels.specs.products import LINEAR
-from kernels.specs.rounding import kept, product, rounded_activations
+from kernels.specs.rounding import kept, product, rounded_activations, rounded_tokens
 
 EXACT, INT8 = Arithmetic(), Arithmetic(activations="int8 blocks of 32")
 FLOATS = {WeightFormat.F32, WeightFormat.F16, WeightFormat.BF16}
@@ -37,7 +37,16 @@ def test_the_blocks_that_stick_out_of_a_row_keep_seven_bits_more():
     assert (off[1] > 0.3).all()
 
 
+def test_a_token_before_a_w8a8_weight_has_one_scale():
+    x = np.zeros((3, 102), dtype=np.float32)
+    x[0, :3], x[0, 40], x[1, :2], x[2, 5] = [0.4, -0.6, 1.5], 127, [1e-3, 4.9e-6], np.nan
+    wanted = np.zeros((3, 102))
+    wanted[0, :3], wanted[0, 40], wanted[1, :2], wanted[2] = [0, -1, 2], 127, [1e-3, 1e-3 / 127], np.nan
+    np.testing.assert_allclose(rounded_tokens(x), wanted, rtol=1e-6)
+
+
 def test_no_rows_are_no_rows():
+    assert rounded_tokens(np.zeros((0, 70), dtype=np.float32)).shape == (0, 70)
     assert rounded_activations(np.zeros((0, 70), dtype=np.float32)).shape == (0, 70)
 
 
@@ -55,7 +64,10 @@ def test_only_products_with_integer_weights_are_rounded_and_a_test_would_notice(
     rng = np.random.default_rng(5)
     inputs = {"x": rng.standard_normal((4, 512)).astype(np.float32)}
     inputs |= {"weights": [random_tensor(rng, (32, 512), fmt)], "biases": None}
-    error = deviation(LINEAR.oracle(inputs, INT8), LINEAR.oracle(inputs, EXACT))
+    exact = inputs["x"].astype(np.float64) @ dequantise(inputs["weights"][0]).astype(np.float64).T
+    if fmt is not WeightFormat.W8A8:  # whose activations are rounded whatever the arithmetic
+        np.testing.assert_array_equal(LINEAR.oracle(inputs, EXACT), exact)
+    error = deviation(LINEAR.oracle(inputs, INT8), exact)
     if fmt in FLOATS:
         assert error == 0
     else:
