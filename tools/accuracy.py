@@ -3,9 +3,9 @@
     .venv/bin/python -m tools.accuracy [--model PATH] [--positions 2048] [--write-docs]
 
 The text is the language reference that comes with CPython (``pydoc_data.topics``), in windows of 512 tokens. Each
-backend, cache format and quantisation computes the logits of every position; compared are the mean Kullback-Leibler divergence from
-the reference, how often the likeliest token is the same, and perplexity. ``--write-docs`` rewrites the table in
-docs/accuracy.md. llama.cpp's row is measured with its own tool; the page says how.
+backend, cache format and quantisation computes the logits of every position; compared are the mean Kullback-Leibler
+divergence from the reference, how often the likeliest token is the same, and perplexity. ``--write-docs`` rewrites the
+table in docs/accuracy.md. llama.cpp's row is measured with its own tool; the page says how.
 """
 
 from __future__ import annotations
@@ -130,9 +130,7 @@ def _name(device: str, cache: str, quantization: str) -> str:
 def table(figures: list[Figures]) -> str:
     """As Markdown."""
     base = figures[0].perplexity
-    lines = [
-        "| backend, cache and quantisation | mean KL | 99th percentile | same likeliest token | perplexity | against reference |"
-    ]
+    lines = ["| what computes | mean KL | 99th percentile | same likeliest token | perplexity | against reference |"]
     lines.append("|---|---|---|---|---|---|")
     lines += [
         f"| {f.name} | {f.divergence:.2e} | {f.divergence_p99:.2e} | {f.agreement:.2%} | {f.perplexity:.4f} "
