@@ -19,7 +19,7 @@ from kernels.cpu import graph as g
 from kernels.cpu.abi import CACHE_KINDS, ROWS_SAMPLED, Batch, Library, Op
 from kernels.cpu.library import WHY_NOT, find_library
 from kernels.cpu.lowering import Program, lower, one_call
-from kernels.cpu.memory import BLOCK_MULTIPLE, CacheHalf, address, alloc_cache, copy_block
+from kernels.cpu.memory import BLOCK_MULTIPLE, CacheHalf, HugePages, address, alloc_cache, copy_block
 from kernels.cpu.threads import default_threads
 from kernels.cpu.weights import PackedExperts, PackedLinear, pack_experts, pack_linear
 from kernels.formats import RawTensor
@@ -128,6 +128,7 @@ class CpuBackend:
         self._library = load_library()
         isa = self._library.isas().decode().split()[0]
         self._library.use(isa.encode())
+        self._weights = HugePages()
         self._cache_kind = kind
         self._runner = Runner(self._library, options.threads or default_threads())
         self._nodes: list[g.Node] | None = None
@@ -148,11 +149,11 @@ class CpuBackend:
 
     def prepare_linear(self, weights: Sequence[RawTensor], biases: Sequence[RawTensor] | None) -> PackedLinear:
         """Pack weights that share their input."""
-        return pack_linear(self._library, weights, biases)
+        return pack_linear(self._library, self._weights, weights, biases)
 
     def prepare_experts(self, gate: RawTensor, up: RawTensor, down: RawTensor) -> PackedExperts:
         """Pack routed experts."""
-        return pack_experts(self._library, gate, up, down)
+        return pack_experts(self._library, self._weights, gate, up, down)
 
     def upload(self, array: npt.NDArray[Any]) -> Any:
         """Floats become a tensor, integers stay as they are."""

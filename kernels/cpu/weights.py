@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.cpu.abi import FORMATS, MAX_COLUMNS, MAX_EXPERTS, Library, Matrix
-from kernels.cpu.memory import address, aligned
+from kernels.cpu.memory import HugePages, address
 from kernels.formats import RawTensor, WeightFormat
 from kernels.ops import NoKernel
 from kernels.reference.dequant import dequantise
@@ -81,18 +81,24 @@ class PackedExperts:
     structs: tuple[Any, Any] = field(repr=False)
 
 
-def pack_linear(library: Library, weights: Sequence[RawTensor], biases: Sequence[RawTensor] | None) -> PackedLinear:
+def pack_linear(
+    library: Library, memory: HugePages, weights: Sequence[RawTensor], biases: Sequence[RawTensor] | None
+) -> PackedLinear:
     """Pack weights that share their input, stacked."""
     beside = biases if biases is not None else [None] * len(weights)
     parts = []
     for _, run in groupby(zip(weights, beside, strict=True), key=lambda pair: pair[0].format):
         tensors, vectors = zip(*run, strict=True)
-        parts.append(pack_matrix(library, tensors, vectors if biases is not None else None))
+        parts.append(pack_matrix(library, memory, tensors, vectors if biases is not None else None))
     return PackedLinear(tuple(parts), sum(raw.shape[0] for raw in weights), weights[0].shape[1])
 
 
 def pack_matrix(
-    library: Library, weights: Sequence[RawTensor], biases: Sequence[RawTensor] | None = None, row_multiple: int = 1
+    library: Library,
+    memory: HugePages,
+    weights: Sequence[RawTensor],
+    biases: Sequence[RawTensor] | None = None,
+    row_multiple: int = 1,
 ) -> PackedMatrix:
     """Pack weights of one format, one below the other, each with zero rows up to ``row_multiple``.
 
@@ -103,7 +109,7 @@ def pack_matrix(
     if k > MAX_COLUMNS:
         raise NoKernel(f"the native kernels take weights of {MAX_COLUMNS} columns at most, but there are {k}")
     heights = [-(-raw.shape[0] // row_multiple) * row_multiple for raw in weights]
-    panels = aligned(library.packed_bytes(FORMATS[fmt], sum(heights), k))
+    panels = memory.take(library.packed_bytes(FORMATS[fmt], sum(heights), k))
     row = 0
     for raw, height in zip(weights, heights, strict=True):
         data = np.ascontiguousarray(raw.data)
@@ -116,7 +122,7 @@ def pack_matrix(
     return PackedMatrix(struct, fmt, panels, bias)
 
 
-def pack_experts(library: Library, gate: RawTensor, up: RawTensor, down: RawTensor) -> PackedExperts:
+def pack_experts(library: Library, memory: HugePages, gate: RawTensor, up: RawTensor, down: RawTensor) -> PackedExperts:
     """Pack stacked experts: gate and up [E,F,H], down [E,H,F].
 
     Gate and up begin at a panel each, so F is rounded up to whole panels; what is added is zero.
@@ -129,8 +135,10 @@ def pack_experts(library: Library, gate: RawTensor, up: RawTensor, down: RawTens
         raise NoKernel(f"the native kernels route to {MAX_EXPERTS} experts at most, but there are {num_experts}")
     if gate.format is not up.format:
         raise NoKernel("the gate and up projections of its experts differ in format")
-    ups = tuple(pack_matrix(library, [gate.at(e), up.at(e)], row_multiple=PANEL_ROWS) for e in range(num_experts))
-    downs = tuple(pack_matrix(library, [down.at(e)]) for e in range(num_experts))
+    ups = tuple(
+        pack_matrix(library, memory, [gate.at(e), up.at(e)], row_multiple=PANEL_ROWS) for e in range(num_experts)
+    )
+    downs = tuple(pack_matrix(library, memory, [down.at(e)]) for e in range(num_experts))
     structs = tuple((Matrix * num_experts)(*(m.struct for m in side)) for side in (ups, downs))
     return PackedExperts(ups, downs, hidden, -(-inner // PANEL_ROWS) * PANEL_ROWS, (structs[0], structs[1]))
 
