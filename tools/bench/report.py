@@ -113,10 +113,14 @@ def notes(run: dict[str, Any]) -> list[str]:
 
 
 def _many_streams_notes(system: dict[str, Any]) -> list[str]:
-    figures = system["workloads"].get("d64") or {}
-    if "probe_p50_ms" not in figures:
-        return []
-    cpu = ", ".join(f"{used / figures['tokens'] * 1e6:,.0f} us {role}" for role, used in figures["cpu_s"].items())
-    p50, p99, most = (figures[f"probe_{name}_ms"] for name in ("p50", "p99", "max"))
-    spread = f"{p50:.1f} ms (p50), {p99:.1f} ms (p99), {most:.1f} ms at most"
-    return [f"{system['label']}: with 64 streams, a sign of life took {spread}; CPU a token: {cpu}."]
+    notes = []
+    probed = system["workloads"].get("d16") or {}
+    if "probe_p50_ms" in probed:
+        p50, p99, most = (probed[f"probe_{name}_ms"] for name in ("p50", "p99", "max"))
+        spread = f"{p50:.1f} ms (p50), {p99:.1f} ms (p99), {most:.1f} ms at most"
+        notes.append(f"with 16 streams, a sign of life took {spread}")
+    loaded = system["workloads"].get("d64") or {}
+    if loaded.get("tokens"):
+        cpu = ", ".join(f"{used / loaded['tokens'] * 1e6:,.0f} us {role}" for role, used in loaded["cpu_s"].items())
+        notes.append(f"with 64 streams, CPU a token: {cpu}")
+    return [f"{system['label']}: {'; '.join(notes)}."] if notes else []
