@@ -52,8 +52,9 @@ INLINE void quantise_block(F x0, F x1, Block* row, int64_t block, int64_t blocks
     // What is left is at most half a step: 64, which 8 bits hold.
     store_i8(low->codes, to_int(fma(h0, back, fmul(y0, step))));
     store_i8(low->codes + 16, to_int(fma(h1, back, fmul(y1, step))));
-    // A NaN or an infinity must not vanish: it makes the scale NaN, and with it all that the block enters.
-    first->scale = sum - sum == 0 ? peak * (1 / 127.0f) : sum - sum;
+    // A NaN or an infinity must not vanish: it makes the scale NaN, and with it all that the block enters. What a
+    // processor makes of inf - inf has a sign of its own, and this has none.
+    first->scale = sum - sum == 0 ? peak * (1 / 127.0f) : __builtin_nanf("");
     first->sum = sum;
     first->peak = peak;
     first->wide = 0;

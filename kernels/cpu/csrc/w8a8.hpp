@@ -2,8 +2,8 @@
 //
 // The product of the integers is exact, so it has no order: not in a vector, not in parts of a row, not by how many rows
 // share a load of the weights. One int32 takes all of it as long as 127 * 128 * k < 2**31 (MAX_COLUMNS of
-// kernels/cpu/abi.py sees to that); on the way there it may wrap around. A result is float32(sum) * (token's scale * row's scale), as
-// kernels/reference/w8a8.py has it.
+// kernels/cpu/abi.py sees to that); on the way there it may wrap around. A result is
+// float32(sum) * (token's scale * row's scale), as kernels/reference/w8a8.py has it.
 #pragma once
 #include "activation.hpp"
 #include "formats.hpp"
