@@ -3,6 +3,7 @@
 #   make test           everything the tests need, then the tests          (T= picks some: make test T=tests/kernels)
 #   make soak           the long ones
 #   make bench          Upwell, its peers and the machine's limits, measured   (ARGS=--help; docs/benchmarking.md)
+#   make bench-kernels  every native operation beside the machine's limits     (ARGS=--help; docs/benchmarking.md)
 #   make lint           ruff, mypy --strict, import-linter, the size budget
 
 PORT ?= 8000
@@ -18,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # benchmarks want kernels that compile; to serve, the reference backend will do.
 BUILT := $(wildcard pyproject.toml CMakeLists.txt kernels/cpu/csrc/*)
 
-.PHONY: serve test soak bench lint format clean
+.PHONY: serve test soak bench bench-kernels lint format clean
 .DELETE_ON_ERROR:
 
 serve: .venv/.serve
@@ -33,6 +34,9 @@ soak: .venv/.test
 
 bench: .venv/.bench
 	@$(BIN)/python -m tools.bench $(ARGS)
+
+bench-kernels: .venv/.bench
+	@$(BIN)/python -m tools.bench_kernels $(ARGS)
 
 lint: .venv/.lint
 	$(BIN)/ruff check .

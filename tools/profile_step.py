@@ -71,7 +71,7 @@ def main() -> None:
     times = np.zeros((options.repeats, step.program.num_calls), dtype=np.int64)
     step.runner.run(step.program, batch)
     for row in times:
-        step.runner.profile(step.program, batch, row)
+        step.runner.profile(step.program.instructions, batch, row)
     median = np.median(times, axis=0)
     kinds = [op.name for op in step.program.ops]
     print(f"{ops.info.description}; medians of {options.repeats} steps")

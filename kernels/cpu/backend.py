@@ -108,11 +108,10 @@ class Runner:
         """Run instructions that are not part of a program."""
         self._library.run(self._pool, address(instructions), len(instructions), ctypes.byref(batch))
 
-    def profile(self, program: Program, batch: Batch, nanoseconds: npt.NDArray[np.int64]) -> None:
-        """``run``, adding to i64[num_calls] what each call took."""
-        self._library.profile(
-            self._pool, address(program.instructions), program.num_calls, ctypes.byref(batch), address(nanoseconds)
-        )
+    def profile(self, instructions: npt.NDArray[Any], batch: Batch, nanoseconds: npt.NDArray[np.int64]) -> None:
+        """Run instructions, adding to i64[n] what each of them took."""
+        count = len(instructions)
+        self._library.profile(self._pool, address(instructions), count, ctypes.byref(batch), address(nanoseconds))
 
 
 class CpuBackend:

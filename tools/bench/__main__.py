@@ -22,7 +22,7 @@ from engine.weights.store import resolve_model
 from server.settings import DEFAULT_MODEL, cache_dir
 from tools.bench.docs import write_docs
 from tools.bench.goals import judge
-from tools.bench.limits import measure_limits
+from tools.bench.limits import cpu_name, measure_limits
 from tools.bench.measure import Conditions, measure_system
 from tools.bench.peers import PeerSettings, find_peers
 from tools.bench.plots import draw_plots
@@ -121,12 +121,6 @@ def threads(args: argparse.Namespace) -> int:
     """How many threads may compute."""
     number: int = args.threads or len(os.sched_getaffinity(0))
     return number
-
-
-def cpu_name() -> str:
-    """The processor's name for itself."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tools.bench.goals import judge
 from tools.bench.plots import draw_plots
-from tools.bench.report import SYSTEM_COLUMNS, VERDICT_COLUMNS, limit_rows, notes, system_rows, verdict_rows
+from tools.bench.report import (
+    SYSTEM_COLUMNS,
+    VERDICT_COLUMNS,
+    limit_rows,
+    markdown_table,
+    notes,
+    system_rows,
+    verdict_rows,
+)
 
 PAGE = Path("docs/benchmarks.md")
 PLOTS = Path("docs/benchmarks")
@@ -28,19 +35,14 @@ def write_docs(run: dict[str, Any], results: Path) -> None:
         f"Model: `{run['model']}`, {run['weights_bytes'] / 1e6:.1f} MB of weights."
         + ("" if run["scale"] == 1 else f" **A short run: {run['scale']:g} of the usual requests.**"),
         "## Goals",
-        _table(VERDICT_COLUMNS, verdict_rows(judge(run))),
+        markdown_table(VERDICT_COLUMNS, verdict_rows(judge(run))),
         "A factor is against the best peer of this run: the most tokens/s, or the shortest time, that any of them had.",
         *(f"![{path.stem}]({path.relative_to(PAGE.parent)})" for path in plots),
         "## The machine's limits",
-        _table(("limit", "best of the rounds", "median"), limit_rows(run)),
+        markdown_table(("limit", "best of the rounds", "median"), limit_rows(run)),
         "## All figures",
-        _table(SYSTEM_COLUMNS, system_rows(run)),
-        _table(("load", "what it is"), run["workloads"].items()),
+        markdown_table(SYSTEM_COLUMNS, system_rows(run)),
+        markdown_table(("load", "what it is"), run["workloads"].items()),
         "\n".join(f"- {line}" for line in notes(run)),
     ]
     PAGE.write_text("\n\n".join(page) + "\n")
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

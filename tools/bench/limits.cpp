@@ -1,9 +1,10 @@
-// What this machine can do at most: reading memory, int8 dot products, float32 multiply-adds.
+// What this machine can do at most: reading memory, dot products of int8 and of int16, float32 multiply-adds.
 //
-//   limits --threads N --weights-bytes B [--large-bytes B] [--rounds R]
+//   limits --threads N --weights-bytes B [--large-bytes B] [--rounds R] [--reads B]
 //
 // prints one JSON object. Each figure is measured for R rounds after a warm-up; "best" is the fastest round (the limit),
-// "median" tells how steady the machine was. Which instructions are used is found out while it runs.
+// "median" tells how steady the machine was. With --reads, the best rates of reading 32 KiB, 64 KiB and so on up to B
+// bytes are listed too. Which instructions are used is found out while it runs.
 
 #include <algorithm>
 #include <atomic>
@@ -99,6 +100,22 @@ double int8_plain() {
   return 2.0 * kElements * double(passes);
 }
 
+double i16_plain() {
+  constexpr int kElements = 1024;
+  static thread_local int16_t a[kElements], b[kElements];
+  for (int i = 0; i < kElements; ++i) a[i] = int16_t(i), b[i] = int16_t(3 * i);
+  const int64_t passes = kSteps / 1000;
+  int32_t total = 0;
+  for (int64_t p = 0; p < passes; ++p) {
+    int32_t sum = 0;
+    for (int i = 0; i < kElements; ++i) sum += int32_t(a[i]) * int32_t(b[i]);
+    total ^= sum;
+    asm volatile("" : : "r"(a), "r"(b) : "memory");
+  }
+  sink += uint32_t(total);
+  return 2.0 * kElements * double(passes);
+}
+
 double fma_plain() {
   constexpr int kLanes = 64;
   float acc[kLanes];
@@ -135,39 +152,42 @@ __attribute__((target("avx512f"))) uint64_t read_avx512(const uint8_t* data, siz
 // variables of their own, since an array would live in memory.
 #define TWELVE(OP) OP(0) OP(1) OP(2) OP(3) OP(4) OP(5) OP(6) OP(7) OP(8) OP(9) OP(10) OP(11)
 
-__attribute__((target("avx512f,avx512vnni"))) double int8_vnni() {
-#define ACC(k) __m512i acc##k = {};
-  TWELVE(ACC)
-#undef ACC
-  const __m512i a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(-2);
-  const int64_t passes = kSteps / 12;
-  for (int64_t p = 0; p < passes; ++p) {
-#define DOT(k) asm volatile("vpdpbusd %2, %1, %0" : "+v"(acc##k) : "v"(a), "v"(b));
-    TWELVE(DOT)
-#undef DOT
+// vpdpbusd adds four products of int8 to each of 16 lanes, vpdpwssd two of int16.
+#define DOT_AVX512(NAME, INSTRUCTION, SET, OPERATIONS)                          \
+  __attribute__((target("avx512f,avx512bw,avx512vnni"))) double NAME() {        \
+    TWELVE(ACC_512)                                                             \
+    const __m512i a = SET(3), b = SET(-2);                                      \
+    const int64_t passes = kSteps / 12;                                         \
+    for (int64_t p = 0; p < passes; ++p) {                                      \
+      TWELVE(INSTRUCTION)                                                       \
+    }                                                                           \
+    TWELVE(KEEP_512)                                                            \
+    return 12.0 * OPERATIONS * double(passes);                                  \
   }
-#define KEEP(k) sink += uint64_t(_mm512_reduce_add_epi32(acc##k));
-  TWELVE(KEEP)
-#undef KEEP
-  return 12.0 * 128 * double(passes);
-}
+#define ACC_512(k) __m512i acc##k = {};
+#define KEEP_512(k) sink += uint64_t(_mm512_reduce_add_epi32(acc##k));
+#define DOT4_512(k) asm volatile("vpdpbusd %2, %1, %0" : "+v"(acc##k) : "v"(a), "v"(b));
+#define DOT2_512(k) asm volatile("vpdpwssd %2, %1, %0" : "+v"(acc##k) : "v"(a), "v"(b));
+DOT_AVX512(int8_vnni, DOT4_512, _mm512_set1_epi8, 128)
+DOT_AVX512(i16_vnni, DOT2_512, _mm512_set1_epi16, 64)
 
-__attribute__((target("avx2"))) double int8_avx_vnni() {
-#define ACC(k) __m256i acc##k = {};
-  TWELVE(ACC)
-#undef ACC
-  const __m256i a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(-2);
-  const int64_t passes = kSteps / 12;
-  for (int64_t p = 0; p < passes; ++p) {
-#define DOT(k) asm volatile("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc##k) : "x"(a), "x"(b));
-    TWELVE(DOT)
-#undef DOT
+#define DOT_AVX_VNNI(NAME, INSTRUCTION, SET, OPERATIONS)                        \
+  __attribute__((target("avx2"))) double NAME() {                               \
+    TWELVE(ACC_256)                                                             \
+    const __m256i a = SET(3), b = SET(-2);                                      \
+    const int64_t passes = kSteps / 12;                                         \
+    for (int64_t p = 0; p < passes; ++p) {                                      \
+      TWELVE(INSTRUCTION)                                                       \
+    }                                                                           \
+    TWELVE(KEEP_256)                                                            \
+    return 12.0 * OPERATIONS * double(passes);                                  \
   }
-#define KEEP(k) sink += uint64_t(_mm256_extract_epi32(acc##k, 0));
-  TWELVE(KEEP)
-#undef KEEP
-  return 12.0 * 64 * double(passes);
-}
+#define ACC_256(k) __m256i acc##k = {};
+#define KEEP_256(k) sink += uint64_t(_mm256_extract_epi32(acc##k, 0));
+#define DOT4_256(k) asm volatile("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc##k) : "x"(a), "x"(b));
+#define DOT2_256(k) asm volatile("%{vex%} vpdpwssd %2, %1, %0" : "+x"(acc##k) : "x"(a), "x"(b));
+DOT_AVX_VNNI(int8_avx_vnni, DOT4_256, _mm256_set1_epi8, 64)
+DOT_AVX_VNNI(i16_avx_vnni, DOT2_256, _mm256_set1_epi16, 32)
 
 __attribute__((target("avx2"))) double int8_avx2() {
   __m256i acc[6] = {};
@@ -181,6 +201,19 @@ __attribute__((target("avx2"))) double int8_avx2() {
     }
   for (auto& one : acc) sink += uint64_t(_mm256_extract_epi32(one, 0));
   return 6.0 * 64 * double(passes);
+}
+
+__attribute__((target("avx2"))) double i16_avx2() {
+  __m256i acc[6] = {};
+  __m256i a = _mm256_set1_epi16(3), b = _mm256_set1_epi16(-2);
+  const int64_t passes = kSteps / 12;
+  for (int64_t p = 0; p < passes; ++p)
+    for (auto& one : acc) {
+      asm volatile("" : "+x"(a), "+x"(b));
+      one = _mm256_add_epi32(one, _mm256_madd_epi16(a, b));
+    }
+  for (auto& one : acc) sink += uint64_t(_mm256_extract_epi32(one, 0));
+  return 6.0 * 32 * double(passes);
 }
 
 __attribute__((target("avx512f"))) double fma_avx512() {
@@ -222,8 +255,9 @@ __attribute__((target("avx2,fma"))) double fma_avx2() {
 struct Kernels {
   uint64_t (*read)(const uint8_t*, size_t) = read_plain;
   double (*int8)() = int8_plain;
+  double (*i16)() = i16_plain;
   double (*fma)() = fma_plain;
-  std::string read_name = "plain", int8_name = "plain", fma_name = "plain";
+  std::string read_name = "plain", int8_name = "plain", i16_name = "plain", fma_name = "plain";
 };
 
 Kernels choose() {
@@ -232,15 +266,22 @@ Kernels choose() {
   if (__builtin_cpu_supports("avx2")) {
     chosen.read = read_avx2, chosen.read_name = "avx2";
     chosen.int8 = int8_avx2, chosen.int8_name = "avx2 vpmaddubsw";
+    chosen.i16 = i16_avx2, chosen.i16_name = "avx2 vpmaddwd";
     if (__builtin_cpu_supports("fma")) chosen.fma = fma_avx2, chosen.fma_name = "avx2 vfmadd231ps";
     unsigned a = 0, b = 0, c = 0, d = 0;
     asm volatile("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(1));
-    if (a & (1u << 4)) chosen.int8 = int8_avx_vnni, chosen.int8_name = "avx-vnni vpdpbusd ymm";
+    if (a & (1u << 4)) {
+      chosen.int8 = int8_avx_vnni, chosen.int8_name = "avx-vnni vpdpbusd ymm";
+      chosen.i16 = i16_avx_vnni, chosen.i16_name = "avx-vnni vpdpwssd ymm";
+    }
   }
   if (__builtin_cpu_supports("avx512f")) {
     chosen.read = read_avx512, chosen.read_name = "avx512";
     chosen.fma = fma_avx512, chosen.fma_name = "avx512 vfmadd231ps";
-    if (__builtin_cpu_supports("avx512vnni")) chosen.int8 = int8_vnni, chosen.int8_name = "avx512 vpdpbusd zmm";
+    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw")) {
+      chosen.int8 = int8_vnni, chosen.int8_name = "avx512 vpdpbusd zmm";
+      chosen.i16 = i16_vnni, chosen.i16_name = "avx512 vpdpwssd zmm";
+    }
   }
 #endif
   return chosen;
@@ -274,6 +315,18 @@ void print(const char* name, Figure figure, double unit, const char* end) {
   std::printf("  \"%s\": {\"best\": %.3f, \"median\": %.3f}%s\n", name, figure.best / unit, figure.median / unit, end);
 }
 
+// The same for buffers of 32 KiB, 64 KiB and so on, up to `most` bytes: what each cache gives, and memory.
+void print_reads(const Kernels& kernels, const uint8_t* buffer, size_t most, int threads, int rounds) {
+  std::printf("  \"reads\": [");
+  for (size_t bytes = size_t(32) << 10; bytes <= most; bytes *= 2) {
+    const Figure one = read_rate(kernels, buffer, bytes, 1, rounds);
+    const Figure all = read_rate(kernels, buffer, bytes, threads, rounds);
+    std::printf("%s{\"bytes\": %zu, \"1_gbs\": %.3f, \"n_gbs\": %.3f}", bytes > size_t(32) << 10 ? ", " : "", bytes,
+                one.best / 1e9, all.best / 1e9);
+  }
+  std::printf("],\n");
+}
+
 size_t option(int argc, char** argv, const char* name, size_t fallback) {
   for (int i = 1; i + 1 < argc; ++i)
     if (!std::strcmp(argv[i], name)) return std::strtoull(argv[i + 1], nullptr, 10);
@@ -286,20 +339,24 @@ int main(int argc, char** argv) {
   const int threads = int(std::max<size_t>(1, option(argc, argv, "--threads", std::thread::hardware_concurrency())));
   const int rounds = int(option(argc, argv, "--rounds", 7));
   const size_t weights = option(argc, argv, "--weights-bytes", 96'600'000);
-  const size_t large = std::max(weights, option(argc, argv, "--large-bytes", size_t(1) << 30));
+  const size_t reads = option(argc, argv, "--reads", 0);
+  const size_t large = std::max({weights, reads, option(argc, argv, "--large-bytes", size_t(1) << 30)});
   const Kernels kernels = choose();
   const auto owner = filled(large);
   const uint8_t* buffer = owner.get();
   std::printf("{\n  \"threads\": %d, \"rounds\": %d, \"weights_bytes\": %zu, \"large_bytes\": %zu,\n", threads, rounds,
               weights, large);
-  std::printf("  \"read\": \"%s\", \"int8\": \"%s\", \"fma\": \"%s\",\n", kernels.read_name.c_str(),
-              kernels.int8_name.c_str(), kernels.fma_name.c_str());
+  std::printf("  \"read\": \"%s\", \"int8\": \"%s\", ", kernels.read_name.c_str(), kernels.int8_name.c_str());
+  std::printf("\"i16\": \"%s\", \"fma\": \"%s\",\n", kernels.i16_name.c_str(), kernels.fma_name.c_str());
+  if (reads) print_reads(kernels, buffer, reads, threads, rounds);
   print("read_large_1_gbs", read_rate(kernels, buffer, large, 1, rounds), 1e9, ",");
   print("read_large_n_gbs", read_rate(kernels, buffer, large, threads, rounds), 1e9, ",");
   print("read_weights_1_gbs", read_rate(kernels, buffer, weights, 1, rounds), 1e9, ",");
   print("read_weights_n_gbs", read_rate(kernels, buffer, weights, threads, rounds), 1e9, ",");
   print("int8_1_gops", measure(1, rounds, [&](int) { return kernels.int8(); }), 1e9, ",");
   print("int8_n_gops", measure(threads, rounds, [&](int) { return kernels.int8(); }), 1e9, ",");
+  print("i16_1_gops", measure(1, rounds, [&](int) { return kernels.i16(); }), 1e9, ",");
+  print("i16_n_gops", measure(threads, rounds, [&](int) { return kernels.i16(); }), 1e9, ",");
   print("fma_1_gflops", measure(1, rounds, [&](int) { return kernels.fma(); }), 1e9, ",");
   print("fma_n_gflops", measure(threads, rounds, [&](int) { return kernels.fma(); }), 1e9, "");
   std::printf("}\n");

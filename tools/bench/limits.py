@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -68,11 +69,26 @@ def measure_limits(threads: int, weights_bytes: int, folder: Path) -> Limits:
     Raises:
         RuntimeError: there is no C++ compiler.
     """
+    return Limits.from_raw(run_program(folder, "--threads", threads, "--weights-bytes", weights_bytes))
+
+
+def run_program(folder: Path, *arguments: str | int) -> dict[str, Any]:
+    """Compile the program into ``folder``, run it with these arguments, and return what it printed.
+
+    Raises:
+        RuntimeError: there is no C++ compiler.
+    """
     compiler = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
     if compiler is None:
         raise RuntimeError("a C++ compiler is needed to measure the machine's limits; install g++.")
     program = folder / "limits"
     subprocess.run([compiler, "-O3", "-std=c++20", "-pthread", str(SOURCE), "-o", str(program)], check=True)
-    arguments = ["--threads", str(threads), "--weights-bytes", str(weights_bytes)]
-    done = subprocess.run([str(program), *arguments], check=True, capture_output=True, text=True)
-    return Limits.from_raw(json.loads(done.stdout))
+    done = subprocess.run([str(program), *map(str, arguments)], check=True, capture_output=True, text=True)
+    raw: dict[str, Any] = json.loads(done.stdout)
+    return raw
+
+
+def cpu_name() -> str:
+    """The processor's name for itself."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -124,3 +124,9 @@ def _many_streams_notes(system: dict[str, Any]) -> list[str]:
         cpu = ", ".join(f"{used / loaded['tokens'] * 1e6:,.0f} us {role}" for role, used in loaded["cpu_s"].items())
         notes.append(f"with 64 streams, CPU a token: {cpu}")
     return [f"{system['label']}: {'; '.join(notes)}."] if notes else []
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table, with what Markdown would take for a border escaped."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,0 +1,1 @@
+"""``make bench-kernels``: every native operation beside the limits of the machine."""
