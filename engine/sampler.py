@@ -146,7 +146,7 @@ class Sampler:
         """
         tokens = scores.best.tolist()
         special = [r for r, state in enumerate(states) if not state.is_plain_greedy and tokens[r] >= 0]
-        raw = {r: scores.logits[r].astype(np.float64) for r in special if states[r].params.logprobs is not None}
+        raw = {r: scores.logits[r].copy() for r in special if states[r].params.logprobs is not None}
         self._choose(tokens, scores.logits, special, states)
         out = [None if token < 0 else Sampled(token, None) for token in tokens]
         for r, logits in raw.items():
@@ -195,13 +195,15 @@ def _draw_params(states: Sequence[SamplerState]) -> DrawParams:
     )
 
 
-def logprobs_of(logits: F64, token_id: int, num_top: int) -> TokenLogprobs:
-    """Log probability of a token and of the ``num_top`` most likely ones under softmax(logits), f64[V]."""
-    peak = logits.max()
-    log_total = peak + np.log(np.exp(logits - peak).sum())
-    top = highest(logits, num_top)
+def logprobs_of(logits: F32, token_id: int, num_top: int) -> TokenLogprobs:
+    """Log probability of a token and of the ``num_top`` most likely ones under softmax(logits), f32[V], in float64."""
+    peak = float(logits.max())
+    shares = logits.astype(np.float64)
+    shares -= peak
+    log_total = peak + float(np.log(np.exp(shares, out=shares).sum()))
+    top = highest(logits, num_top).tolist()
     return TokenLogprobs(
         token_id=token_id,
-        logprob=float(logits[token_id] - log_total),
-        top=[(int(i), float(logits[i] - log_total)) for i in top],
+        logprob=float(logits[token_id]) - log_total,
+        top=[(i, float(logits[i]) - log_total) for i in top],
     )

@@ -64,7 +64,7 @@ def _draw_row(logits: F64, temperature: float, top_k: int, top_p: float, min_p: 
     return int(ids[index])
 
 
-def highest(values: F64, count: int) -> Ids:
+def highest(values: F32 | F64, count: int) -> Ids:
     """Indices of the ``count`` highest values, highest first, the lower index first on a tie; all if fewer."""
     if count == 0:
         return np.empty(0, dtype=np.intp)
