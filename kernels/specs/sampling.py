@@ -96,6 +96,10 @@ def _draw_cases(rng: np.random.Generator) -> Iterator[Case]:
         yield Case(f"{name} alone", _make(rng, some, **{**plain, name: value}))
     flat = np.zeros((6, 700), dtype=np.float32)
     yield Case("a flat row, its likeliest beyond any first guess", _make(rng, flat, **{**plain, "top_p": 0.8003}))
+    wide = (0.5 * rng.standard_normal((12, 5003))).astype(np.float32)
+    for name, value in [("top_k", 3000), ("top_p", 0.8003)]:
+        yield Case(f"{name} alone, its end far down", _make(rng, wide, **{**plain, name: value}))
+    yield Case("a row of thousands of ties", _make(rng, np.zeros((6, 5003), dtype=np.float32), top_k=2500, min_p=0.0))
     ties = rng.integers(0, 3, (12, 90)).astype(np.float32)
     yield Case("ties", _make(rng, ties, temperature=1.0, min_p=0.0))
     banned = np.where(rng.random((12, 300)) < 0.5, np.float32(-np.inf), some)

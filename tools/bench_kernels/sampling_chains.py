@@ -70,7 +70,8 @@ def _draw(operands: Operands, original: F32, rows: int, variant: str) -> Chain:
         operands.rng.random(rows),
     ]
     out = np.zeros(rows, dtype=np.int32)
-    label, done = Label("DRAW", variant, str(vocab), rows), w.each([rows], vocab, w.DRAW, 4 * vocab)[rows]
+    label = Label("DRAW", variant, str(vocab), rows)
+    done = w.each([rows], vocab, w.DRAW_TOP_K if top_k else w.DRAW, 4 * vocab)[rows]
     calls = [
         operands.call(Op.ARGMAX, logits, vocab, vocab, out),
         operands.call(Op.DRAW, logits, vocab, vocab, *columns, out, label=label, work=done),

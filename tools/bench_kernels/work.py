@@ -29,6 +29,8 @@ CACHE_ROUNDING = 3
 ARGMAX = 3
 DRAW = EXP + 4
 """A logit: maximum, difference, scaling, sum, and the exponential."""
+DRAW_TOP_K = 2
+"""A logit where few are left: maximum, comparison."""
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,7 @@ static void run(const Work& w, const upwell_instr& i, const upwell_batch& b) {
 #undef FLOATS
 }
 
-static_assert(sizeof(LinearScratch) <= kScratchBytes && sizeof(AttentionScratch) <= kScratchBytes);
+static_assert(sizeof(LinearScratch) <= kScratchBytes && sizeof(AttentionScratch) <= kScratchBytes &&
+              sizeof(DrawScratch) <= kScratchBytes);
 
 }  // namespace

@@ -100,16 +100,16 @@ void elementwise(Pass& pass, int columns) {
     pass.keep("best", best);
 }
 
-// A row with each of the limits, and all of them, on numbers among which some are equal.
+// A row with each of the limits, with all of them, and with ends that lie far down, on numbers among which some are equal.
 void draw(Pass& pass, int vocab) {
     pass.begin("draw of " + std::to_string(vocab));
-    Array<double> temperature{1.0, 0.7, 1.3, 1e-4, 1.0, 2.0}, top_p{1.0, 1.0, 0.9, 1.0, 0.5, 0.8};
-    Array<double> min_p{0.0, 0.0, 0.0, 0.0, 0.05, 0.01}, uniform{0.0, 0.5, 0.999, 0.3, 0.75, 0.9999999};
-    Array<int32_t> top_k{0, 5, 0, 0, 0, 40}, out(6);
-    Array<float> logits(6 * vocab);
+    Array<double> temperature{1.0, 0.7, 1.3, 1e-4, 1.0, 2.0, 3.0, 50.0}, top_p{1.0, 1.0, 0.9, 1.0, 0.5, 0.8, 0.99, 0.7};
+    Array<double> min_p{0.0, 0.0, 0.0, 0.0, 0.05, 0.01, 1e-3, 0.0}, uniform{0.0, 0.5, 0.999, 0.3, 0.75, 0.9999999, 0.6, 0.4};
+    Array<int32_t> top_k{0, 5, 0, 0, 0, 40, 4000, 0}, out(top_k.count());
+    Array<float> logits(top_k.count() * vocab);
     for (int64_t i = 0; i < logits.count(); i++) logits[i] = (float)pass.random.below(200) / 16;
     pass.add(UPWELL_DRAW, {logits, vocab, vocab, temperature, top_k, top_p, min_p, uniform, out});
-    pass.run(6);
+    pass.run(top_k.count());
     pass.keep("weights", logits);
     pass.keep("out", out);
 }
@@ -277,7 +277,7 @@ void all_operations(Pass& pass) {
     norm(pass, 70, 1, false, Kind::kTokens);
     norm(pass, 64, 3, false);
     for (int columns : {5, 64, 1003}) elementwise(pass, columns);
-    for (int vocab : {7, 1003}) draw(pass, vocab);
+    for (int vocab : {7, 1003, 20011}) draw(pass, vocab);
     for (int head_dim : {8, 64, 80, 128, 256}) {
         rope(pass, head_dim);
         for (int kind = 0; kind < kCacheKinds; kind++)

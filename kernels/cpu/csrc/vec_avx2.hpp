@@ -61,6 +61,10 @@ INLINE F keep_lanes(F x, int first, int last, F other) {  // x in lanes [first, 
     __m256 hi = _mm256_castsi256_ps(_mm256_andnot_si256(next_lanes(first), next_lanes(last)));
     return {_mm256_blendv_ps(other.lo, x.lo, lo), _mm256_blendv_ps(other.hi, x.hi, hi)};
 }
+INLINE uint32_t at_least(F x, F limit) {  // a bit for each lane
+    return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(x.lo, limit.lo, _CMP_GE_OQ)) |
+           (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(x.hi, limit.hi, _CMP_GE_OQ)) << 8;
+}
 INLINE float lane(F x, int i) {
     float lanes[16];
     fstore(lanes, x);

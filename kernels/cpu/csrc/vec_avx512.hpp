@@ -35,6 +35,7 @@ INLINE F keep_lanes(F x, int first, int last, F other) {  // x in lanes [first, 
     __mmask16 m = (__mmask16)(((1u << last) - 1) & ~((1u << first) - 1));
     return _mm512_mask_mov_ps(other, m, x);
 }
+INLINE uint32_t at_least(F x, F limit) { return _mm512_cmp_ps_mask(x, limit, _CMP_GE_OQ); }  // a bit for each lane
 INLINE float lane(F x, int i) { return ((const float*)&x)[i]; }
 
 INLINE F hload(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }

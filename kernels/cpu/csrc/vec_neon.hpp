@@ -62,6 +62,12 @@ INLINE uint32x4_t lanes_below(int n, int j) {  // those of register j
 // x in lanes [first, last), other elsewhere
 INLINE F keep_lanes(F x, int first, int last, F other)
     UPWELL_EACH(F, vbslq_f32(vbicq_u32(lanes_below(last, j), lanes_below(first, j)), x.v[j], other.v[j]))
+INLINE uint32_t at_least(F x, F limit) {  // a bit for each lane
+    const uint32_t bits[4] = {1, 2, 4, 8};
+    uint32_t mask = 0;
+    for (int j = 0; j < 4; j++) mask |= vaddvq_u32(vandq_u32(vcgeq_f32(x.v[j], limit.v[j]), vld1q_u32(bits))) << 4 * j;
+    return mask;
+}
 INLINE float lane(F x, int i) {
     float lanes[16];
     fstore(lanes, x);

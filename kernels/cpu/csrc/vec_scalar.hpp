@@ -57,6 +57,11 @@ INLINE F fround(F a) UPWELL_EACH(F, __builtin_rintf(a.v[i]))
 INLINE F zero_below(F x, F limit, F y) UPWELL_EACH(F, x.v[i] < limit.v[i] ? 0 : y.v[i])  // y, but 0 where x < limit
 // x in lanes [first, last), other elsewhere
 INLINE F keep_lanes(F x, int first, int last, F other) UPWELL_EACH(F, i >= first && i < last ? x.v[i] : other.v[i])
+INLINE uint32_t at_least(F x, F limit) {  // a bit for each lane
+    uint32_t mask = 0;
+    for (int i = 0; i < 16; i++) mask |= (uint32_t)(x.v[i] >= limit.v[i]) << i;
+    return mask;
+}
 INLINE float lane(F x, int i) { return x.v[i]; }
 
 INLINE float from_half(uint16_t half) {
