@@ -163,11 +163,18 @@ static void add_part(const void* w0, const void* w1, int64_t b0, int64_t b1, con
     }
 }
 
+// The next panels are fetched while these are multiplied: the processor's own prefetching sees them too late.
+template <class Format>
+INLINE void fetch_block(const uint8_t* panel, int64_t b) {
+    constexpr int64_t kSpanBlocks = Format::kSpan / kBlock, kBytes = Format::kBytes / kSpanBlocks;
+    for (int64_t i = 0; i < kBytes; i += 64) __builtin_prefetch(panel + b * kBytes + i, 0, 2);
+}
+
 // Products of a band of so many rows with two panels. Parts are added in order, staged or not: where they end is in the
 // sum.
 template <class Format>
 static void int_product(const uint8_t* p0, const uint8_t* p1, const Block* band, int64_t blocks, int rows,
-                        const Sums& sums, LinearScratch* s) {
+                        const Sums& sums, int64_t ahead, LinearScratch* s) {
     find_wide(band, blocks, rows, s);
     Parts parts(blocks);
     for (int64_t part = 0; part < parts.count; part++) {
@@ -179,6 +186,8 @@ static void int_product(const uint8_t* p0, const uint8_t* p1, const Block* band,
         for (int64_t b = b0; b < b1; b++) {
             stage<Format>(p0, b, &s->staged[0][b - b0]);
             stage<Format>(p1, b, &s->staged[1][b - b0]);
+            fetch_block<Format>(p0 + ahead, b);
+            fetch_block<Format>(p1 + ahead, b);
         }
         add_part<Format, true>(s->staged[0], s->staged[1], b0, b1, band + b0, blocks, rows, s->wide[part], sums);
     }
@@ -224,17 +233,18 @@ static void product(const upwell_matrix& m, int64_t p0, int64_t p1, const upwell
     const uint8_t* w0 = m.panels + p0 * bytes;
     const uint8_t* w1 = m.panels + (p1 < last ? p1 : last) * bytes;  // beside the last panel: it again, unused
     const Block* a = row_of(in.q, row, blocks);
+    int64_t ahead = p1 == p0 + 1 ? 2 * bytes : bytes;  // from these panels to those that come next
     const float* x = in.x + row * in.ld;
     switch (m.format) {
         case UPWELL_F32: return float_product<F32Weights>(w0, w1, m.k, x, in.ld, rows, sums);
         case UPWELL_F16: return float_product<F16Weights>(w0, w1, m.k, x, in.ld, rows, sums);
         case UPWELL_BF16: return float_product<BF16Weights>(w0, w1, m.k, x, in.ld, rows, sums);
-        case UPWELL_Q8_0: return int_product<Q8_0>(w0, w1, a, blocks, rows, sums, s);
-        case UPWELL_Q4_0: return int_product<Q4_0>(w0, w1, a, blocks, rows, sums, s);
-        case UPWELL_Q4_1: return int_product<Q4_1>(w0, w1, a, blocks, rows, sums, s);
-        case UPWELL_Q4_K: return int_product<Q4_K>(w0, w1, a, blocks, rows, sums, s);
+        case UPWELL_Q8_0: return int_product<Q8_0>(w0, w1, a, blocks, rows, sums, ahead, s);
+        case UPWELL_Q4_0: return int_product<Q4_0>(w0, w1, a, blocks, rows, sums, ahead, s);
+        case UPWELL_Q4_1: return int_product<Q4_1>(w0, w1, a, blocks, rows, sums, ahead, s);
+        case UPWELL_Q4_K: return int_product<Q4_K>(w0, w1, a, blocks, rows, sums, ahead, s);
         case UPWELL_W8A8: return w8a8_product(w0, w1, m.k, token_of(in.tokens, row, m.k), rows, sums.first, sums.ld);
-        default: return int_product<Q6_K>(w0, w1, a, blocks, rows, sums, s);
+        default: return int_product<Q6_K>(w0, w1, a, blocks, rows, sums, ahead, s);
     }
 }
 

@@ -19,6 +19,7 @@
 namespace {
 
 constexpr int kMaxThreads = 256;
+constexpr int64_t kRest = 50000000;  // nanoseconds that the caller works alone
 constexpr int kLanes = 16;           // rows of a panel
 constexpr int kSpins = 4000;         // of about 40 ns: how long a thread waits before it gives way
 
@@ -69,7 +70,8 @@ struct upwell_pool {
     int64_t count;
     const upwell_batch* batch;
     int64_t* nanoseconds;
-    int strikes, resting;  // programs in a row that waited too long; programs to come that the caller runs alone
+    int strikes;           // programs in a row that waited too long
+    int64_t rest_until;    // what the caller runs alone before this moment
     alignas(64) std::atomic<int32_t> generation;  // of the programs that all threads run; -1 ends them
     alignas(64) std::atomic<int64_t> arrived;     // at barriers, over all threads and the whole program
     alignas(64) std::atomic<int32_t> left;        // threads that are done with the program
@@ -153,18 +155,14 @@ int64_t go_through(upwell_pool* pool, int index, int threads) {
 
 // How many threads the next program gets: all, or the caller alone. Where other processes take the processors, a thread
 // that waits for one that does not run loses more than it gains; results do not depend on the number. So after three
-// programs in a row that spent a third of their time so, the caller works alone for a while, and then they try again.
-int threads_for_next(upwell_pool* pool) {
-    if (pool->resting == 0) return pool->threads;
-    pool->resting--;
-    return 1;
-}
+// programs in a row that spent a third of their time so, the caller works alone for a moment, and then they try again.
+int threads_for_next(const upwell_pool* pool) { return now() < pool->rest_until ? 1 : pool->threads; }
 
 void note_waiting(upwell_pool* pool, int64_t waited, int64_t total) {
     pool->strikes = 3 * waited > total ? pool->strikes + 1 : 0;
     if (pool->strikes < 3) return;
     pool->strikes = 0;
-    pool->resting = 32;
+    pool->rest_until = now() + kRest;
 }
 
 struct Start {
