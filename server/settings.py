@@ -87,7 +87,7 @@ def _add_engine_flags(engine: Flags) -> None:
         engine,
         "--threads",
         "Threads that compute; native backends only (default: the machine's cores).",
-        type=_integer(1, 1024),
+        type=_integer(1, 256),
     )
     _add(
         engine,

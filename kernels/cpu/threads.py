@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+MAX_THREADS = 256
+"""``kMaxThreads`` of ``program.cpp``."""
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 def default_threads() -> int:
     """Physical cores among the processors that this process may use: two threads of one core share its vector units."""
     cores = {_siblings(cpu) for cpu in os.sched_getaffinity(0)}
-    return max(len(cores), 1)
+    return max(1, min(len(cores), MAX_THREADS))
 
 
 def _siblings(cpu: int) -> str:
