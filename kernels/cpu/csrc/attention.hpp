@@ -381,13 +381,15 @@ static void attend(const AttentionCall& a, const Piece& piece, AttentionScratch*
     finish_queries(a, piece, s);
 }
 
-// Where a thread leaves a segment for whoever computes the last of its piece.
+// Where a thread leaves a segment for whoever computes the last of its piece. The counters have a place of their own,
+// whatever the step: each is 0 between two calls.
 struct Partial {
+    static constexpr int64_t kMaxPieces = 4 * kMaxThreads;
     std::atomic<int64_t>* done;  // of each piece: segments that are there
     float* slots;
     int64_t group, d, slot;
-    Partial(const AttentionCall& a, int64_t pieces)
-        : done((std::atomic<int64_t>*)a.partial), slots((float*)(a.partial + (8 * pieces + 63) / 64 * 64)),
+    explicit Partial(const AttentionCall& a)
+        : done((std::atomic<int64_t>*)a.partial), slots((float*)(a.partial + 8 * kMaxPieces)),
           group(a.heads / a.cache->kv_heads), d(padded_head(a.cache->head_dim)), slot((group * (d + 2) + 15) / 16 * 16) {}
     int64_t bytes(int64_t segments) const { return (uint8_t*)(slots + segments * slot) - (uint8_t*)done; }
     Softmax at(int64_t segment) const {
@@ -424,7 +426,7 @@ static bool attend_in_parts(const Work& work, const upwell_batch& batch, const A
     };
     auto num_of = [&](int64_t b) { return piece_of(b, 0).num_segments(a.window); };
     for (int64_t b = 0; b < batch.num_seqs; b++) items += kv_heads * num_of(b);
-    Partial partial(a, pieces);
+    Partial partial(a);
     if (items == pieces || partial.bytes(items) > a.partial_bytes) return false;
     int64_t before = 0, b = 0;
     for (Range range = work.next(items); range.more(); range = work.next(items))

@@ -8,6 +8,7 @@ struct Range {
     __attribute__((always_inline)) bool more() const { return first < last; }
 };
 
+constexpr int kMaxThreads = 256;
 constexpr int64_t kMaxProgram = 1 << 14;
 
 // Items [first, last) of `count` that a thread begins with.
