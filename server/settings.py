@@ -86,7 +86,7 @@ def _add_engine_flags(engine: Flags) -> None:
     _add(
         engine,
         "--threads",
-        "Threads that compute; native backends only (default: the machine's cores).",
+        "Threads that compute; native backends only (default: the physical cores it may use).",
         type=_integer(1, 256),
     )
     _add(

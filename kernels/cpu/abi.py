@@ -24,7 +24,8 @@ MAX_GROUP = 48
 """Query heads that share a key head, at most."""
 MAX_EXPERTS = 1024
 MAX_COLUMNS = 98_304
-"""Of a weight: a thread has room for the wide blocks of so many (``kMaxParts`` of ``linear.hpp``)."""
+"""Of a weight: a thread has room for the wide blocks of so many (``kMaxParts`` of ``linear.hpp``), and what W8A8 sums,
+127 * 128 times as many, fits 32 bits."""
 MAX_PROGRAM = 1 << 14
 """Instructions of a program, at most."""
 

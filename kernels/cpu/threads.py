@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 MAX_THREADS = 256
-"""``kMaxThreads`` of ``program.cpp``."""
+"""``kMaxThreads`` of ``work.hpp``."""
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 
 

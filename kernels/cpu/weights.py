@@ -21,8 +21,6 @@ from kernels.reference.dequant import dequantise
 F32 = npt.NDArray[np.float32]
 PANEL_ROWS = 16
 FLOAT_FORMATS = frozenset({WeightFormat.F32, WeightFormat.F16, WeightFormat.BF16})
-MAX_INT8_COLUMNS = (2**31 - 1) // (127 * 128)
-"""Of a W8A8 weight: the products of so many columns cannot overflow 32 bits."""
 
 
 class Form(enum.Enum):

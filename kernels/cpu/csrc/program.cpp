@@ -1,7 +1,7 @@
 // Runs programs: the threads of a pool go through the instructions together, sharing out the items of each.
 //
 // Threads wait for each other by spinning for a moment and then giving way; between programs they spin for a moment and
-// then sleep. So a step pays for no system call, and an idle server uses no processor.
+// then sleep. So a step pays for no more than a wake-up and a look at its clocks, and an idle server uses no processor.
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
@@ -262,7 +262,8 @@ extern "C" void upwell_profile(upwell_pool* pool, const upwell_instr* program, i
         futex(&pool->generation, FUTEX_WAKE, INT_MAX);
     }
     int64_t waited = go_through(pool, 0, threads);
-    waited += wait_until([&] { return pool->left.load(std::memory_order_acquire) == threads - 1; }, [] { return false; });
+    waited += wait_until([&] { return pool->left.load(std::memory_order_acquire) == threads - 1; },
+                         [] { return false; });
     if (threads > 1) note_waiting(pool, waited, now() - began);
     pool->cpu.fetch_add(now(CLOCK_THREAD_CPUTIME_ID) - cpu_before, std::memory_order_relaxed);
 }
