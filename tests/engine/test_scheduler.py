@@ -8,7 +8,7 @@ from engine.block_pool import BlockPool
 from engine.config import CacheConfig, SchedulerConfig
 from engine.detokenizer import IncrementalDetokenizer
 from engine.errors import ConfigError
-from engine.scheduler import Scheduler
+from engine.scheduler import ENOUGH_PROMPT_TOKENS, Scheduler
 from engine.sequence import Sequence
 from engine.types import GenerateRequest, SamplingParams
 from tests.support.byte_tokenizer import ByteTokenizer
@@ -163,3 +163,35 @@ def test_an_empty_scheduler_plans_nothing():
 def test_a_budget_below_max_num_seqs_is_refused_by_flag():
     with pytest.raises(ConfigError, match="--max-num-batched-tokens"):
         Bench(max_num_seqs=8, budget=7)
+
+
+def test_prompts_wait_for_a_step_of_their_own_when_one_alone_is_enough_for_it():
+    bench = Bench(budget=512)
+    for name in ("first", "second", "third"):
+        bench.add(name, ENOUGH_PROMPT_TOKENS)
+    first = ENOUGH_PROMPT_TOKENS
+    steps = [list(bench.step().items()) for _ in range(3)]
+    assert steps == [
+        [("first", first)],
+        [("first", 1), ("second", first)],
+        [("first", 1), ("second", 1), ("third", first)],
+    ]
+
+
+def test_short_prompts_share_a_step_until_it_has_enough():
+    bench = Bench(budget=512, max_num_seqs=8)
+    size = ENOUGH_PROMPT_TOKENS // 2 - 1
+    for name in "abcd":
+        bench.add(name, size)
+    assert bench.step() == dict.fromkeys("abc", size)
+    assert bench.step() == {"a": 1, "b": 1, "c": 1, "d": size}
+
+
+def test_tokens_of_a_preempted_prompt_no_longer_count_as_enough():
+    bench = Bench(num_blocks=4 * ENOUGH_PROMPT_TOKENS // 4, budget=512)
+    plan_tokens = ENOUGH_PROMPT_TOKENS
+    bench.add("old", plan_tokens)
+    bench.step()
+    urgent = bench.add("urgent", 8, priority=-1)
+    assert bench.step() == {"old": 1, "urgent": 8}
+    assert urgent in bench.scheduler.running
