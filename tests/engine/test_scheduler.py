@@ -169,13 +169,10 @@ def test_prompts_wait_for_a_step_of_their_own_when_one_alone_is_enough_for_it():
     bench = Bench(budget=512)
     for name in ("first", "second", "third"):
         bench.add(name, ENOUGH_PROMPT_TOKENS)
-    first = ENOUGH_PROMPT_TOKENS
-    steps = [list(bench.step().items()) for _ in range(3)]
-    assert steps == [
-        [("first", first)],
-        [("first", 1), ("second", first)],
-        [("first", 1), ("second", 1), ("third", first)],
-    ]
+    size = ENOUGH_PROMPT_TOKENS
+    assert list(bench.step().items()) == [("first", size)]
+    assert list(bench.step().items()) == [("first", 1), ("second", size)]
+    assert list(bench.step().items()) == [("first", 1), ("second", 1), ("third", size)]
 
 
 def test_short_prompts_share_a_step_until_it_has_enough():
