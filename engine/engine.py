@@ -18,6 +18,7 @@ from engine.errors import ContextLengthExceeded, InvalidRequest
 from engine.sampler import Sampled, Sampler
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence
+from engine.step_gaps import StepGaps
 from engine.types import EngineStats, ErrorInfo, FinishReason, GenerateRequest, StepOutput, TokenDelta
 from kernels.ops import F32, I32, DrawParams, Scores, StepInputs
 
@@ -43,6 +44,9 @@ class Runner(Protocol):
     def native_cpu_s(self) -> float:
         """CPU seconds that native code has spent in steps so far."""
 
+    def native_wall_s(self) -> float:
+        """Seconds that calls of native code have taken so far, by ``time.monotonic``; 0 without native code."""
+
 
 class Engine:
     """Schedule, run, sample, emit."""
@@ -63,6 +67,7 @@ class Engine:
         self._clock = clock
         self._arrivals = 0
         self._prompt_tokens = self._generated_tokens = self._prefix_queried = self._prefix_hits = self._steps = 0
+        self._gaps = StepGaps()
         self.pool = BlockPool(cache_config)
         self.scheduler = Scheduler(scheduler_config, self.pool)
         self.sampler = Sampler(eos_ids, runner.draw)
@@ -97,6 +102,7 @@ class Engine:
         """Compute one batch, and say what it added to each request."""
         plan = self.scheduler.schedule()
         if not plan:
+            self._gaps.idle()
             return StepOutput([], self.stats())
         now_s = self._clock()
         for scheduled in plan:
@@ -114,7 +120,10 @@ class Engine:
                 self.pool.commit(scheduled.seq)
         self._steps += 1
         now_s = self._clock()
+        self._gaps.step(now_s, self._runner.native_wall_s())
         deltas = [self._emit(seq, token, now_s) for seq, token in zip(ready, sampled, strict=True)]
+        if not self.has_work:
+            self._gaps.idle()
         return StepOutput(deltas, self.stats())
 
     def stats(self) -> EngineStats:
@@ -132,6 +141,9 @@ class Engine:
             preemptions=self.scheduler.num_preemptions,
             steps=self._steps,
             native_cpu_s=self._runner.native_cpu_s(),
+            native_wall_s=self._runner.native_wall_s(),
+            gaps_s=self._gaps.total_s,
+            gap_counts=tuple(self._gaps.counts),
         )
 
     def _emit(self, seq: Sequence, token: Sampled | None, now_s: float) -> TokenDelta:

@@ -27,6 +27,7 @@ class ModelRunner:
         self._step = ops.record(forward, limits)
         self._draw = ops.draw
         self._native_cpu_s = ops.native_cpu_s
+        self._native_wall_s = ops.native_wall_s
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         """Copy blocks of the cache, (from, to), one after the other."""
@@ -45,6 +46,10 @@ class ModelRunner:
     def native_cpu_s(self) -> float:
         """CPU seconds that native code has spent in steps so far."""
         return self._native_cpu_s()
+
+    def native_wall_s(self) -> float:
+        """Seconds that calls of native code have taken so far; 0 without native code."""
+        return self._native_wall_s()
 
 
 def block_bytes(config: ModelConfig, ops: Ops, block_size: int) -> int:

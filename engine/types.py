@@ -190,11 +190,18 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
     error: ErrorInfo | None = None
 
 
+GAP_BOUNDS_S = (25e-6, 50e-6, 75e-6, 1e-4, 1.5e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.025)
+"""Upper bounds of the sizes by which ``EngineStats`` counts gaps between steps."""
+
+
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     """State after a step, and counters since the engine started.
 
     Attributes:
         native_cpu_s: CPU seconds of all threads that compute, in native code.
+        native_wall_s: seconds that the engine waited for native code.
+        gaps_s: seconds between the native code of steps that followed each other; see ``step_gaps.StepGaps``.
+        gap_counts: how many such gaps there were, by size: up to each of ``GAP_BOUNDS_S``, and longer.
     """
 
     running: int = 0
@@ -209,6 +216,9 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     preemptions: int = 0
     steps: int = 0
     native_cpu_s: float = 0.0
+    native_wall_s: float = 0.0
+    gaps_s: float = 0.0
+    gap_counts: tuple[int, ...] = (0,) * (len(GAP_BOUNDS_S) + 1)
 
 
 class StepOutput(msgspec.Struct, frozen=True, array_like=True, tag="step"):

@@ -208,6 +208,7 @@ class Ops:
         draw: (logits f32[n,V], DrawParams) -> one token a row, i32[n]. NumPy in and out; -inf means never; the
             logits may be overwritten.
         native_cpu_s: CPU seconds that native code has spent in steps so far, on all threads; 0 without native code.
+        native_wall_s: seconds that calls of native code have taken so far, by ``time.monotonic``; 0 without.
     """
 
     info: BackendInfo
@@ -229,6 +230,7 @@ class Ops:
     record: Callable[[Callable[[StepInputs], Tensor], StepLimits], Callable[[StepInputs], Scores]]
     draw: Callable[[F32, DrawParams], I32]
     native_cpu_s: Callable[[], float] = float
+    native_wall_s: Callable[[], float] = float
 
 
 OPERATIONS = (

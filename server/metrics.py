@@ -7,13 +7,13 @@ never goes back. Label values are fixed sets, so the number of series does not d
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from engine.types import EngineStats
+from engine.types import GAP_BOUNDS_S, EngineStats
 from server.engine_client import EngineClient
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -31,6 +31,7 @@ _ENGINE_COUNTERS = {
     "preemptions": "Requests that gave up their blocks and were computed again.",
     "steps": "Steps of the engine.",
     "native_cpu_s": "CPU seconds in native code, all threads, waiting for each other in a step included.",
+    "native_wall_s": "Seconds in which native code ran.",
 }
 
 
@@ -90,6 +91,9 @@ class Metrics:
         for state in ("free", "cached", "used"):
             blocks.add_metric([state], getattr(stats, f"blocks_{state}"))
         yield blocks
+        ready = self._engine.ready
+        kv_bytes = ready.kv_cache_bytes if ready else 0
+        yield GaugeMetricFamily("upwell_kv_cache_bytes", "Bytes of all blocks of the KV cache together.", kv_bytes)
         for name, text in _ENGINE_COUNTERS.items():
             spelled = name.removesuffix("_s") + "_seconds" if name.endswith("_s") else name
             yield CounterMetricFamily(f"upwell_{spelled}", text, self._counters.totals[name])
@@ -98,6 +102,13 @@ class Metrics:
         for reason, number in self._finished.items():
             finished.add_metric([reason], number)
         yield finished
+        yield _histogram_family(
+            "upwell_between_steps_seconds",
+            "From one step's native code to the next step's, while there are requests.",
+            GAP_BOUNDS_S,
+            self._counters.gap_counts,
+            self._counters.totals["gaps_s"],
+        )
         for histogram in (self._first_token, self._inter_token, self._queue, self._end_to_end, self._loop_lag):
             yield histogram.family()
 
@@ -123,9 +134,16 @@ class Histogram:
 
     def family(self) -> Metric:
         """What has been counted, each bucket with all smaller ones in it."""
-        names = [*map(str, self._bounds_s), "+Inf"]
-        buckets = list(zip(names, accumulate(self._counts), strict=True))
-        return HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum_s)
+        return _histogram_family(self._name, self._text, self._bounds_s, self._counts, self._sum_s)
+
+
+def _histogram_family(
+    name: str, text: str, bounds_s: Sequence[float], counts: Sequence[int], sum_s: float
+) -> HistogramMetricFamily:
+    """Counts by size as Prometheus has them: each bucket with all smaller ones in it."""
+    names = [*map(str, bounds_s), "+Inf"]
+    buckets = list(zip(names, accumulate(counts), strict=True))
+    return HistogramMetricFamily(name, text, buckets=buckets, sum_value=sum_s)
 
 
 def loop_lag_histogram() -> Histogram:
@@ -142,13 +160,19 @@ class MonotonicCounters:
 
     def __init__(self) -> None:
         self._last = EngineStats()
-        self.totals: dict[str, float] = dict.fromkeys(_ENGINE_COUNTERS, 0)
+        self.totals: dict[str, float] = dict.fromkeys((*_ENGINE_COUNTERS, "gaps_s"), 0)
+        self.gap_counts = [0] * len(self._last.gap_counts)
 
     def observe(self, stats: EngineStats) -> None:
         """Add what has been counted since the last call."""
         if stats is self._last:
             return
-        for name in _ENGINE_COUNTERS:
-            now, last = getattr(stats, name), getattr(self._last, name)
-            self.totals[name] += now - last if now >= last else now
+        for name in self.totals:
+            self.totals[name] += _since(getattr(stats, name), getattr(self._last, name))
+        for index, (now, last) in enumerate(zip(stats.gap_counts, self._last.gap_counts, strict=True)):
+            self.gap_counts[index] += int(_since(now, last))
         self._last = stats
+
+
+def _since(now: float, last: float) -> float:
+    return now - last if now >= last else now

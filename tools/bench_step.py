@@ -2,7 +2,8 @@
 
 The engine's own loop runs over a real socket, whose other end a process of its own empties, with a model that answers
 at once. Counted is the time from the end of one forward pass to the start of the next: choosing tokens, their text,
-the message to the server, the look into the inbox, the next plan and the next batch.
+the message to the server, the look into the inbox, the next plan and the next batch. Alone on its caches: a floor.
+``upwell_between_steps_seconds`` in /metrics counts the same in a serving process, and ``make bench`` reads it there.
 
     .venv/bin/python tools/bench_step.py [MODEL]       MODEL lends its tokenizer; smollm2-135m by default
 """
@@ -73,6 +74,10 @@ class InstantRunner:
         return self._answers[len(self.called_s) % 64, : len(params.uniform)]
 
     def native_cpu_s(self) -> float:
+        """None of it is native."""
+        return 0.0
+
+    def native_wall_s(self) -> float:
         """None of it is native."""
         return 0.0
 

@@ -8,6 +8,7 @@ int8, a scale for each 32; the cache holds 16-bit integers with a scale for each
 from __future__ import annotations
 
 import ctypes
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -81,17 +82,23 @@ def cpu_ops(options: BackendOptions) -> Ops:
         record=backend.record,
         draw=backend.draw,
         native_cpu_s=backend.native_cpu_s,
+        native_wall_s=backend.native_wall_s,
     )
 
 
 class Runner:
-    """The library and its threads."""
+    """The library and its threads.
+
+    Attributes:
+        wall_s: seconds that ``run`` and ``call`` have taken so far.
+    """
 
     def __init__(self, library: Library, threads: int) -> None:
         pool = library.pool_new(threads)
         if pool is None:
             raise BackendUnavailable(f"--threads: {threads} threads cannot be started.")
         self.threads = threads
+        self.wall_s = 0.0
         self._library = library
         self._pool = pool
         weakref.finalize(self, library.pool_free, pool)
@@ -102,11 +109,16 @@ class Runner:
 
     def run(self, program: Program, batch: Batch) -> None:
         """Run a program to its end."""
-        self._library.run(self._pool, address(program.instructions), program.num_calls, ctypes.byref(batch))
+        self._run(address(program.instructions), program.num_calls, batch)
 
     def call(self, instructions: npt.NDArray[Any], batch: Batch) -> None:
         """Run instructions that are not part of a program."""
-        self._library.run(self._pool, address(instructions), len(instructions), ctypes.byref(batch))
+        self._run(address(instructions), len(instructions), batch)
+
+    def _run(self, instructions: int, count: int, batch: Batch) -> None:
+        began_s = time.monotonic()
+        self._library.run(self._pool, instructions, count, ctypes.byref(batch))
+        self.wall_s += time.monotonic() - began_s
 
     def profile(self, instructions: npt.NDArray[Any], batch: Batch, nanoseconds: npt.NDArray[np.int64]) -> None:
         """Run instructions, adding to i64[n] what each of them took."""
@@ -233,6 +245,10 @@ class CpuBackend:
     def native_cpu_s(self) -> float:
         """CPU seconds of all threads in native calls so far; they include waiting for each other inside of one."""
         return self._runner.cpu_s()
+
+    def native_wall_s(self) -> float:
+        """Seconds that native calls have taken so far, each of them on whatever number of threads."""
+        return self._runner.wall_s
 
     def record(self, forward: Callable[[StepInputs], g.Tensor], limits: StepLimits) -> Callable[[StepInputs], Scores]:
         """Record a forward pass; what comes back runs it."""

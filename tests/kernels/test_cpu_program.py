@@ -233,3 +233,15 @@ def test_the_cpu_time_of_all_threads_is_told():
     native_s = ops.native_cpu_s() - before_s
     assert 0.0 < native_s <= time.process_time() - process_s
     assert ops.native_cpu_s() - before_s == native_s
+
+
+def test_the_time_of_native_calls_is_told():
+    """Part of the time that passes, by the engine's clock; while nothing runs, none is added."""
+    ops = BACKENDS["cpu"](BackendOptions(threads=1))
+    assert ops.native_wall_s() == 0.0
+    params = DrawParams(*(np.full(4, value) for value in (1.0, 0, 1.0, 0.0, 0.5)))
+    began_s = time.monotonic()
+    ops.draw(np.zeros((4, 1 << 16), dtype=np.float32), params)
+    native_s = ops.native_wall_s()
+    assert 0.0 < native_s <= time.monotonic() - began_s
+    assert ops.native_wall_s() == native_s

@@ -45,6 +45,9 @@ async def test_the_engines_state_and_counters() -> None:
         preemptions=10,
         steps=11,
         native_cpu_s=12.5,
+        native_wall_s=6.5,
+        gaps_s=0.25,
+        gap_counts=(1, 0, 2, *[0] * 8, 3),
     )
     found = await samples(rig)
     expected = {
@@ -60,6 +63,12 @@ async def test_the_engines_state_and_counters() -> None:
         "preemptions_total": 10,
         "steps_total": 11,
         "native_cpu_seconds_total": 12.5,
+        "native_wall_seconds_total": 6.5,
+        "between_steps_seconds_sum": 0.25,
+        "between_steps_seconds_count": 6,
+        "between_steps_seconds_bucket{le=5e-05}": 1,
+        "between_steps_seconds_bucket{le=0.025}": 3,
+        "kv_cache_bytes": 0,
         "engine_restarts_total": 2,
     }
     assert {name: found[f"upwell_{name}"] for name in expected} == expected
@@ -100,12 +109,14 @@ async def test_clients_do_not_add_series() -> None:
 
 async def test_a_new_engine_takes_nothing_back() -> None:
     rig = Rig()
-    rig.engine.stats = EngineStats(steps=10, generated_tokens=100)
+    rig.engine.stats = EngineStats(steps=10, generated_tokens=100, gaps_s=1.0, gap_counts=(0, 9, *[0] * 10))
     assert (await samples(rig))["upwell_generated_tokens_total"] == 100
     rig.engine.die()
     assert (await samples(rig))["upwell_generated_tokens_total"] == 100
-    rig.engine.stats = EngineStats(steps=1, generated_tokens=5)
-    assert (await samples(rig))["upwell_generated_tokens_total"] == 105
+    rig.engine.stats = EngineStats(steps=1, generated_tokens=5, gaps_s=0.5, gap_counts=(0, 1, *[0] * 10))
+    found = await samples(rig)
+    assert found["upwell_generated_tokens_total"] == 105
+    assert (found["upwell_between_steps_seconds_sum"], found["upwell_between_steps_seconds_count"]) == (1.5, 10)
 
 
 async def test_counters_are_brought_up_to_date_by_every_request() -> None:

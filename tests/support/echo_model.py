@@ -26,6 +26,7 @@ class EchoRunner:
     vocab_size = VOCAB_SIZE
     draw = staticmethod(sampling.draw)
     native_cpu_s = float
+    native_wall_s = float
 
     def __init__(self, cache: CacheConfig) -> None:
         self._block_size = cache.block_size
