@@ -18,6 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # What an installation is built from; Python files are taken from where they are. Where there is a compiler, tests and
 # benchmarks want kernels that compile; to serve, the reference backend will do.
 BUILT := $(wildcard pyproject.toml CMakeLists.txt kernels/cpu/csrc/*)
+NATIVE_IF_COMPILER = $(if $(shell command -v c++ || command -v g++ || command -v clang++),UPWELL_REQUIRE_NATIVE=1)
 
 .PHONY: serve test soak bench bench-kernels lint format clean
 .DELETE_ON_ERROR:
@@ -63,7 +64,7 @@ format: .venv/.lint
 	@touch $@ .venv/.serve
 
 .venv/.bench: $(BUILT) | .venv/bin/python
-	UPWELL_REQUIRE_NATIVE=1 $(PIP) install --quiet --editable '.[bench]'
+	$(NATIVE_IF_COMPILER) $(PIP) install --quiet --editable '.[bench]'
 	@touch $@ .venv/.serve
 
 .venv/.lint: pyproject.toml | .venv/bin/python

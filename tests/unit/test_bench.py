@@ -9,7 +9,6 @@ import pytest
 from engine.tokenizer import load_tokenizer
 from tests.support.tiny_models import GOLDEN, TINY_MODELS
 from tools.bench.client import HttpLoad, Job, Outcome, Trace
-from tools.bench.goals import judge
 from tools.bench.measure import percentile, summarise
 from tools.bench.prompts import PromptMaker
 
@@ -77,23 +76,3 @@ def test_the_figures_of_a_load():
     assert figures["ttft_p50_ms"] == pytest.approx(200)
     assert figures["gap_p95_ms"] == pytest.approx(195)
     assert percentile([3.0], 95) == 3.0
-
-
-def test_a_goal_is_judged_by_the_best_peer_and_only_with_all_requests_answered():
-    def system(name, tokens_s, first_ms, errors=0):
-        figures = {
-            "requests": 1,
-            "errors": errors,
-            "tokens_s": tokens_s,
-            "ttft_p50_ms": first_ms,
-            "cpu_s": {"engine": 1},
-        }
-        return {"name": name, "label": name, "missing": None, "http": True, "workloads": {"d4": figures}}
-
-    peers = [system("slow", 10.0, 100.0), system("fast", 20.0, 300.0), system("failing", 90.0, 1.0, errors=1)]
-    run = {"systems": [system("upwell", 60.0, 50.0), *peers], "limits": None, "weights_bytes": 1}
-    verdicts = {verdict.what: verdict for verdict in judge(run)}
-    assert verdicts["4 streams, tokens/s"].reached is True
-    assert verdicts["4 streams, tokens/s"].peer.startswith("3 x fast")
-    assert verdicts["4 streams, first token"].reached is False
-    assert verdicts["64 streams, tokens/s"].reached is None

@@ -19,10 +19,11 @@ from rich.console import Console
 from engine.tokenizer import load_tokenizer
 from engine.weights.open import model_path, open_checkpoint
 from engine.weights.store import resolve_model
+from kernels.cpu.threads import default_threads
 from server.settings import DEFAULT_MODEL, cache_dir
-from tools.bench.docs import write_docs
+from tools.bench.docs import Unexplained, write_docs
 from tools.bench.goals import judge
-from tools.bench.limits import cpu_name, measure_limits
+from tools.bench.limits import NotMeasured, cpu_name, last_level_cache_bytes, run_program
 from tools.bench.measure import Conditions, measure_system
 from tools.bench.peers import PeerSettings, find_peers
 from tools.bench.plots import draw_plots
@@ -43,7 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="a model as upwell serve takes it")
     parser.add_argument("--only", default="", help="systems to measure, by the start of their names: upwell,openvino")
     parser.add_argument("--workloads", default=",".join(KEYS), help="some of %(default)s")
-    parser.add_argument("--threads", type=int, help="threads of every system; without it, one for each core")
+    parser.add_argument("--threads", type=int, help="threads of every system; without it, the physical cores there are")
     parser.add_argument("--upwell-args", default="", help="more arguments for upwell serve")
     parser.add_argument("--peers", type=Path, default=os.environ.get("UPWELL_BENCH_PEERS"), help="folder of peers")
     parser.add_argument("--llama-server", help="llama.cpp's server (also LLAMA_SERVER, or on PATH)")
@@ -61,13 +62,30 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     last = RESULTS / "last.json"
     if args.write_docs:
-        write_docs(json.loads(last.read_text()), RESULTS)
+        rewrite(last, console)
         return
     run = asyncio.run(measure(args, console))
     text = json.dumps(run, indent=1)
     last.write_text(text)
     (RESULTS / f"{run['when'].replace(':', '').replace(' ', '-')}.json").write_text(text)
     show(run, console)
+
+
+def rewrite(last: Path, console: Console) -> None:
+    """The page, from the last run.
+
+    Raises:
+        SystemExit: there is none, or the page does not say why a goal was missed.
+    """
+    if not last.exists():
+        raise SystemExit(f"there is no {last}: run make bench first.")
+    try:
+        run = json.loads(last.read_text())
+        stale = write_docs(run, draw_plots(run, RESULTS))
+    except Unexplained as error:
+        raise SystemExit(str(error)) from None
+    for name in stale:
+        console.print(f"the page explains {name}, which was not missed: see whether that is still to be said.")
 
 
 def show(run: dict[str, Any], console: Console) -> None:
@@ -81,7 +99,10 @@ async def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     """The whole run."""
     path = model_path(Path(resolve_model(args.model, cache_dir(None)).path))
     weights_bytes = open_checkpoint(path).total_bytes
-    limits = None if args.no_limits else measure_limits(threads(args), weights_bytes, RESULTS)
+    console.print(f"{threads(args)} threads for every system")
+    limits, limits_missing = measure_limits(args, weights_bytes)
+    if limits is None:
+        console.print(f"The machine's limits are not measured: {limits_missing}")
     maker = PromptMaker(load_tokenizer(path))
     wanted = args.workloads.split(",")
     workloads = [workload for workload in make_workloads(maker, args.scale) if workload.key in wanted]
@@ -91,14 +112,35 @@ async def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         results.append(await measure_system(system, workloads, conditions))
     return {
         "when": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "machine": machine(),
         "threads": threads(args),
         "model": path.name,
         "weights_bytes": weights_bytes,
         "scale": args.scale,
-        "limits": limits.raw if limits else None,
+        "limits": limits,
+        "limits_missing": limits_missing,
         "systems": results,
         "workloads": {workload.key: workload.title for workload in workloads},
+    }
+
+
+def measure_limits(args: argparse.Namespace, weights_bytes: int) -> tuple[dict[str, Any] | None, str | None]:
+    """The machine's limits, some ten seconds; without them, why there are none."""
+    if args.no_limits:
+        return None, "--no-limits was asked for."
+    try:
+        return run_program(RESULTS, "--threads", threads(args), "--weights-bytes", weights_bytes), None
+    except NotMeasured as error:
+        return None, str(error)
+
+
+def machine() -> dict[str, Any]:
+    """What this runs on."""
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "last_level_cache_bytes": last_level_cache_bytes(),
+        "python": platform.python_version(),
     }
 
 
@@ -111,15 +153,14 @@ def systems(args: argparse.Namespace, path: Path) -> list[System]:
         threads=threads(args),
         logs=RESULTS,
     )
-    extra = shlex.split(args.upwell_args) + (["--threads", str(args.threads)] if args.threads else [])
-    found = [upwell(args.model, extra, RESULTS), *find_peers(settings)]
+    found = [upwell(args.model, shlex.split(args.upwell_args), threads(args), RESULTS), *find_peers(settings)]
     starts = tuple(args.only.split(",")) if args.only else ("",)
     return [system for system in found if system.label.startswith(starts)]
 
 
 def threads(args: argparse.Namespace) -> int:
     """How many threads may compute."""
-    number: int = args.threads or len(os.sched_getaffinity(0))
+    number: int = args.threads or default_threads()
     return number
 
 

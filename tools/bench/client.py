@@ -69,12 +69,14 @@ class HttpLoad:
         base_url: such as ``http://127.0.0.1:8000``.
         model: the name in the API.
         probe_path: what the probe asks for, such as ``/livez``.
+        ignore_eos: whether to ask for answers of full length, of a server that knows how to.
     """
 
-    def __init__(self, base_url: str, model: str, probe_path: str) -> None:
+    def __init__(self, base_url: str, model: str, probe_path: str, *, ignore_eos: bool = True) -> None:
         parts = urlsplit(base_url)
         self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
         self._model = model
+        self._length = {"ignore_eos": True} if ignore_eos else {}
         self._probe = _head(self._host, "GET", probe_path)
 
     async def run(self, jobs: Sequence[Job], concurrency: int, *, probe: bool = False) -> Outcome:
@@ -97,10 +99,9 @@ class HttpLoad:
             "prompt": job.prompt,
             "max_tokens": job.max_tokens,
             "temperature": 0,
-            "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},
-        }
+        } | self._length
         return _head(self._host, "POST", "/v1/completions", json.dumps(body).encode())
 
     async def _connect(self) -> _Connection:
@@ -208,7 +209,9 @@ class _Answer:
         trace = Trace(self._began_s, error=self.problem)
         raw = b"".join(data for _, data in self.pieces)
         if not raw.startswith(b"HTTP/1.1 200"):
-            trace.error = trace.error or f"answered {raw[:300]!r}"
+            head, _, body = raw.partition(b"\r\n\r\n")
+            status = head.split(b"\r\n")[0].decode(errors="replace")
+            trace.error = trace.error or f"answered {status!r} {body[:200].decode(errors='replace')}"
             return trace
         for arrived_s, event in self._events():
             if event == b"[DONE]":

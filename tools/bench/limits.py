@@ -53,9 +53,19 @@ class Limits:
         return self.weights_gbs * 1e9 / self.weights_bytes
 
     @property
+    def one_stream_from_memory(self) -> float:
+        """The same where no cache keeps any of the weights from one token to the next."""
+        return self.large_gbs * 1e9 / self.weights_bytes
+
+    @property
     def prefill(self) -> float:
         """Prompt tokens/s if the int8 units did nothing but multiply."""
         return self.int8_gops / PREFILL_GOP
+
+    @property
+    def tiny_requests(self) -> float:
+        """Requests/s of eight tokens in and one out, at the int8 units' limit."""
+        return self.int8_gops / (7 * PREFILL_GOP + DECODE_GOP)
 
     @property
     def many_streams(self) -> float:
@@ -63,26 +73,24 @@ class Limits:
         return 1 / (DECODE_GOP / self.int8_gops + PREFILL_GOP / self.int8_gops)
 
 
-def measure_limits(threads: int, weights_bytes: int, folder: Path) -> Limits:
-    """Compile the program into ``folder`` and run it; takes some ten seconds.
-
-    Raises:
-        RuntimeError: there is no C++ compiler.
-    """
-    return Limits.from_raw(run_program(folder, "--threads", threads, "--weights-bytes", weights_bytes))
+class NotMeasured(Exception):
+    """The limits could not be measured; the message says why."""
 
 
 def run_program(folder: Path, *arguments: str | int) -> dict[str, Any]:
     """Compile the program into ``folder``, run it with these arguments, and return what it printed.
 
     Raises:
-        RuntimeError: there is no C++ compiler.
+        NotMeasured: there is no C++ compiler, or it does not compile this.
     """
     compiler = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
     if compiler is None:
-        raise RuntimeError("a C++ compiler is needed to measure the machine's limits; install g++.")
+        raise NotMeasured("a C++ compiler is needed to measure the machine's limits; install g++.")
     program = folder / "limits"
-    subprocess.run([compiler, "-O3", "-std=c++20", "-pthread", str(SOURCE), "-o", str(program)], check=True)
+    command = [compiler, "-O3", "-std=c++20", "-pthread", str(SOURCE), "-o", str(program)]
+    compiled = subprocess.run(command, check=False, capture_output=True, text=True)
+    if compiled.returncode:
+        raise NotMeasured(f"{compiler} does not compile {SOURCE.name}: {compiled.stderr.strip()[-300:]}")
     done = subprocess.run([str(program), *map(str, arguments)], check=True, capture_output=True, text=True)
     raw: dict[str, Any] = json.loads(done.stdout)
     return raw
@@ -92,3 +100,9 @@ def cpu_name() -> str:
     """The processor's name for itself."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def last_level_cache_bytes() -> int | None:
+    """Size of the largest cache of a processor here, None where the kernel does not tell."""
+    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max((int(size.removesuffix("K")) << 10 for size in sizes if size.endswith("K")), default=None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -12,11 +11,12 @@ from typing import Any
 
 from tools.bench.client import Job, Outcome
 from tools.bench.processes import StartFailed, busy_s
-from tools.bench.systems import HttpServer, Running, System, Usage, memory
+from tools.bench.scrape import Scrape
+from tools.bench.systems import Running, System, Usage, memory
 from tools.bench.workloads import Workload
 
-NATIVE_CPU = "upwell_native_cpu_seconds_total"
-"""CPU seconds that native code spent in steps, all threads, as Upwell's /metrics may tell."""
+_COUNTERS = {"native_cpu_s": "upwell_native_cpu_seconds_total", "native_wall_s": "upwell_native_wall_seconds_total"}
+_DURATIONS = {"between_steps": "upwell_between_steps_seconds", "loop_lag": "upwell_event_loop_lag_seconds"}
 
 QUIET_S, QUIET_SHARE = 2.0, 0.05
 """A machine is quiet when other processes used less than this share of a core for so long."""
@@ -66,6 +66,7 @@ async def _measure_shape(
     try:
         await running.ready()
         result.setdefault("start_s", running.start_s)
+        result.setdefault("backend", await running.backend())
         result.setdefault("memory_at_start", await _memory(running))
         say(f"{system.label}: ready after {running.start_s:.2f} s")
         await running.run(conditions.warm_up, 2, probe=False)
@@ -96,7 +97,7 @@ async def measure_workload(running: Running, workload: Workload) -> Result:
     """One load, with the CPU time of both sides."""
     if workload.prime:
         await running.run(workload.prime, 1, probe=False)
-    native_s = await _native_cpu_s(running)
+    told = await running.metrics()
     before, client_s, all_s = Usage.of(running), time.process_time(), busy_s()
     outcome = await running.run(workload.jobs, workload.concurrency, probe=workload.probe)
     client_s = time.process_time() - client_s
@@ -111,9 +112,16 @@ async def measure_workload(running: Running, workload: Workload) -> Result:
     if workload.pairs and figures["requests"]:
         figures |= {name: statistics.median(figures["first_ms"][i::2]) for i, name in enumerate(("cold_ms", "warm_ms"))}
     figures |= {"cpu_s": cpu_s, "client_share": client_s / outcome.wall_s, "other_share": other_s / outcome.wall_s}
-    if native_s is not None:
-        figures["native_cpu_s"] = (await _native_cpu_s(running) or 0.0) - native_s
-    return figures
+    return figures | _told(told, await running.metrics())
+
+
+def _told(before: Scrape | None, after: Scrape | None) -> Result:
+    """What a server's own metrics say of a load."""
+    if before is None or after is None:
+        return {}
+    counted = {key: after.since(before, name) for key, name in _COUNTERS.items()}
+    timed = {key: after.durations_since(before, name) for key, name in _DURATIONS.items()}
+    return {key: value for key, value in (counted | timed).items() if value is not None}
 
 
 def summarise(outcome: Outcome) -> Result:
@@ -159,26 +167,15 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 async def _memory(running: Running) -> Result:
-    """Memory now; of Upwell also its KV cache, and how much of that has been written to."""
+    """Memory now; where the server tells of its KV cache, also that, and how much of it has been written to."""
     figures: Result = dict(memory(running))
-    if isinstance(running, HttpServer):
-        said = re.search(r"in ([\d,]+)\s+blocks,\s+([\d,]+)\s+MiB", running.log.read_text(errors="replace"))
-        if said:
-            num_blocks = int(said[1].replace(",", ""))
-            kv_bytes = int(said[2].replace(",", "")) << 20
-            metrics = await running.get("/metrics")
-            free = _metric(metrics, 'upwell_kv_blocks{state="free"}') or 0.0
-            figures |= {"kv_bytes": kv_bytes, "kv_written_bytes": round(kv_bytes * (1 - free / num_blocks))}
-    return figures
-
-
-async def _native_cpu_s(running: Running) -> float | None:
-    return _metric(await running.get("/metrics"), NATIVE_CPU) if isinstance(running, HttpServer) else None
-
-
-def _metric(page: str, name: str) -> float | None:
-    found = re.search(rf"^{re.escape(name)} (\S+)$", page, re.MULTILINE)
-    return float(found[1]) if found else None
+    told = await running.metrics()
+    kv_bytes = told.value("upwell_kv_cache_bytes") if told else None
+    if told is None or kv_bytes is None:
+        return figures
+    blocks = {state: told.value(f"upwell_kv_blocks{{state={state}}}") or 0.0 for state in ("free", "cached", "used")}
+    written = 1 - blocks["free"] / sum(blocks.values())
+    return figures | {"kv_bytes": round(kv_bytes), "kv_written_bytes": round(kv_bytes * written)}
 
 
 def _in_short(figures: Result) -> str:

@@ -1,11 +1,13 @@
 """The peers, and how each is found and started.
 
-A folder of peers (``--peers``, or UPWELL_BENCH_PEERS) may hold ``xllamacpp``, ``openvino`` and ``vllm``, each a virtual
-environment, a ``llama-server``, and their models under ``models``; docs/benchmarking.md says how to fill it.
+A folder of peers (``--peers``, or UPWELL_BENCH_PEERS) may hold ``xllamacpp``, ``openvino``, ``vllm`` and
+``transformers``, each a virtual environment, a ``llama-server``, and their models under ``models``;
+docs/benchmarking.md says how to fill it. All are started with the same number of threads.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ HERE = Path(__file__).parent
 MANY_SLOTS, MANY_CONTEXT = 64, 64 * 384
 """Slots of llama.cpp's server, and the tokens of context that they divide."""
 FEW_SLOTS, FEW_CONTEXT = 8, 8 * 5120
+_BFLOAT16 = ("--dtype", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def find_peers(settings: PeerSettings) -> list[System]:
     llama = list(_llama_servers(settings))
     if all(system.missing for system in llama):
         llama += _xllamacpp(settings)
-    return [*llama, *_openvino(settings), _vllm(settings)]
+    return [*llama, *_openvino(settings), _vllm(settings), _transformers(settings)]
 
 
 def _ggufs(settings: PeerSettings) -> list[tuple[str, Path]]:
@@ -125,17 +128,46 @@ def _vllm(settings: PeerSettings) -> System:
 
     def command(port: int, long_context: bool) -> list[str]:
         where = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "bench"]
-        return [str(program), "serve", str(model), *where, "--dtype", "bfloat16", "--max-model-len", "8192"]
+        return [str(program), "serve", str(model), *where, *_BFLOAT16, "--max-model-len", "8192"]
 
     libraries = [path for name in ("libtcmalloc*.so*", "libiomp5.so") for path in program.parents[1].rglob(name)]
     environment = {
         "HF_HUB_OFFLINE": "1",
         "VLLM_CPU_KVCACHE_SPACE": "4",
-        "VLLM_CPU_OMP_THREADS_BIND": f"0-{settings.threads - 1}",
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0))[: settings.threads])),
         "LD_PRELOAD": ":".join(map(str, libraries)),
     }
     plan = Plan(command, "bench", ready_path="/health", probe_path="/health", environment=environment)
     return System("vllm", "bf16", None, _starter("vllm", plan, settings))
+
+
+def _transformers(settings: PeerSettings) -> System:
+    program, model = settings.inside("transformers", "bin", "transformers"), settings.inside("models", "hf")
+    if not program or not model:
+        return _absent("transformers", "no transformers, or no models/hf, in the folder of peers")
+    endless = endless_model(model, settings.logs / "transformers-model")
+
+    def command(port: int, long_context: bool) -> list[str]:
+        where = ["--host", "127.0.0.1", "--port", str(port)]
+        return [str(program), "serve", str(endless), *where, "--continuous-batching", *_BFLOAT16, "--device", "cpu"]
+
+    numbers = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(settings.threads))
+    environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"} | numbers
+    plan = Plan(command, str(endless), "/health", "/health", environment, ignore_eos=False)
+    return System("transformers", "bf16", None, _starter("transformers", plan, settings))
+
+
+def endless_model(model: Path, folder: Path) -> Path:
+    """The same model with no token that ends a text, for a server that does not know ``ignore_eos``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in model.iterdir():
+        copy = folder / path.name
+        copy.unlink(missing_ok=True)
+        if path.name in {"config.json", "generation_config.json"}:
+            copy.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": None}))
+        else:
+            copy.symlink_to(path.resolve())
+    return folder.resolve()
 
 
 def _starter(name: str, plan: Plan, settings: PeerSettings) -> Callable[[bool], Running]:

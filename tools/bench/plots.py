@@ -35,8 +35,8 @@ def draw_plots(run: dict[str, Any], folder: Path) -> list[Path]:
 def _throughput(axes: Axes, systems: list[dict[str, Any]], limits: Limits | None) -> bool:
     any_lines = _lines(axes, systems, "tokens_s")
     if any_lines and limits:
-        ceilings = {1: limits.one_stream, 64: limits.many_streams}
-        axes.plot(list(ceilings), list(ceilings.values()), "k_", markersize=14, label="the machine's limit")
+        ceilings = [limits.one_stream_from_memory, limits.one_stream, limits.many_streams]
+        axes.plot([1, 1, 64], ceilings, "k_", markersize=14, label="the machine's limits (1 stream: memory, cache)")
     axes.set(title="128 tokens in, 128 out", ylabel="tokens/s")
     return any_lines and _finish_lines(axes)
 

@@ -8,9 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tools.bench.figures import objection
 from tools.bench.goals import Verdict
 
-VERDICT_COLUMNS = ("measure", "goal", "value", "against the best peer", "of the limit", "reached")
+VERDICT_COLUMNS = ("measure", "goal", "measured", "against the best peer", "of the limit", "reached")
 SYSTEM_COLUMNS = ("system", "load", "tokens/s", "requests/s", "TTFT p50 / p95 ms", "gap p50 / p95 ms", "CPU cores")
 
 MUCH_BESIDE = 0.1
@@ -19,6 +20,7 @@ MUCH_BESIDE = 0.1
 
 def print_report(console: Console, run: dict[str, Any], verdicts: Sequence[Verdict]) -> None:
     """The tables of a run."""
+    console.print(threads_line(run))
     for title, columns, rows in (
         ("Machine", ("limit", "best of the rounds", "median"), limit_rows(run)),
         ("All figures", SYSTEM_COLUMNS, system_rows(run)),
@@ -28,14 +30,35 @@ def print_report(console: Console, run: dict[str, Any], verdicts: Sequence[Verdi
         for row in rows:
             table.add_row(*row)
         console.print(table)
-    for line in notes(run):
+    for line in [*limit_notes(run), *notes(run)]:
         console.print(line)
 
 
 def verdict_rows(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
     """One row for each goal."""
-    words = {True: "yes", False: "no", None: "?"}
-    return [(one.what, one.goal, one.value, one.peer, one.share, words[one.reached]) for one in verdicts]
+    return [(one.what, one.goal, one.value, one.peer, one.share, one.answer) for one in verdicts]
+
+
+def threads_line(run: dict[str, Any]) -> str:
+    """How many threads computed, and Upwell's own words for what it ran on."""
+    backends = [f"{system['label']}: {system['backend']}" for system in run["systems"] if system.get("backend")]
+    number = run["threads"]
+    return "; ".join([f"{number} thread{'s' if number > 1 else ''} for every system", *backends]) + "."
+
+
+def limit_notes(run: dict[str, Any]) -> list[str]:
+    """What is to be known about the limits; why there are none, if there are none."""
+    if run["limits"] is None:
+        return [f"The machine's limits were not measured: {run['limits_missing']}"]
+    cache_bytes = run["machine"].get("last_level_cache_bytes")
+    if cache_bytes is None:
+        return []
+    holds = "may stay" if run["weights_bytes"] < cache_bytes else "cannot stay whole"
+    return [
+        f"The last-level cache has {cache_bytes / 2**20:,.0f} MiB, so the weights {holds} in it from token to token, "
+        "like the buffer of their size. On a host that is shared, how much of that cache this machine has to itself is "
+        "not known; the buffer of 1 GiB is the other end."
+    ]
 
 
 def limit_rows(run: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -94,9 +117,9 @@ def notes(run: dict[str, Any]) -> list[str]:
             lines.append(f"{system['label']}: failed: {system['error'][-300:]}")
         lines += _many_streams_notes(system)
         lines += [
-            f"{system['label']}: {key}: other numbers of {' and '.join(figures['not_as_asked'])} than were asked for."
+            f"{system['label']}: {key} counts for nothing: {objection(figures)}."
             for key, figures in system["workloads"].items()
-            if figures["not_as_asked"]
+            if objection(figures)
         ]
     shares = [figures["client_share"] for system in run["systems"] for figures in system["workloads"].values()]
     if shares:

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
 
+from kernels.cpu.library import find_library
 from tools.bench.client import HttpLoad, Job, Outcome, Trace
 from tools.bench.processes import ServerProcess, StartFailed, cpu_s, free_port, pss_bytes, rss_bytes
+from tools.bench.scrape import Scrape
 
 Command = Callable[[int, bool], list[str]]
 """From a port, and whether for long contexts, to a command line."""
@@ -36,6 +38,12 @@ class Running(Protocol):
 
     def pids(self) -> Mapping[str, Sequence[int]]:
         """Role -> processes: ``api`` serves HTTP, ``engine`` computes; a server of one process is all ``engine``."""
+
+    async def metrics(self) -> Scrape | None:
+        """Its metrics as they are now, None if it does not tell them."""
+
+    async def backend(self) -> str | None:
+        """What computes, in its own words, None if it does not say."""
 
     async def close(self) -> None:
         """End it."""
@@ -75,6 +83,8 @@ class Plan:
         model: its model's name in the API.
         ready_path: answers with 200 once requests are served.
         probe_path: answers without the engine.
+        ignore_eos: whether it knows that field.
+        tells: whether it tells its metrics and its backend, as Upwell does at ``/metrics`` and ``/health``.
     """
 
     command: Command
@@ -82,6 +92,8 @@ class Plan:
     ready_path: str
     probe_path: str
     environment: Mapping[str, str] | None = None
+    ignore_eos: bool = True
+    tells: bool = False
 
 
 class HttpServer:
@@ -93,7 +105,8 @@ class HttpServer:
         self._port = free_port()
         self.log = logs / f"{name}{'-long' if long_context else ''}.log"
         self._process = ServerProcess(plan.command(self._port, long_context), self.log, dict(plan.environment or {}))
-        self._load = HttpLoad(f"http://127.0.0.1:{self._port}", plan.model, plan.probe_path)
+        url = f"http://127.0.0.1:{self._port}"
+        self._load = HttpLoad(url, plan.model, plan.probe_path, ignore_eos=plan.ignore_eos)
 
     async def ready(self) -> None:
         """Wait until it serves. Raises as ``ServerProcess.wait_ready`` does."""
@@ -109,8 +122,15 @@ class HttpServer:
         others = [pid for pid in members if pid != self._process.pid]
         return {"api": [self._process.pid], "engine": others} if others else {"engine": members}
 
-    async def get(self, path: str) -> str:
-        """The body of a plain GET."""
+    async def metrics(self) -> Scrape | None:
+        """What its metrics are now."""
+        return Scrape(await self._get("/metrics")) if self._plan.tells else None
+
+    async def backend(self) -> str | None:
+        """What computes, in its own words."""
+        return str(json.loads(await self._get("/health"))["backend"]) if self._plan.tells else None
+
+    async def _get(self, path: str) -> str:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
         answer = await asyncio.wait_for(reader.read(), 10)
@@ -152,6 +172,14 @@ class InProcess:
         traces = [Trace(**trace) for trace in answer["traces"]]
         return Outcome(traces, answer["wall_s"])
 
+    async def metrics(self) -> Scrape | None:
+        """It has none."""
+        return None
+
+    async def backend(self) -> str | None:
+        """It does not say."""
+        return None
+
     def pids(self) -> Mapping[str, Sequence[int]]:
         """One process."""
         return {"engine": [self._process.pid]}
@@ -191,14 +219,23 @@ def memory(running: Running) -> dict[str, int]:
     return {"pss": sum(map(pss_bytes, pids)), "rss": sum(map(rss_bytes, pids))}
 
 
-def upwell(model: str, extra: Sequence[str], logs: Path) -> System:
-    """Upwell, from the environment that this runs in."""
+def upwell(model: str, extra: Sequence[str], threads: int, logs: Path) -> System:
+    """Upwell, from the environment that this runs in, with as many threads as every peer.
+
+    Raises:
+        ValueError: ``extra`` asks for a number of threads.
+    """
+    if any(argument.startswith("--threads") for argument in extra):
+        raise ValueError("--upwell-args: --threads is the benchmark's own, since it is the same for all; give it there")
     program = Path(sys.executable).with_name("upwell")
 
     def command(port: int, long_context: bool) -> list[str]:
-        return [str(program), "serve", model, "--port", str(port), "--served-model-name", "bench", *extra]
+        own = ["--port", str(port), "--served-model-name", "bench", "--threads", str(threads)]
+        return [str(program), "serve", model, *own, *extra]
 
-    plan = Plan(command, "bench", ready_path="/readyz", probe_path="/livez")
+    blas = {"OPENBLAS_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    numpy_computes = find_library() is None or any("reference" in argument for argument in extra)
+    plan = Plan(command, "bench", "/readyz", "/livez", blas if numpy_computes else None, tells=True)
     missing = None if program.exists() else f"{program} is not installed"
     return System("upwell", "as stored", missing, lambda long_context: _http("upwell", plan, logs, long_context))
 

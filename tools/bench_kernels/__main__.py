@@ -17,7 +17,8 @@ from kernels.cpu.abi import Batch, Library, Op
 from kernels.cpu.backend import Runner, load_library
 from kernels.cpu.threads import default_threads
 from kernels.cpu.weights import Form
-from tools.bench.limits import cpu_name
+from kernels.ops import BackendUnavailable
+from tools.bench.limits import NotMeasured, cpu_name
 from tools.bench_kernels.chains import GROUPS
 from tools.bench_kernels.measure import Figure, measure
 from tools.bench_kernels.operands import Label, Operands
@@ -63,11 +64,17 @@ def main() -> None:
             sys.exit(f"there is no {last}: run make bench-kernels first")
         write_docs(json.loads(last.read_text()), RESULTS / "roofline.png")
         return
-    library = load_library()
+    try:
+        library = load_library()
+    except BackendUnavailable as error:
+        sys.exit(str(error))
     isa = args.isa or library.isas().decode().split()[0]
     if not library.use(isa.encode()):
         sys.exit(f"--isa: there is no {isa} here; there are {library.isas().decode()}")
-    raw = measure_roofs(args.threads, RESULTS)
+    try:
+        raw = measure_roofs(args.threads, RESULTS)
+    except NotMeasured as error:
+        sys.exit(str(error))
     run = measure_all(library, raw, args.only.split(","), DEFAULT, args.rounds, cold_bytes() if args.cold else 0)
     run |= {
         "when": time.strftime("%Y-%m-%d %H:%M:%S"),

@@ -63,6 +63,6 @@ def measure_roofs(threads: int, folder: Path) -> dict[str, Any]:
     """What the program prints; see ``Roofs.from_raw``.
 
     Raises:
-        RuntimeError: there is no C++ compiler.
+        NotMeasured: there is no C++ compiler, or it does not compile the program.
     """
     return run_program(folder, "--threads", threads, "--reads", MOST_READ, "--large-bytes", MOST_READ, "--rounds", 5)
