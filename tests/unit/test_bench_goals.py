@@ -179,6 +179,8 @@ class Told:
 async def test_the_cache_is_known_by_the_servers_metrics():
     found = await _memory(Told(PAGES[0]))
     assert (found["kv_bytes"], found["kv_written_bytes"]) == (4096, 1024)
+    just_started = PAGES[0].replace("3.0", "0.0").replace("1.0", "0.0")
+    assert (await _memory(Told(just_started)))["kv_written_bytes"] == 0
     assert "kv_bytes" not in await _memory(Told(None))
 
 

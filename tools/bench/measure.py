@@ -174,7 +174,8 @@ async def _memory(running: Running) -> Result:
     if told is None or kv_bytes is None:
         return figures
     blocks = {state: told.value(f"upwell_kv_blocks{{state={state}}}") or 0.0 for state in ("free", "cached", "used")}
-    written = 1 - blocks["free"] / sum(blocks.values())
+    in_all = sum(blocks.values())  # 0 until the engine has said something
+    written = 1 - blocks["free"] / in_all if in_all else 0.0
     return figures | {"kv_bytes": round(kv_bytes), "kv_written_bytes": round(kv_bytes * written)}
 
 
