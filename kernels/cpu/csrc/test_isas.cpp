@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "test_attention.hpp"
 #include "test_support.hpp"
 
 namespace {
@@ -42,6 +43,36 @@ void silu_linear(Pass& pass, int format, int rows) {
     pass.add(UPWELL_MARK, {out, f});
     pass.run(rows);
     pass.keep(out);
+}
+
+// More rows than one band holds (kBandRows of linear.hpp), and the same rows again in calls of one band each.
+void bands(Pass& pass, int format, int rows) {
+    pass.begin(std::string("bands ") + kFormatNames[format] + " rows " + std::to_string(rows));
+    const int n = 35, f = 48, k = kStored[format].columns == 256 ? 256 : 128;
+    const Kind kind = kind_of(format);
+    Matrix matrix(format, n, k, rows % 2, pass.random), gates(format, 2 * f, k, rows % 2, pass.random);
+    Rows all(rows, k, true, kind), up(rows, f, true, Kind::kBlocks);
+    for (int64_t i = 0; i < all.x.count(); i++) all.x[i] = pass.random.number();
+    Array<float> out(rows * n), again(out.count()), up_again(up.x.count());
+    quantise(pass, all, k);
+    pass.add(UPWELL_LINEAR, {all, matrix, out, n}, UPWELL_NO_BARRIER);
+    pass.add(UPWELL_SILU_LINEAR, {all, gates, up});
+    pass.add(UPWELL_MARK, {up, f});
+    pass.run(rows);
+    for (int first = 0, some; first < rows; first += some) {
+        some = std::min(rows - first, 100);
+        Rows few(some, k, true, kind), few_up(0, f, false, Kind::kFloats);
+        memcpy(few.x, all.x + first * k, few.x.bytes());
+        few_up.rows.x = up_again + first * f;
+        quantise(pass, few, k);
+        pass.add(UPWELL_LINEAR, {few, matrix, again + first * n, n}, UPWELL_NO_BARRIER);
+        pass.add(UPWELL_SILU_LINEAR, {few, gates, few_up});
+        pass.run(some);
+    }
+    pass.keep("out", out);
+    pass.keep(up);
+    pass.same("out", out, again);
+    pass.same("x", up.x, up_again);
 }
 
 // Numbers that are not ordinary ones: they must come out the same too, and never as good numbers.
@@ -140,95 +171,14 @@ void rope(Pass& pass, int head_dim) {
     pass.keep("out", out);
 }
 
-// ---- Cache and attention
-
-struct Cache {
-    Array<uint8_t> k, v;
-    upwell_cache cache;
-    Cache(int kind, int blocks, int block_size, int kv_heads, int head_dim)
-        : k(blocks * kv_heads * upwell_cache_head_bytes(kind, block_size, head_dim)), v(k.count()),
-          cache{kind, block_size, kv_heads, head_dim, k, v, k.count() / blocks / kv_heads} {}
-};
-
-// Three sequences: a prompt of 20, one token after 1,099, and a chunk of 7 across the border of a tile. Then one token of
-// each of the long ones, whose segments are shared out.
-void attention(Pass& pass, int kind, int head_dim, bool plain) {
-    pass.begin(std::string("attention ") + kCacheNames[kind] + " head " + std::to_string(head_dim) + (plain ? "" : " all"));
-    constexpr int kSize = 16, kHeads = 6, kKvHeads = 2, kMost = 1100;
-    const int lengths[] = {20, kMost, 131}, queries[] = {20, 1, 7};
-    const int64_t max_blocks = (kMost + kSize - 1) / kSize, width = kKvHeads * head_dim, q_width = kHeads * head_dim;
-    Cache cache(kind, 3 * (int)max_blocks, kSize, kKvHeads, head_dim);
-    Array<int32_t> table(3 * max_blocks), slots(20 + kMost + 131), positions(slots.count());
-    for (int64_t i = 0; i < table.count(); i++) table[i] = (int32_t)(i * 7 % table.count());
-    for (int s = 0, at = 0; s < 3; s++)
-        for (int p = 0; p < lengths[s]; p++, at++) {
-            positions[at] = p;
-            slots[at] = table[s * max_blocks + p / kSize] * kSize + p % kSize;
-        }
-    Array<float> k(slots.count() * width, pass.random), v(slots.count() * width, pass.random), q(28 * q_width, pass.random);
-    Array<float> rotation(2 * kMost * (head_dim / 2), pass.random), weight(head_dim, pass.random);
-    Argument rope = plain ? nullptr : Argument(rotation), norm = plain ? nullptr : Argument(weight);
-    pass.add(UPWELL_WRITE_KV, {&cache.cache, k, width, v, width, rope, kMost, norm, 1e-6f});
-    upwell_batch batch = {};
-    batch.num_tokens = slots.count(), batch.positions = positions, batch.slots = slots;
-    pass.run(batch);
-
-    Array<uint8_t> partial(1 << 16);
-    Rows out(28, q_width, true, head_dim % 32 ? Kind::kFloats : Kind::kBlocks);
-    pass.add(UPWELL_ATTENTION, {&cache.cache, q, q_width, out, kHeads, 1 / __builtin_sqrtf((float)head_dim),
-                                plain ? 0 : 37, rope, kMost, norm, 1e-6f, partial, partial.count()});
-    if (out.rows.q) pass.add(UPWELL_MARK, {out, q_width});
-    Array<int32_t> starts{0, queries[0], queries[0] + queries[1], 28}, kv_lens{lengths[0], lengths[1], lengths[2]};
-    batch = {};
-    batch.num_tokens = 28, batch.num_seqs = 3, batch.max_blocks = max_blocks;
-    batch.q_starts = starts, batch.kv_lens = kv_lens, batch.block_table = table;
-    pass.run(batch);
-
-    Rows last(2, q_width, true, head_dim % 32 ? Kind::kFloats : Kind::kBlocks);
-    pass.add(UPWELL_ATTENTION, {&cache.cache, q, q_width, last, kHeads, 1 / __builtin_sqrtf((float)head_dim),
-                                plain ? 0 : 700, rope, kMost, norm, 1e-6f, partial, partial.count()});
-    if (last.rows.q) pass.add(UPWELL_MARK, {last, q_width});
-    batch.num_tokens = batch.num_seqs = 2;
-    Array<int32_t> each{0, 1, 2}, long_lens{lengths[1], lengths[2]};
-    batch.q_starts = each, batch.kv_lens = long_lens, batch.block_table = (int32_t*)table + max_blocks;
-    pass.run(batch);
-
-    Array<float> keys(3 * max_blocks * kSize * width), values(keys.count());
-    upwell_cache_read(&cache.cache, 3 * max_blocks, 0, keys);
-    upwell_cache_read(&cache.cache, 3 * max_blocks, 1, values);
-    pass.keep("k", cache.k);
-    pass.keep("v", cache.v);
-    pass.keep("keys", keys);
-    pass.keep("values", values);
-    pass.keep(out);
-    pass.keep(last);
-}
-
-// Numbers at the ends of what a cache holds.
-void extreme_cache(Pass& pass, int kind) {
-    pass.begin(std::string("extreme cache ") + kCacheNames[kind]);
-    Cache cache(kind, 2, 16, 1, 32);
-    Array<int32_t> slots(32);
-    Array<float> k(32 * 32, pass.random), v(32 * 32, pass.random);
-    for (int i = 0; i < 32 * 32; i++) {
-        slots[i % 32] = i % 32;
-        float factor = __builtin_ldexpf(1, i / 32 * 2 - 30);
-        k[i] *= factor, v[i] *= factor;
-    }
-    pass.add(UPWELL_WRITE_KV, {&cache.cache, k, 32, v, 32, nullptr, 0, nullptr, 0.0f});
-    upwell_batch batch = {};
-    batch.num_tokens = 32, batch.slots = slots;
-    pass.run(batch);
-    pass.keep("k", cache.k);
-    pass.keep("v", cache.v);
-}
-
 // ---- Routed experts
 
+// Beyond one band of tokens, all of them go to the first expert.
 void experts(Pass& pass, int format, int tokens) {
     pass.begin(std::string("experts ") + kFormatNames[format] + " tokens " + std::to_string(tokens));
     constexpr int kExperts = 6, kTop = 2;
-    const int hidden = 256, inner = 256, pairs = tokens * kTop;
+    const bool many = tokens > 200;
+    const int hidden = many ? 64 : 256, inner = many ? 32 : 256, pairs = tokens * kTop;
     const Kind kind = kind_of(format);
     std::vector<upwell_matrix> up, down;
     std::vector<Matrix*> matrices;
@@ -242,6 +192,7 @@ void experts(Pass& pass, int format, int tokens) {
     for (int64_t i = 0; i < in.x.count(); i++) in.x[i] = pass.random.number();
     Array<int32_t> expert_of(pairs), row_of(pairs), token_of(pairs), first_row(kExperts + 1);
     Array<float> gate_of(pairs), result(pairs * hidden), out(tokens * hidden), scores(tokens * kExperts, pass.random);
+    for (int t = 0; many && t < tokens; t++) scores[t * kExperts] = 50;
     upwell_experts table = {kExperts, kTop, tokens % 2, hidden, inner, up.data(), down.data(), expert_of, row_of, gate_of,
                             token_of, first_row, gathered.rows, between.rows, result};
     Rows wanted(0, hidden, false, Kind::kFloats);
@@ -263,11 +214,46 @@ void experts(Pass& pass, int format, int tokens) {
     for (Matrix* matrix : matrices) delete matrix;
 }
 
+// ---- Threads
+
+// On one processor threads wait for each other, so the caller works alone for a while, and then with them again: always
+// the same results. The threads took part in a program if it took more processor time than its caller's.
+void rests(Pass& pass) {
+    OneProcessor one;
+    pass.begin("rests");
+    constexpr int kRows = 3, kColumns = 64, kPrograms = 5000;
+    Matrix matrix(UPWELL_Q8_0, kColumns, kColumns, false, pass.random);
+    Rows first(kRows, kColumns, true, Kind::kBlocks), second(kRows, kColumns, true, Kind::kBlocks);
+    for (int64_t i = 0; i < first.x.count(); i++) first.x[i] = pass.random.number();
+    Array<float> out(kRows * kColumns), wanted(out.count());
+    int changes = 0, wanted_changes = pass.threads() > 1 ? 4 : 0;
+    bool together = true;
+    for (int i = 0; i < kPrograms && (i == 0 || changes < wanted_changes); i++) {
+        memset((void*)second.x, 0, second.x.bytes());
+        memset((void*)out, 0, out.bytes());
+        quantise(pass, first, kColumns);
+        pass.add(UPWELL_LINEAR, {first, matrix, second.x, kColumns});
+        quantise(pass, second, kColumns);
+        pass.add(UPWELL_LINEAR, {second, matrix, out, kColumns});
+        int64_t all = pass.cpu_nanoseconds(), own = own_cpu_nanoseconds();
+        pass.run(kRows);
+        own = own_cpu_nanoseconds() - own, all = pass.cpu_nanoseconds() - all;
+        if ((all > own) != together) together = !together, changes++;
+        if (!together) usleep(1000);
+        if (i == 0) memcpy(wanted, out, out.bytes());
+        pass.same("out", out, wanted);
+    }
+    if (changes < wanted_changes) pass.fail("the threads NEVER rested and came back");
+    pass.keep("out", out);
+}
+
 void all_operations(Pass& pass) {
+    constexpr int kManyRows[] = {256, 257, 300, 513};  // a band, and more of one, two and three
     for (int format = 0; format < kFormats; format++) {
         for (int rows = 1; rows <= 13; rows++) linear(pass, format, rows);
         linear(pass, format, 200);
         for (int rows : {1, 2, 9}) silu_linear(pass, format, rows);
+        for (int rows : kManyRows) bands(pass, format, rows);
         special_numbers(pass, format);
         embed(pass, format);
     }
@@ -283,9 +269,15 @@ void all_operations(Pass& pass) {
         for (int kind = 0; kind < kCacheKinds; kind++)
             for (bool plain : {true, false}) attention(pass, kind, head_dim, plain);
     }
-    for (int kind = 0; kind < kCacheKinds; kind++) extreme_cache(pass, kind);
+    for (int kind = 0; kind < kCacheKinds; kind++) {
+        shared_segments(pass, kind);
+        extreme_cache(pass, kind);
+    }
     for (int format : {UPWELL_F16, UPWELL_Q8_0, UPWELL_Q4_K, UPWELL_W8A8})
         for (int tokens : {1, 2, 17}) experts(pass, format, tokens);
+    for (int format : {UPWELL_F16, UPWELL_Q8_0, UPWELL_W8A8})
+        for (int tokens : kManyRows) experts(pass, format, tokens);
+    rests(pass);
 }
 
 // ---- Comparison
@@ -318,10 +310,15 @@ uint64_t fingerprint(const std::vector<Written>& results) {
     return hash;
 }
 
+// What the operations write, or the end of the test if they contradict themselves.
 std::vector<Written> written_by(const char* isa, int threads) {
     if (!upwell_use(isa)) abort();
     Pass pass(threads);
     all_operations(pass);
+    if (!pass.sound) {
+        printf("so under %s with %d threads\n", isa, threads);
+        exit(1);
+    }
     return std::move(pass.written);
 }
 

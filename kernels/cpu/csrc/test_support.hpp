@@ -1,5 +1,10 @@
 // What test_isas.cpp builds operations from: random numbers, memory, operands, programs, and what they wrote.
 #pragma once
+#include <sched.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
@@ -118,6 +123,31 @@ struct Matrix {
     }
 };
 
+// Confines this thread, and those that it starts meanwhile, to one processor.
+class OneProcessor {
+  public:
+    OneProcessor() {
+        if (sched_getaffinity(0, sizeof(before_), &before_)) abort();
+        cpu_set_t one;
+        CPU_ZERO(&one);
+        for (int i = 0; i < CPU_SETSIZE && !CPU_COUNT(&one); i++)
+            if (CPU_ISSET(i, &before_)) CPU_SET(i, &one);
+        if (sched_setaffinity(0, sizeof(one), &one)) abort();
+    }
+    OneProcessor(const OneProcessor&) = delete;
+    OneProcessor& operator=(const OneProcessor&) = delete;
+    ~OneProcessor() { sched_setaffinity(0, sizeof(before_), &before_); }
+
+  private:
+    cpu_set_t before_;
+};
+
+inline int64_t own_cpu_nanoseconds() {
+    timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
 // ---- Programs
 
 struct Argument {
@@ -144,16 +174,24 @@ class Pass {
   public:
     std::vector<Written> written;
     Random random{0};
+    bool sound = true;  // nothing differed that must be the same
 
     explicit Pass(int threads) : threads_(threads) {}
     Pass(const Pass&) = delete;
     Pass& operator=(const Pass&) = delete;
     ~Pass() { upwell_pool_free(pool_); }
-    // Begin a case. Its random numbers depend on its name alone; its pool is new, since one that has to wait on a busy
-    // machine leaves the work to a single thread.
-    void begin(std::string name) {
+    int threads() const { return threads_; }
+    // Of all threads in the programs of this pool.
+    int64_t cpu_nanoseconds() const { return upwell_pool_cpu(pool_); }
+    // A pool that has to wait on a busy machine leaves the work to a single thread; the first three programs of a new
+    // one are run by all.
+    void renew_pool() {
         if (pool_) upwell_pool_free(pool_);
         if (!(pool_ = upwell_pool_new(threads_))) abort();
+    }
+    // Begin a case, with a new pool. Its random numbers depend on its name alone.
+    void begin(std::string name) {
+        renew_pool();
         name_ = std::move(name);
         program_.clear();
         random.state = 0;
@@ -179,6 +217,15 @@ class Pass {
         written.push_back({name_ + ": " + what, std::is_same_v<T, float>, {}});
         written.back().words.resize((array.bytes() + 3) / 4);
         if (array.bytes()) memcpy(written.back().words.data(), (T*)array, array.bytes());
+    }
+    // Two ways of computing the same.
+    void same(const char* what, const Array<float>& one, const Array<float>& other) {
+        if (one.count() == other.count() && !memcmp(one, other, one.bytes())) return;
+        fail((std::string(what) + " DIFFERS between two ways of computing it").c_str());
+    }
+    void fail(const char* why) {
+        printf("%s: %s\n", name_.c_str(), why);
+        sound = false;
     }
     void keep(const Rows& rows) {
         keep("x", rows.x);
