@@ -7,10 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.ops import BackendOptions
-from kernels.resolve import BACKENDS
 from kernels.specs.attention import attention_run, make_attention_case
-from tests.support.backends import DEVICES, TABLES, block_sizes
+from tests.support.backends import TABLES, block_sizes
 
 short = st.integers(1, 300).flatmap(lambda total: st.tuples(st.just(total), st.integers(1, total)))
 # Over several segments of the native backend, at their borders and next to them; one token alone is shared out by them.
@@ -55,15 +53,3 @@ def test_attention_is_invariant(table, data):
         alone = attention_run(ops, only(inputs, sequence, first, count, block_size))
         start = int(inputs["q_starts"][sequence]) + first
         np.testing.assert_array_equal(alone, whole[start : start + count])
-
-
-@pytest.mark.skipif("cpu" not in DEVICES, reason="no native library: .ci/run builds one and has it")
-def test_segments_shared_among_threads_change_nothing():
-    """Steps of more and fewer sequences, whose segments several threads share: each as with one thread."""
-    make = BACKENDS["cpu"]
-    several, one = make(BackendOptions(threads=5)), make(BackendOptions(threads=1))
-    rng = np.random.default_rng(0)
-    for num_seqs in (2, 3, 2, 4, 6, 1, 5, 3):
-        inputs = make_attention_case(rng, [(1100, 1)] * num_seqs, heads=6, kv_heads=3, block_size=16)
-        for _ in range(2):
-            np.testing.assert_array_equal(attention_run(several, inputs), attention_run(one, inputs))
