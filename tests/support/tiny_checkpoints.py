@@ -72,7 +72,7 @@ def interleave(tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
 def write_gguf_model(
     path: Path,
     architecture: str,
-    tensors: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor | tuple[np.ndarray, gguf.GGMLQuantizationType]],
     config: transformers.PreTrainedConfig,
     *,
     quantisation: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
@@ -84,7 +84,8 @@ def write_gguf_model(
     Args:
         path: where to.
         architecture: as in ``GGUF_ARCHITECTURES``.
-        tensors: by Hugging Face names, experts stacked.
+        tensors: by Hugging Face names, experts stacked; one that is packed already comes with its kind, rows in the
+            file's order.
         config: the model's configuration.
         quantisation: of matrices.
         metadata: further keys, or others for those this function writes; None leaves one out.
@@ -98,6 +99,9 @@ def write_gguf_model(
     names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
     for name, tensor in tensors.items():
         own = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if isinstance(tensor, tuple):
+            writer.add_tensor(own, tensor[0], raw_dtype=tensor[1])
+            continue
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
         is_interleaved = arch == "llama" and heads is not None
         values = (interleave(tensor, heads) if is_interleaved else tensor).float().numpy()
