@@ -130,8 +130,10 @@ async def test_an_engine_that_hangs_while_it_loads_is_killed_too(bridge, monkeyp
     os.kill(bridge._process.pid, signal.SIGKILL)
     await until(lambda: bridge.state is EngineState.RESTARTING)
     await until(lambda: bridge._process.returncode is None)
-    os.kill(bridge._process.pid, signal.SIGSTOP)
+    hung = bridge._process
+    os.kill(hung.pid, signal.SIGSTOP)
     await until(lambda: bridge.restarts == 2)
+    assert hung.returncode == -signal.SIGKILL
     bridge._silence_limit_s = 30
     await until(lambda: bridge.state is EngineState.READY)
 
