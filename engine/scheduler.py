@@ -19,11 +19,13 @@ from engine.sequence import Sequence
 _order = attrgetter("order")
 
 ENOUGH_PROMPT_TOKENS = 96
-"""A step that has so many tokens of prompts begins no further prompt.
+ENOUGH_PER_WAITING = 8
+"""A step that has so many tokens of prompts, or so many for each that waits, begins no further prompt.
 
 More of them would not make the step more efficient (measured: a row of 64 costs 14 % more than one of 128, and that as
 much as one of 512), and each prompt in a step waits for all of it: one after the other, half of them have their first
-token in half the time, and the last one no later.
+token in half the time, and the last one no later. Where many wait, one step is a small part of the time they wait, and
+those that already decode, a token of each in every step, hold them up less often.
 """
 
 
@@ -73,7 +75,6 @@ class _Plan:
         dropped = self.scheduled.pop(seq, None)
         if dropped is not None:
             self.budget += dropped.count
-            self.prompt_tokens -= dropped.count if dropped.is_prefill else 0
 
 
 class Scheduler:
@@ -126,8 +127,9 @@ class Scheduler:
 
     def _admit(self, plan: _Plan) -> None:
         """Start waiting sequences in order, until one finds no room: none behind it may overtake it."""
+        enough = max(ENOUGH_PROMPT_TOKENS, ENOUGH_PER_WAITING * len(self.waiting))
         while self.waiting and plan.budget > 0 and len(self.running) < self._config.max_num_seqs:
-            if plan.prompt_tokens >= ENOUGH_PROMPT_TOKENS:
+            if plan.prompt_tokens >= enough:
                 return
             seq = self.waiting[0]
             if not self._pool.admit(seq):

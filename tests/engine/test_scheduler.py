@@ -8,7 +8,7 @@ from engine.block_pool import BlockPool
 from engine.config import CacheConfig, SchedulerConfig
 from engine.detokenizer import IncrementalDetokenizer
 from engine.errors import ConfigError
-from engine.scheduler import ENOUGH_PROMPT_TOKENS, Scheduler
+from engine.scheduler import ENOUGH_PER_WAITING, ENOUGH_PROMPT_TOKENS, Scheduler
 from engine.sequence import Sequence
 from engine.types import GenerateRequest, SamplingParams
 from tests.support.byte_tokenizer import ByteTokenizer
@@ -184,11 +184,9 @@ def test_short_prompts_share_a_step_until_it_has_enough():
     assert bench.step() == {"a": 1, "b": 1, "c": 1, "d": size}
 
 
-def test_tokens_of_a_preempted_prompt_no_longer_count_as_enough():
-    bench = Bench(num_blocks=4 * ENOUGH_PROMPT_TOKENS // 4, budget=512)
-    plan_tokens = ENOUGH_PROMPT_TOKENS
-    bench.add("old", plan_tokens)
-    bench.step()
-    urgent = bench.add("urgent", 8, priority=-1)
-    assert bench.step() == {"old": 1, "urgent": 8}
-    assert urgent in bench.scheduler.running
+def test_where_many_wait_a_step_takes_more_of_them():
+    many = 2 * ENOUGH_PROMPT_TOKENS // ENOUGH_PER_WAITING
+    bench = Bench(num_blocks=10000, budget=100 * ENOUGH_PROMPT_TOKENS, max_num_seqs=many)
+    for i in range(many):
+        bench.add(i, ENOUGH_PROMPT_TOKENS)
+    assert len(bench.step()) == 2
