@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -45,8 +45,7 @@ class LayerCache:
     v: Tensor
 
 
-@dataclass(frozen=True)
-class AttentionBatch:
+class AttentionBatch(NamedTuple):
     """Where the queries of a step's B sequences lie, and their keys.
 
     Attributes:
@@ -60,8 +59,7 @@ class AttentionBatch:
     block_table: Tensor
 
 
-@dataclass(frozen=True)
-class StepInputs:
+class StepInputs(NamedTuple):
     """T tokens of B sequences, each with up to M blocks. Tokens of a sequence are adjacent, in order of position.
 
     Attributes:
@@ -87,8 +85,7 @@ class StepLimits:
     max_rows: int
 
 
-@dataclass(frozen=True)
-class Scores:
+class Scores(NamedTuple):
     """What a step says about the next tokens; NumPy arrays that hold until the next step.
 
     Attributes:

@@ -14,8 +14,9 @@ import numpy as np
 
 from engine.models.registry import model_class
 from engine.weights.open import open_checkpoint
-from kernels.cpu.backend import RecordedStep, cpu_ops
+from kernels.cpu.backend import cpu_ops
 from kernels.cpu.memory import CacheHalf
+from kernels.cpu.recorded import RecordedStep
 from kernels.ops import AttentionBatch, BackendOptions, LayerCache, Ops, StepInputs, StepLimits
 
 BLOCK_SIZE = 16
@@ -75,7 +76,7 @@ def main() -> None:
         parser.error("--new must be between 1 and --context")
     ops = cpu_ops(BackendOptions(threads=options.threads))
     step = record(options.model, ops, options.seqs, options.new, options.context)
-    inputs = inputs_of(options.seqs, options.new, options.context)  # the batch points into them
+    inputs = inputs_of(options.seqs, options.new, options.context)
     batch = step.batch(inputs)
     times = np.zeros((options.repeats, step.program.num_calls), dtype=np.int64)
     step.runner.run(step.program, batch)

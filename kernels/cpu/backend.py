@@ -7,9 +7,6 @@ int8, a scale for each 32; the cache holds 16-bit integers with a scale for each
 
 from __future__ import annotations
 
-import ctypes
-import time
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +18,7 @@ from kernels.cpu.abi import CACHE_KINDS, ROWS_SAMPLED, Batch, Library, Op
 from kernels.cpu.library import WHY_NOT, find_library
 from kernels.cpu.lowering import Program, lower, one_call
 from kernels.cpu.memory import BLOCK_MULTIPLE, CacheHalf, HugePages, address, alloc_cache, copy_block
+from kernels.cpu.recorded import RecordedStep, Runner
 from kernels.cpu.threads import default_threads
 from kernels.cpu.weights import PackedExperts, PackedLinear, pack_experts, pack_linear
 from kernels.formats import RawTensor
@@ -84,46 +82,6 @@ def cpu_ops(options: BackendOptions) -> Ops:
         native_cpu_s=backend.native_cpu_s,
         native_wall_s=backend.native_wall_s,
     )
-
-
-class Runner:
-    """The library and its threads.
-
-    Attributes:
-        wall_s: seconds that ``run`` and ``call`` have taken so far.
-    """
-
-    def __init__(self, library: Library, threads: int) -> None:
-        pool = library.pool_new(threads)
-        if pool is None:
-            raise BackendUnavailable(f"--threads: {threads} threads cannot be started.")
-        self.threads = threads
-        self.wall_s = 0.0
-        self._library = library
-        self._pool = pool
-        weakref.finalize(self, library.pool_free, pool)
-
-    def cpu_s(self) -> float:
-        """CPU seconds of all threads in programs so far."""
-        return 1e-9 * self._library.pool_cpu(self._pool)
-
-    def run(self, program: Program, batch: Batch) -> None:
-        """Run a program to its end."""
-        self._run(address(program.instructions), program.num_calls, batch)
-
-    def call(self, instructions: npt.NDArray[Any], batch: Batch) -> None:
-        """Run instructions that are not part of a program."""
-        self._run(address(instructions), len(instructions), batch)
-
-    def _run(self, instructions: int, count: int, batch: Batch) -> None:
-        began_s = time.monotonic()
-        self._library.run(self._pool, instructions, count, ctypes.byref(batch))
-        self.wall_s += time.monotonic() - began_s
-
-    def profile(self, instructions: npt.NDArray[Any], batch: Batch, nanoseconds: npt.NDArray[np.int64]) -> None:
-        """Run instructions, adding to i64[n] what each of them took."""
-        count = len(instructions)
-        self._library.profile(self._pool, address(instructions), count, ctypes.byref(batch), address(nanoseconds))
 
 
 class CpuBackend:
@@ -283,36 +241,6 @@ class CpuBackend:
             self._runner.run(program, _batch(rows, num_rows, arrays))
         made = node.writes()
         return g.Tensor(made[0] if made else g.Value(0), 0, shape)
-
-
-class RecordedStep:
-    """A forward pass as one program."""
-
-    def __init__(self, program: Program, runner: Runner, limits: StepLimits) -> None:
-        if program.logits is None:
-            raise ValueError("a forward pass ends in logits")
-        self.program = program
-        self.runner = runner
-        self._logits = program.logits
-        self._limits = limits
-
-    def __call__(self, inputs: StepInputs) -> Scores:
-        """Run it.
-
-        Raises:
-            ValueError: the step is larger than what was recorded for.
-        """
-        num_rows = len(inputs.logit_rows)
-        self.runner.run(self.program, self.batch(inputs))
-        return Scores(self._logits[:num_rows], self.program.best[:num_rows])
-
-    def batch(self, inputs: StepInputs) -> Batch:
-        """The struct of a step's inputs."""
-        num_tokens, num_rows = len(inputs.token_ids), len(inputs.logit_rows)
-        if num_tokens > self._limits.max_tokens or num_rows > self._limits.max_rows:
-            raise ValueError(f"a step of {num_tokens} tokens and {num_rows} rows is larger than {self._limits}")
-        arrays = {name: getattr(inputs, name) for name in ("token_ids", "positions", "slots", "logit_rows")}
-        return _batch(num_tokens, num_rows, arrays | vars(inputs.attention))
 
 
 def load_library() -> Library:

@@ -79,6 +79,7 @@ class Program:
     """Nodes, lowered.
 
     Attributes:
+        address: where its instructions lie.
         best: i32[max_rows], the greatest logit of each sampled row, once it has run.
         logits: f32[max_rows, V], likewise; None without a ``Logits`` node.
     """
@@ -117,6 +118,7 @@ class Program:
         for row, (op, flags, arguments) in zip(self.instructions, self._calls, strict=False):
             row["op"], row["flags"] = op, flags
             row["a"][: len(arguments)] = arguments
+        self.address = address(self.instructions)
         self.num_calls = len(self._calls)
 
     @property

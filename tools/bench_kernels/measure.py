@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.cpu.abi import MAX_PROGRAM
-from kernels.cpu.backend import Runner
+from kernels.cpu.recorded import Runner
 from tools.bench_kernels.operands import Chain, Label
 from tools.bench_kernels.work import Work
 

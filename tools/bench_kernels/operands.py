@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.cpu.abi import BLOCK_BYTES, TOKEN_HEADER_BYTES, Batch, Library, Matrix, Op, Rows
-from kernels.cpu.backend import Runner
 from kernels.cpu.lowering import one_call
 from kernels.cpu.memory import HugePages, address, aligned, alloc_cache
+from kernels.cpu.recorded import Runner
 from kernels.cpu.weights import Form, PackedMatrix, pack_matrix, struct_address
 from kernels.formats import RawTensor, WeightFormat
 from kernels.ops import CacheDtype, LayerCache
