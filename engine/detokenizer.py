@@ -8,7 +8,7 @@ complete with the same character, the longest. Time is linear in the text, whate
 
 from __future__ import annotations
 
-import codecs
+from codecs import utf_8_decode
 from functools import lru_cache
 from typing import Protocol
 
@@ -30,26 +30,29 @@ class IncrementalDetokenizer:
         stopped: the stop string that ended the text, or None. Once it is set, nothing more is shown.
     """
 
-    __slots__ = ("_decode", "_held", "_is_special", "_stops", "_token_bytes", "stopped")
+    __slots__ = ("_held", "_is_special", "_stops", "_token_bytes", "_undecoded", "stopped")
 
     def __init__(self, vocabulary: Vocabulary, stop: tuple[str, ...]) -> None:
         self.stopped: str | None = None
         self._token_bytes = vocabulary.token_bytes
         self._is_special = vocabulary.is_special
         self._stops = StopMatcher(stop) if stop else None
-        self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
+        self._undecoded = b""
         self._held = ""
 
     def push(self, token_id: int) -> str:
         """Take a token; return the text that may be shown now, which may be none."""
         if self._is_special(token_id):
             return ""
-        text = self._decode(self._token_bytes(token_id))
+        data = self._undecoded + self._token_bytes(token_id)
+        text, num_decoded = utf_8_decode(data, "replace", False)
+        self._undecoded = data[num_decoded:]
         return text if self._stops is None else self._filter(text, self._stops)
 
     def flush(self) -> str:
         """The answer has ended: return what was held back. The rest of a character becomes U+FFFD."""
-        text = self._decode(b"", True)
+        text, _ = utf_8_decode(self._undecoded, "replace", True)
+        self._undecoded = b""
         if self._stops is not None:
             text = self._filter(text, self._stops)
         text, self._held = text + self._held, ""

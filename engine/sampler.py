@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +27,7 @@ UNIFORMS = 64
 """How many random numbers are made at once: a generator costs about 20 us, however many it makes."""
 
 
-@dataclass(frozen=True)
-class Sampled:
+class Sampled(NamedTuple):
     """The next token of one sequence, with log probabilities if they were asked for."""
 
     token_id: int
@@ -146,6 +145,8 @@ class Sampler:
         """
         tokens = scores.best.tolist()
         special = [r for r, state in enumerate(states) if not state.is_plain_greedy and tokens[r] >= 0]
+        if not special:
+            return [None if token < 0 else Sampled(token, None) for token in tokens]
         raw = {r: scores.logits[r].copy() for r in special if states[r].params.logprobs is not None}
         self._choose(tokens, scores.logits, special, states)
         out = [None if token < 0 else Sampled(token, None) for token in tokens]

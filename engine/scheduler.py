@@ -61,14 +61,12 @@ class _Plan:
         self.prompt_tokens = 0
         self.scheduled: dict[Sequence, ScheduledSeq] = {}
 
-    def add(self, seq: Sequence) -> None:
-        """Run as many of the sequence's tokens as there are, or as the budget has."""
-        remaining = seq.num_remaining
-        count = min(remaining, self.budget)
-        added = ScheduledSeq(seq, seq.num_computed, count, count == remaining)
-        self.scheduled[seq] = added
-        self.budget -= count
-        self.prompt_tokens += count if added.is_prefill else 0
+    def add(self, added: ScheduledSeq) -> None:
+        """Run a sequence that has room for it."""
+        self.scheduled[added.seq] = added
+        self.budget -= added.count
+        if added.is_prefill:
+            self.prompt_tokens += added.count
 
     def drop(self, seq: Sequence) -> None:
         """Do not run the sequence after all."""
@@ -93,7 +91,7 @@ class Scheduler:
             )
         self._config = config
         self._pool = pool
-        self.running: dict[Sequence, None] = {}  # a set, in the order of admission
+        self.running: list[Sequence] = []  # in order, as those that wait are
         self.waiting: list[Sequence] = []
         self.num_preemptions = 0
 
@@ -104,7 +102,7 @@ class Scheduler:
     def remove(self, seq: Sequence, *, forget: bool = False) -> None:
         """Drop a sequence that has ended, in whatever state it is, and release its blocks."""
         if seq in self.running:
-            del self.running[seq]
+            self.running.remove(seq)
         else:
             self.waiting.remove(seq)
         self._pool.release(seq, forget=forget)
@@ -113,14 +111,19 @@ class Scheduler:
         """Plan one step; an empty plan means that there is nothing to do."""
         plan = _Plan(self._config.max_num_batched_tokens)
         preemptions_before = self.num_preemptions
-        in_order = sorted(self.running, key=_order)
-        decoding = [seq for seq in in_order if seq.num_remaining == 1]
-        in_prompt = [seq for seq in in_order if seq.num_remaining > 1]
+        decoding: list[Sequence] = []
+        in_prompt: list[Sequence] = []
+        for seq in self.running:
+            (decoding if seq.num_remaining == 1 else in_prompt).append(seq)
         for seq in decoding + in_prompt:
             if plan.budget == 0:
                 break
-            if seq in self.running and self._make_room(seq, plan):
-                plan.add(seq)
+            if self.num_preemptions > preemptions_before and seq not in self.running:
+                continue
+            next_ = _next_tokens(seq, plan.budget)
+            num_tokens = next_.start + next_.count
+            if self._pool.grow(seq, num_tokens) or self._make_room(seq, num_tokens, plan):
+                plan.add(next_)
         if self.num_preemptions == preemptions_before:  # what was just preempted must not come back at once
             self._admit(plan)
         return list(plan.scheduled.values())
@@ -135,14 +138,13 @@ class Scheduler:
             if not self._pool.admit(seq):
                 return
             self.waiting.pop(0)
-            self.running[seq] = None
-            plan.add(seq)
+            insort(self.running, seq, key=_order)
+            plan.add(_next_tokens(seq, plan.budget))
 
-    def _make_room(self, seq: Sequence, plan: _Plan) -> bool:
+    def _make_room(self, seq: Sequence, num_tokens: int, plan: _Plan) -> bool:
         """Blocks for ``seq``, taken from the last in order if need be; False if that is ``seq`` itself."""
-        num_tokens = seq.num_computed + min(seq.num_remaining, plan.budget)
         while not self._pool.grow(seq, num_tokens):
-            victim = max(self.running, key=_order)
+            victim = self.running[-1]
             plan.drop(victim)
             self._preempt(victim)
             if victim is seq:
@@ -150,8 +152,15 @@ class Scheduler:
         return True
 
     def _preempt(self, seq: Sequence) -> None:
-        del self.running[seq]
+        self.running.remove(seq)
         self._pool.release(seq)
         seq.num_preemptions += 1
         self.num_preemptions += 1
         self.add(seq)
+
+
+def _next_tokens(seq: Sequence, budget: int) -> ScheduledSeq:
+    """As many of the sequence's tokens as there are, or as the budget has."""
+    remaining = seq.num_remaining
+    count = min(remaining, budget)
+    return ScheduledSeq(seq, seq.num_computed, count, count == remaining)
