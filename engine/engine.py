@@ -24,6 +24,9 @@ from kernels.ops import F32, I32, DrawParams, Scores, StepInputs
 
 NUMERICAL_ERROR = ErrorInfo("numerical_error", "The model's output was not a number; the request cannot be answered.")
 
+STATS_EVERY_S = 0.25
+"""How old the statistics may be that the server has; those after the end of a request it has with that end."""
+
 
 class Runner(Protocol):
     """What turns a batch into scores of the next tokens, and draws from them."""
@@ -68,6 +71,7 @@ class Engine:
         self._arrivals = 0
         self._prompt_tokens = self._generated_tokens = self._prefix_queried = self._prefix_hits = self._steps = 0
         self._gaps = StepGaps()
+        self._next_stats_s = 0.0
         self.pool = BlockPool(cache_config)
         self.scheduler = Scheduler(scheduler_config, self.pool)
         self.sampler = Sampler(eos_ids, runner.draw)
@@ -104,27 +108,34 @@ class Engine:
         if not plan:
             self._gaps.idle()
             return StepOutput([], self.stats())
-        now_s = self._clock()
+        now_s, num_open = self._clock(), len(self.sequences)
         for scheduled in plan:
             if scheduled.seq.admitted_at_s is None:
                 self._note_admission(scheduled.seq, now_s)
         self._runner.copy_blocks(self.pool.take_copies())
         scores = self._runner.forward(build_batch(plan, self.pool.block_size))
-        for scheduled in plan:
-            scheduled.seq.num_computed += scheduled.count
         ready = [scheduled.seq for scheduled in plan if scheduled.completes]
-        sampled = self.sampler.sample(scores, [seq.sampler_state for seq in ready])
-        broken = {seq for seq, token in zip(ready, sampled, strict=True) if token is None}
-        for scheduled in plan:
-            if scheduled.seq not in broken:
-                self.pool.commit(scheduled.seq)
+        sampled = iter(self.sampler.sample(scores, [seq.sampler_state for seq in ready]))
         self._steps += 1
         now_s = self._clock()
         self._gaps.step(now_s, self._runner.native_wall_s())
-        deltas = [self._emit(seq, token, now_s) for seq, token in zip(ready, sampled, strict=True)]
+        deltas = []
+        for scheduled in plan:
+            scheduled.seq.num_computed += scheduled.count
+            if scheduled.completes:
+                deltas.append(self._emit(scheduled.seq, next(sampled), now_s))
+            else:
+                self.pool.commit(scheduled.seq)
         if not self.has_work:
             self._gaps.idle()
-        return StepOutput(deltas, self.stats())
+        return StepOutput(deltas, self._news(now_s, len(self.sequences) < num_open))
+
+    def _news(self, now_s: float, ended: bool) -> EngineStats | None:
+        """The statistics, if a request has ended or the last ones are old."""
+        if not ended and now_s < self._next_stats_s:
+            return None
+        self._next_stats_s = now_s + STATS_EVERY_S
+        return self.stats()
 
     def stats(self) -> EngineStats:
         """State now, and counters since the engine was made."""
@@ -152,6 +163,7 @@ class Engine:
         if token is None:
             self._end(seq, forget=True)
             return TokenDelta(request_id, [], "", finish=FinishReason.ERROR, usage=seq.usage(), error=NUMERICAL_ERROR)
+        self.pool.commit(seq)
         self._generated_tokens += 1
         text, finish = seq.append(token.token_id, now_s, self._eos_ids.__contains__)
         logprobs = None if token.logprobs is None else [token.logprobs]

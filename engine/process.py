@@ -88,7 +88,7 @@ def serve(link: Link, engine: Engine) -> None:
     """Take requests and step, until the server closes the socket (EOFError)."""
     decoder = msgspec.msgpack.Decoder(Inbound)
     while True:
-        refused = []
+        refused: list[TokenDelta] = []
         for frame in link.frames(0 if engine.has_work else HEARTBEAT_S):
             refused += _take(engine, decoder.decode(frame))
         output = engine.step()

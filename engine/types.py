@@ -222,10 +222,14 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StepOutput(msgspec.Struct, frozen=True, array_like=True, tag="step"):
-    """The ONE message of a step; with no deltas it is the idle engine's heartbeat."""
+    """The ONE message of a step; with no deltas it is the idle engine's heartbeat.
+
+    Attributes:
+        stats: with the end of a request, with a heartbeat, and a few times a second; else nothing new is said.
+    """
 
     deltas: list[TokenDelta]
-    stats: EngineStats
+    stats: EngineStats | None
 
 
 class LoadProgress(msgspec.Struct, frozen=True, array_like=True, tag="loading"):

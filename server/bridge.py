@@ -230,7 +230,8 @@ class EngineBridge:
                 self._started.set_result(message)
 
     def _on_step(self, output: StepOutput) -> None:
-        self.stats = output.stats
+        if output.stats is not None:
+            self.stats = output.stats
         for delta in output.deltas:
             stream = self._streams.get(delta.request_id)
             if stream is None:  # aborted while this was under way

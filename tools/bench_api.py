@@ -25,7 +25,6 @@ from engine.process import Link
 from engine.tokenizer import load_tokenizer
 from engine.types import (
     EngineReady,
-    EngineStats,
     FinishReason,
     GenerateRequest,
     Inbound,
@@ -80,7 +79,7 @@ def run_engine(descriptor: int) -> None:
             open_requests[request.request_id] = (request, num_tokens + 1)
             if deltas[-1].finish:
                 del open_requests[request.request_id]
-        link.send(StepOutput(deltas, EngineStats(running=len(deltas), steps=step)))
+        link.send(StepOutput(deltas, None))
         step += 1
         time.sleep(max(0.0, STEP_S - (time.monotonic() - began_s)))
 

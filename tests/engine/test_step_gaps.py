@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.config import CacheConfig, SchedulerConfig
-from engine.engine import Engine
+from engine.engine import STATS_EVERY_S, Engine
 from engine.types import GAP_BOUNDS_S, GenerateRequest, SamplingParams
 from tests.support.byte_tokenizer import ByteTokenizer
 from tests.support.echo_model import EchoRunner
@@ -19,10 +19,11 @@ class TimedRunner(EchoRunner):
     def __init__(self, cache, native_s=NATIVE_S):
         super().__init__(cache)
         self.now_s, self.in_native_s, self.native_s = 100.0, 0.0, native_s
+        self.step_s = PYTHON_S + NATIVE_S
 
     def forward(self, batch):
         self.in_native_s += self.native_s
-        self.now_s += PYTHON_S + NATIVE_S
+        self.now_s += self.step_s
         return super().forward(batch)
 
     def native_wall_s(self):
@@ -75,3 +76,20 @@ def test_without_native_code_there_is_nothing_to_be_between():
     submit(engine)
     finish(engine)
     assert (engine.stats().gaps_s, sum(engine.stats().gap_counts)) == (0.0, 0)
+
+
+def test_statistics_come_with_every_end_with_a_heartbeat_and_now_and_then():
+    runner = TimedRunner(CacheConfig(32, 4))
+    engine = engine_of(runner)
+    submit(engine, "short", max_tokens=3)
+    submit(engine, "long", max_tokens=5)
+    outputs = [engine.step() for _ in range(6)]
+    told = [output.stats is not None for output in outputs]
+    assert told == [True] * 6, f"a step of {NATIVE_S} s or more is longer than {STATS_EVERY_S} s"
+    runner.step_s = STATS_EVERY_S / 2.5
+    submit(engine, "short", max_tokens=3)
+    submit(engine, "long", max_tokens=7)
+    outputs = [engine.step() for _ in range(8)]
+    assert [len(output.deltas) for output in outputs] == [2, 2, 2, 1, 1, 1, 1, 0]
+    assert [output.stats and output.stats.steps - 5 for output in outputs] == [None, None, 3, None, None, 6, 7, 7]
+    assert outputs[-2].stats.generated_tokens == 3 + 5 + 3 + 7, "all of it is told with the last end"
