@@ -86,7 +86,8 @@ def _add_engine_flags(engine: Flags) -> None:
     _add(
         engine,
         "--threads",
-        "Threads that compute; native backends only (default: the physical cores it may use).",
+        "Threads that compute; native backends only (default: the physical cores it may use, or the whole processors "
+        "in the CPU quota of its container if fewer).",
         type=_integer(1, 256),
     )
     _add(

@@ -19,7 +19,7 @@ from kernels.cpu.library import WHY_NOT, find_library
 from kernels.cpu.lowering import Program, lower, one_call
 from kernels.cpu.memory import BLOCK_MULTIPLE, CacheHalf, HugePages, address, alloc_cache, copy_block
 from kernels.cpu.recorded import RecordedStep, Runner
-from kernels.cpu.threads import default_threads
+from kernels.cpu.threads import ThreadCount, default_threads
 from kernels.cpu.weights import PackedExperts, PackedLinear, pack_experts, pack_linear
 from kernels.formats import RawTensor
 from kernels.ops import (
@@ -99,11 +99,12 @@ class CpuBackend:
         self._library.use(isa.encode())
         self._weights = HugePages()
         self._cache_kind = kind
-        self._runner = Runner(self._library, options.threads or default_threads())
+        threads = ThreadCount(options.threads, "as asked") if options.threads else default_threads()
+        self._runner = Runner(self._library, threads.count)
         self._nodes: list[g.Node] | None = None
         self.info = BackendInfo(
             "cpu",
-            f"native, {isa}, {self._runner.threads} threads, {kind} cache",
+            f"native, {isa}, {threads}, {kind} cache",
             Arithmetic("int8 blocks of 32", kind),
         )
 

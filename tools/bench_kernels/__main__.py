@@ -40,7 +40,7 @@ def arguments() -> argparse.Namespace:
         prog="make bench-kernels ARGS=...", description="Measure every native operation and the machine's limits."
     )
     parser.add_argument("--only", default=",".join(GROUPS), help="some of %(default)s")
-    parser.add_argument("--threads", type=int, default=default_threads(), help="beside one thread; %(default)s")
+    parser.add_argument("--threads", type=int, default=default_threads().count, help="beside one thread; %(default)s")
     parser.add_argument("--rounds", type=int, default=5, help="of which the median counts; %(default)s")
     parser.add_argument("--isa", help="an instruction set instead of the best one")
     parser.add_argument(
