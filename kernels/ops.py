@@ -196,8 +196,10 @@ class Ops:
         add_rms_norm: (x [T,H], residual [T,H], weight [H], eps) -> (normalised sum, sum).
         linear: (x [T,K], Linear) -> [T,N].
         rope: (x [T,heads,d], positions i32[T], table) -> [T,heads,d].
-        write_kv: (cache, k [T,kv_heads,d], v [T,kv_heads,d], slots i32[T]) -> None.
-        paged_attention: (q [T,heads,d], cache, batch, scale, window or None) -> [T,heads,d].
+        write_kv: (cache, k [T,kv_heads,d], v [T,kv_heads,d], slots i32[T]) -> None. What is finite stays finite: a
+            cache of f16 takes what is beyond it as its largest number.
+        paged_attention: (q [T,heads,d], cache, batch, scale, window or None) -> [T,heads,d]. A key or value that is not
+            finite shows in results of queries that see it, and in no other.
         silu_mul: (gate_up [T,2F]) -> [T,F].
         moe: (x [T,H], router Linear [E,H], Experts, top_k, normalise) -> [T,H].
         logits: (x [T,H], rows i32[R], Linear [V,H]) -> f32[R,V].

@@ -3,7 +3,8 @@
 Keys are visited in tiles of ``KEY_TILE`` positions and queries in tiles of ``QUERY_TILE``, both aligned to absolute
 positions, with an online softmax from tile to tile. So the products that make one query's result have the same shapes
 and the same order however the prompt was chunked and whoever else is in the batch: a tile that a query does not see
-changes nothing, exactly (its weights are 0, its correction 1).
+changes nothing, exactly (its weights are 0, its correction 1). A key or value that is not finite shows in results of
+queries that see it, and in no other.
 
 Source of the online softmax: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018).
 """
@@ -124,16 +125,32 @@ def _online_softmax(
         seen = exists[:, None, None, None, :] & (key_positions <= row_positions[here])
         if window is not None:
             seen &= key_positions > row_positions[here] - window
-        scores = np.where(seen, np.matmul(tiles[here], keys), np.float32(-np.inf))
-        new_peak = np.maximum(peak[here], scores.max(axis=-1))
-        anchor = np.where(np.isneginf(new_peak), np.float32(0), new_peak)
-        weights = np.exp(scores - anchor[..., None])
-        correction = np.exp(peak[here] - anchor)
-        total[here] = total[here] * correction + weights.sum(axis=-1, dtype=np.float32)
-        acc[here] = acc[here] * correction[..., None] + np.matmul(weights, values)
+        with np.errstate(invalid="ignore", over="ignore"):  # of keys and values that are not finite
+            scores = np.where(seen, np.matmul(tiles[here], keys), np.float32(-np.inf))
+            new_peak = np.maximum(peak[here], scores.max(axis=-1))
+            anchor = np.where(np.isneginf(new_peak), np.float32(0), new_peak)
+            weights = np.exp(scores - anchor[..., None])
+            correction = np.exp(peak[here] - anchor)
+            total[here] = total[here] * correction + weights.sum(axis=-1, dtype=np.float32)
+            acc[here] = acc[here] * correction[..., None] + _weighted_values(weights, values, seen)
         peak[here] = new_peak
     # Rows that pad a query tile out may have seen nothing; nobody reads them.
-    return (acc / np.where(total == 0, np.float32(1), total)[..., None]).astype(np.float32, copy=False)
+    with np.errstate(invalid="ignore"):
+        return (acc / np.where(total == 0, np.float32(1), total)[..., None]).astype(np.float32, copy=False)
+
+
+def _weighted_values(weights: F32, values: F32, seen: npt.NDArray[np.bool_]) -> F32:
+    """The product of the two, in which what is not finite counts for those alone that see it: 0 times it is NaN.
+
+    Shapes: weights and seen [A,n,kv_heads or 1,group*QUERY_TILE,KEY_TILE]; values f32[A,1,kv_heads,KEY_TILE,d].
+    """
+    product: F32 = np.matmul(weights, values)
+    if np.isfinite(product).all():
+        return product
+    finite = np.isfinite(values)
+    spoilt = np.matmul(seen.astype(np.float32), (~finite).astype(np.float32)) > 0
+    product[~spoilt] = np.matmul(weights, np.where(finite, values, np.float32(0)))[~spoilt]
+    return product
 
 
 def _key_tile(cache: LayerCache, block_table: I32, kv_lens: I32, tile: int) -> tuple[F32, F32, npt.NDArray[np.bool_]]:

@@ -45,6 +45,11 @@ def _write_cases(rng: np.random.Generator) -> Iterator[Case]:
         yield Case(f"{tokens} tokens, blocks of {block_size}", {
             "k": k, "v": v, "slots": slots, "num_blocks": num_blocks, "block_size": block_size,
         })  # fmt: skip
+    # The first that float16 would round to infinity is 65520.
+    k = np.array([65504, 65519, 65520, 65536, -65520, 1e5, -1e6, 70000] * 4, dtype=np.float32).reshape(2, 1, 16)
+    yield Case("beyond float16", {
+        "k": k, "v": -2 * k, "slots": np.arange(2, dtype=np.int32), "num_blocks": 1, "block_size": 16,
+    })  # fmt: skip
 
 
 WRITE_KV = OpSpec(
@@ -135,6 +140,8 @@ def _attention_cases(rng: np.random.Generator) -> Iterator[Case]:
     for window in (1, 7, 128, 200):
         inputs = make_attention_case(rng, [(300, 150), (290, 1), (5, 5)], window=window, block_size=128)
         yield Case(f"window {window}", inputs)
+    inputs = make_attention_case(rng, [(300, 150), (5, 5)])
+    yield Case("values beyond float16", {**inputs, "v": np.float32(1e5) * inputs["v"]})
 
 
 _INTEGERS = (2.0**-11, "queries of 12 bits and probabilities of 13 meet the cache's integers")

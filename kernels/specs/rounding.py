@@ -20,6 +20,7 @@ TINY = 1e-36
 _FIRST_QUANT_BYTE = {WeightFormat.Q4_1: 4, WeightFormat.Q4_K: 16}
 """Where the codes begin in a block of the formats with an offset: w = d * (code - 8) + offset."""
 _WITHOUT_OFFSET = {WeightFormat.Q4_0, WeightFormat.Q8_0, WeightFormat.Q6_K}
+_F16_MAX = float(np.finfo(np.float16).max)
 _LEVELS: dict[CacheDtype, tuple[int, int]] = {"i16": (8191, 2047), "i8": (127, 127)}
 """The largest integer of a key and of a value."""
 
@@ -92,9 +93,13 @@ def _offset(weight: RawTensor) -> Array:
 
 
 def kept(k: Array, v: Array, cache: CacheDtype) -> tuple[Array, Array]:
-    """Keys and values f32[T,kv_heads,d] as a cache of that dtype gives them back, in f64."""
+    """Finite keys and values f32[T,kv_heads,d] as a cache of that dtype gives them back, in f64: finite too.
+
+    What is beyond float16 becomes its largest number.
+    """
     if cache in _LEVELS:
         of_keys, of_values = _LEVELS[cache]
         return rounded_rows(k, of_keys), rounded_rows(v, of_values)
-    dtype = np.float16 if cache == "f16" else np.float32
-    return k.astype(dtype).astype(np.float64), v.astype(dtype).astype(np.float64)
+    if cache == "f16":
+        k, v = (np.clip(x, -_F16_MAX, _F16_MAX).astype(np.float16) for x in (k, v))
+    return k.astype(np.float64), v.astype(np.float64)

@@ -53,3 +53,33 @@ def test_attention_is_invariant(table, data):
         alone = attention_run(ops, only(inputs, sequence, first, count, block_size))
         start = int(inputs["q_starts"][sequence]) + first
         np.testing.assert_array_equal(alone, whole[start : start + count])
+
+
+@pytest.mark.parametrize("table", TABLES)
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_what_a_query_does_not_see_is_nothing_to_it(table, data):
+    """Neither an infinity nor a NaN, of a later token of its own chunk or from before its window.
+
+    Who sees it shows it; but a key whose score is minus infinity has no weight.
+    """
+    ops = TABLES[table]
+    total, num_new = data.draw(short)
+    window = data.draw(st.sampled_from([None, 1, 40, 130]))
+    heads, kv_heads = data.draw(st.sampled_from([(1, 1), (6, 2)]))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    inputs = make_attention_case(rng, [(total, num_new)], heads=heads, kv_heads=kv_heads, window=window)
+    clean = attention_run(ops, inputs)
+    where, token = data.draw(st.sampled_from("kv")), data.draw(st.integers(0, total - 1))
+    spoilt = {**inputs, where: inputs[where].copy()}
+    column = data.draw(st.integers(0, inputs["k"].shape[2] - 1))
+    bad = data.draw(st.sampled_from([np.inf, -np.inf, np.nan]))
+    spoilt[where][token, 0, column] = bad
+    got = attention_run(ops, spoilt)
+    positions = np.arange(total - num_new, total)
+    sees = (positions >= token) & (positions < token + (window or total))
+    np.testing.assert_array_equal(got[~sees], clean[~sees])
+    of_head = heads // kv_heads
+    np.testing.assert_array_equal(got[:, of_head:], clean[:, of_head:])
+    if where == "v" or np.isnan(bad):
+        assert not np.isfinite(got[sees, :of_head, column]).any()

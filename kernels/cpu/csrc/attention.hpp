@@ -4,7 +4,8 @@
 //
 // A tile's scores and its weighted sum of values are integer products in the integer caches, so exact; the rest of a
 // query's arithmetic (its own scale, maximum, sum, correction) has an order fixed by position. Which queries share the
-// load of a tile, and in how many pieces a prompt came, enters nowhere. A token that a query does not see has weight 0.
+// load of a tile, and in how many pieces a prompt came, enters nowhere. A token that a query does not see has weight 0 in
+// the integer caches and no weight in the others, where 0 times what is infinite would be NaN.
 //
 // Ranges, for a head of d <= 64 dimensions: keys 14 bits, queries 13 bits: 64 * 8191 * 4095 < 2**31; queries lose a bit
 // at 128 dimensions and another at 256. Weights 14 bits, values 12 bits: 128 * 8191 * 2047 < 2**31.
@@ -36,6 +37,7 @@ struct AttentionScratch {
     float query_scale[kQueryRows], peak[kQueryRows], total[kQueryRows], weight_scale[kQueryRows];
     float whole_peak[kQueryRows], whole_total[kQueryRows];
     int64_t position[kQueryRows];
+    int from[kQueryRows], to[kQueryRows];  // tokens of the tile that a row sees
     const uint8_t* keys[kTileVectors];    // of 16 tokens each
     const uint8_t* values[kTileVectors];
     const float* key_scales[kTileVectors];
@@ -170,6 +172,22 @@ static void weigh(AttentionScratch* s, int r, int64_t from, int64_t to, int num_
         for (int64_t i = 0; i < d; i += kLanes) fstore(s->out[r] + i, fmul(fload(s->out[r] + i), fset(correction)));
 }
 
+// Adds one token's weighted values to those of R rows that see it, or to ALL.
+template <int KIND, int R, int P, bool ALL>
+INLINE void add_value(const AttentionScratch* s, int row, int64_t dim, int t, int64_t d, F (&c)[R][P]) {
+    const uint8_t* values = s->values[t / 16];
+    F v[P];
+#pragma GCC unroll 8
+    for (int p = 0; p < P; p++) v[p] = load_floats<KIND>(values, t % 16 * d + dim + 16 * p);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+        if (!ALL && (t < s->from[row + r] || t >= s->to[row + r])) continue;
+        F w = fset(s->scores[row + r][t]);
+#pragma GCC unroll 8
+        for (int p = 0; p < P; p++) c[r][p] = fma(v[p], w, c[r][p]);
+    }
+}
+
 // Adds the weighted values of a tile's `tokens` tokens to R rows of the output, P vectors of 16 dimensions.
 template <int KIND, int R, int P>
 INLINE void value_tile(AttentionScratch* s, int row, int64_t dim, int tokens, int64_t d) {
@@ -204,18 +222,14 @@ INLINE void value_tile(AttentionScratch* s, int row, int64_t dim, int tokens, in
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
             for (int p = 0; p < P; p++) c[r][p] = fload(s->out[row + r] + dim + 16 * p);
-        for (int t = 0; t < tokens; t++) {
-            const uint8_t* values = s->values[t / 16];
-            F v[P];
-#pragma GCC unroll 8
-            for (int p = 0; p < P; p++) v[p] = load_floats<KIND>(values, t % 16 * d + dim + 16 * p);
-#pragma GCC unroll 8
-            for (int r = 0; r < R; r++) {
-                F w = fset(s->scores[row + r][t]);
-#pragma GCC unroll 8
-                for (int p = 0; p < P; p++) c[r][p] = fma(v[p], w, c[r][p]);
-            }
+        int from = 0, to = tokens, t = 0;  // tokens that all rows see
+        for (int r = 0; r < R; r++) {
+            if (s->from[row + r] > from) from = s->from[row + r];
+            if (s->to[row + r] < to) to = s->to[row + r];
         }
+        for (; t < from; t++) add_value<KIND, R, P, false>(s, row, dim, t, d, c);
+        for (; t < to; t++) add_value<KIND, R, P, true>(s, row, dim, t, d, c);
+        for (; t < tokens; t++) add_value<KIND, R, P, false>(s, row, dim, t, d, c);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
@@ -274,6 +288,8 @@ static void attend_tile(const upwell_cache& c, const int32_t* blocks, int64_t he
     for (; v < vectors; v++) score_rows<KIND, 1>(s, rows, v, d);
     for (int r = 0; r < rows; r++) {
         int64_t to = s->position[r] + 1 - first, from = window ? to - window : 0;
+        s->from[r] = (int)(from < 0 ? 0 : from < tokens ? from : tokens);
+        s->to[r] = (int)(to < 0 ? 0 : to < tokens ? to : tokens);
         if (from <= 0 && to >= kTile) weigh<KIND, true>(s, r, 0, kTile, kTileVectors, d);
         else weigh<KIND, false>(s, r, from, to, vectors, d);
     }

@@ -8,6 +8,9 @@
 //   values, floats    [s][d]
 // Keys are rounded to 14 bits and values to 12 (8 and 8 in the i8 cache), so that no sum over a head of up to 256
 // dimensions or a tile of 128 tokens can overflow 32 bits; see attention.hpp.
+//
+// What is finite stays finite: a half takes what is beyond it as 65504. What is not must not vanish: whoever sees it has
+// it in its result, and nobody else.
 #pragma once
 #include "layout.hpp"
 #include "rows.hpp"
@@ -49,6 +52,12 @@ struct Integer<UPWELL_KV_I8> {
     using Item = int8_t;
 };
 
+// What rounding x gave, or the greatest finite half if it gave an infinity that x is not.
+INLINE uint16_t finite_half(uint16_t half, float x) {
+    bool overflowed = (half & 0x7fff) == 0x7c00 && __builtin_fabsf(x) < __builtin_inff();
+    return (uint16_t)(half - overflowed);
+}
+
 // Store one head's row, zeros beyond the head size included. A token's numbers lie apart, beside those of its neighbours,
 // which another thread may be storing.
 template <int KIND>
@@ -60,7 +69,7 @@ static void store_head_as(const upwell_cache& c, uint8_t* head, int64_t offset, 
             for (int64_t i = 0; i < d; i += kLanes) hstore(halves + i, fload(x + i));
         for (int64_t i = 0, step = is_value ? 1 : 16; i < d; i++) {
             if (KIND == UPWELL_KV_F32) ((float*)head)[at + i * step] = x[i];
-            else ((uint16_t*)head)[at + i * step] = halves[i];
+            else ((uint16_t*)head)[at + i * step] = finite_half(halves[i], x[i]);
         }
         return;
     }
@@ -69,7 +78,10 @@ static void store_head_as(const upwell_cache& c, uint8_t* head, int64_t offset, 
     for (int64_t i = 0; i < d; i += kLanes) peak = fmax(peak, fabs_(fload(x + i))), sum = fadd(sum, fload(x + i));
     float range = is_value ? value_range(KIND) : key_range(KIND);
     float top = fpeak(peak), total = fsum(sum), inverse = top > 0 ? range / top : 0;
-    scales_of(c, head)[offset] = total - total == 0 ? top / range : total - total;
+    // A NaN among scores makes a weight NaN, and with it the weights' total. The greatest of the weighted scales of values
+    // could lose a NaN, but no infinity, since the weight of what is seen is above 0.
+    float spoilt = is_value ? __builtin_inff() : __builtin_nanf("");
+    scales_of(c, head)[offset] = total - total == 0 ? top / range : spoilt;
     alignas(64) Item ints[kMaxHead];
     for (int64_t i = 0; i < d; i += kLanes) {
         I y = to_int(fmul(fload(x + i), fset(inverse)));
