@@ -15,8 +15,9 @@ T ?=
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# What an installation is built from; Python files are taken from where they are. Where there is a compiler, tests and
-# benchmarks want kernels that compile; to serve, the reference backend will do.
+# What an installation is built from; Python files are taken from where they are. Where the kernels do not compile, the
+# reference backend serves and is tested, and pytest says which tests were left out; benchmarks want kernels that compile,
+# and so does UPWELL_REQUIRE_NATIVE=1.
 BUILT := $(wildcard pyproject.toml CMakeLists.txt kernels/cpu/csrc/*)
 NATIVE_IF_COMPILER = $(if $(shell command -v c++ || command -v g++ || command -v clang++),UPWELL_REQUIRE_NATIVE=1)
 
@@ -60,7 +61,7 @@ format: .venv/.lint
 	@touch $@
 
 .venv/.test: $(BUILT) | .venv/bin/python
-	UPWELL_REQUIRE_NATIVE=1 $(PIP) install --quiet --editable '.[test]'
+	$(PIP) install --quiet --editable '.[test]'
 	@touch $@ .venv/.serve
 
 .venv/.bench: $(BUILT) | .venv/bin/python

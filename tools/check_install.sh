@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Install Upwell as people do, and ask it a question: `make serve` in a fresh clone, again without a network, with a
-# model of one's own; a built wheel in a fresh virtual environment; and one that was built without a compiler.
+# model of one's own; a built wheel in a fresh virtual environment; and one that was built without a compiler, which is
+# also held to the tests of kernels and engine.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
@@ -68,12 +69,24 @@ stop
 
 echo "the wheel, built without a compiler, cmake or ninja:"
 mkdir "$work/empty"
-PATH="$work/empty" CC=/bin/false CXX=/bin/false "$root/.venv/bin/python" -m pip wheel --quiet --no-deps \
-  --wheel-dir "$work/pure" "$work/clone"
+env -u UPWELL_REQUIRE_NATIVE PATH="$work/empty" CC=/bin/false CXX=/bin/false \
+  "$root/.venv/bin/python" -m pip wheel --quiet --no-deps --wheel-dir "$work/pure" "$work/clone"
 "$work/venv/bin/python" -m pip install --quiet --no-deps --force-reinstall "$work"/pure/upwell-*.whl
 [ -z "$(find "$work/venv/lib" -name libupwell.so)" ]
 start pure venv/bin/upwell serve smollm2-135m --port 0
 grep 'installed without its native library' "$work/pure.log"
 ask venv/bin/upwell
 stop
-echo "installs: all serve"
+
+echo "its tests of kernels and engine, with no command to be found:"
+mkdir "$work/suite"
+cp -r "$work/clone/tests" "$work/clone/pyproject.toml" "$work/suite"
+# What tests need comes from the environment of this tree; a path file finds it, but not the packages installed there as
+# editable.
+"$root/.venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+  >"$(echo "$work"/venv/lib/python3*/site-packages)/tests.pth"
+(cd suite && PATH="$work/empty" "$work/venv/bin/python" -m pytest -n 2 --dist worksteal tests/kernels tests/engine) \
+  >"$work/tests.log" 2>&1 || { cat "$work/tests.log"; exit 1; }
+grep -q 'SKIPPED.*no native library' "$work/tests.log" # or the tests have run on other packages than this wheel's
+sed -n '/short test summary/,$p' "$work/tests.log"
+echo "installs: all serve, and pass their tests without a compiler"
