@@ -63,7 +63,8 @@ def _table(backend: Tokenizer, source: str) -> TokenTable:
     found = {token: token_id for token_id, token in enumerate(vocabulary.tokens) if token is not None}
     if found != backend.get_vocab(with_added_tokens=True):
         raise MalformedModel("tokenizer.json is not clear about the ids of its tokens.")
-    if vocabulary.special != {i for i, token in backend.get_added_tokens_decoder().items() if token.special}:
+    # Of a token that is listed twice the library names what the last entry says, and treats it as special if any does.
+    if not vocabulary.special >= {i for i, token in backend.get_added_tokens_decoder().items() if token.special}:
         raise MalformedModel("tokenizer.json is not clear about which tokens are special.")
     return vocabulary.table()
 

@@ -82,47 +82,64 @@ def read_vocabulary(source: str) -> HFVocabulary:
     except (msgspec.DecodeError, RecursionError) as error:
         raise MalformedModel(f"tokenizer.json cannot be read: {str(error)[:200]}.") from error
     to_bytes = decoder_bytes(file.decoder)
-    vocabulary = _vocabulary(file.model)
-    added = _added_ids(vocabulary, file.added_tokens or [])
+    tokens = _model_tokens(file.model)
+    if not tokens:
+        raise MalformedModel("tokenizer.json has no tokens at all.")
+    added = _added_tokens(file.model, file.added_tokens or [])
+    for token_id, (content, _) in added.items():
+        _place(tokens, token_id, content)
     return HFVocabulary(
-        tokens=_by_id(vocabulary | {token.content: token_id for token_id, token in added.items()}),
-        special=frozenset(token_id for token_id, token in added.items() if token.special),
+        tokens=tokens,
+        special=frozenset(token_id for token_id, (_, special) in added.items() if special),
         verbatim=frozenset(added) if to_bytes is byte_level_bytes else frozenset(),
         to_bytes=to_bytes,
     )
 
 
-def _vocabulary(model: _Model) -> dict[str, int]:
-    if isinstance(model.vocab, dict):
-        return model.vocab
-    return {token: token_id for token_id, (token, _) in enumerate(model.vocab)}
+def _model_tokens(model: _Model) -> list[str | None]:
+    """The model's tokens by id; a list may have a token twice, and then both ids spell it."""
+    if isinstance(model.vocab, list):
+        return [token for token, _ in model.vocab]
+    tokens: list[str | None] = []
+    for token, token_id in model.vocab.items():
+        _place(tokens, token_id, token)
+    return tokens
 
 
-def _added_ids(vocabulary: dict[str, int], tokens: list[_Added]) -> dict[int, _Added]:
-    """Added tokens by id: the vocabulary's own where it has the token, else the next beyond it, in order."""
-    next_id = len(vocabulary)
-    ids: dict[str, int] = {}
-    added: dict[int, _Added] = {}
+def _added_tokens(model: _Model, tokens: list[_Added]) -> dict[int, tuple[str, bool]]:
+    """Added tokens by id, each with whether it is special, which it is if any of its entries says so.
+
+    The id is the model's own where it has the token (the last of a list that has it twice). All others are counted on
+    from the size of the model's vocabulary, in order, whatever ids that has and whatever is written beside them.
+    """
+    ids = model.vocab if isinstance(model.vocab, dict) else {token: i for i, (token, _) in enumerate(model.vocab)}
+    next_id = len(model.vocab)
+    new: dict[str, int] = {}
+    added: dict[int, tuple[str, bool]] = {}
     for token in tokens:
         if not token.content:
             continue
-        token_id = vocabulary.get(token.content, ids.get(token.content, next_id))
-        ids[token.content] = token_id
-        added[token_id] = token
-        next_id = max(next_id, token_id + 1)
+        token_id = ids.get(token.content, new.get(token.content))
+        if token_id is None:
+            token_id = new[token.content] = next_id
+            next_id += 1
+        _, special = added.get(token_id, ("", False))
+        added[token_id] = (token.content, special or token.special)
     return added
 
 
-def _by_id(vocabulary: dict[str, int]) -> list[str | None]:
-    size = max(vocabulary.values(), default=-1) + 1
-    if not 0 < size <= _MAX_ID or min(vocabulary.values()) < 0:
-        raise MalformedModel(f"tokenizer.json has token ids up to {size - 1}, negative ones, or no tokens at all.")
-    tokens: list[str | None] = [None] * size
-    for token, token_id in vocabulary.items():
-        if tokens[token_id] is not None:
-            raise MalformedModel(f"tokenizer.json gives the id {token_id} to two tokens.")
-        tokens[token_id] = token
-    return tokens
+def _place(tokens: list[str | None], token_id: int, token: str) -> None:
+    """Put a token at its id.
+
+    Raises:
+        MalformedModel: there is another, or the id is none.
+    """
+    if not 0 <= token_id < _MAX_ID:
+        raise MalformedModel(f"tokenizer.json has the token id {token_id}; ids are between 0 and {_MAX_ID - 1}.")
+    tokens.extend([None] * (token_id + 1 - len(tokens)))
+    if tokens[token_id] not in {None, token}:
+        raise MalformedModel(f"tokenizer.json gives the id {token_id} to two tokens.")
+    tokens[token_id] = token
 
 
 def read_text(path: Path) -> str | None:

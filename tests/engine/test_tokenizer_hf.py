@@ -205,3 +205,12 @@ def test_a_post_processor_that_changes_the_text_is_refused(tmp_path):
     backend.post_processor = processors.TemplateProcessing(single="<s>", special_tokens=[("<s>", 1)])
     with pytest.raises(UnsupportedModel, match="post-processor"):
         load_tokenizer(save(tmp_path, backend))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_token_that_is_added_twice_with_and_without_being_special_is_special(tmp_path):
+    entries = json.loads(byte_level().to_str())["added_tokens"]
+    assert entries[-1]["special"]
+    again = {**entries[-1], "special": False}
+    tokenizer = load_tokenizer(save(tmp_path, byte_level(), added_tokens=[*entries, again]))
+    assert tokenizer.is_special(entries[-1]["id"])
