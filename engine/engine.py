@@ -50,6 +50,9 @@ class Runner(Protocol):
     def native_wall_s(self) -> float:
         """Seconds that calls of native code have taken so far, by ``time.monotonic``; 0 without native code."""
 
+    def native_rested(self) -> int:
+        """Native calls so far that one of several threads made alone."""
+
 
 class Engine:
     """Schedule, run, sample, emit."""
@@ -155,6 +158,7 @@ class Engine:
             native_wall_s=self._runner.native_wall_s(),
             gaps_s=self._gaps.total_s,
             gap_counts=tuple(self._gaps.counts),
+            native_rested_calls=self._runner.native_rested(),
         )
 
     def _emit(self, seq: Sequence, token: Sampled | None, now_s: float) -> TokenDelta:

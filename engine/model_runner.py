@@ -28,6 +28,7 @@ class ModelRunner:
         self._draw = ops.draw
         self._native_cpu_s = ops.native_cpu_s
         self._native_wall_s = ops.native_wall_s
+        self._native_rested = ops.native_rested
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         """Copy blocks of the cache, (from, to), one after the other."""
@@ -50,6 +51,10 @@ class ModelRunner:
     def native_wall_s(self) -> float:
         """Seconds that calls of native code have taken so far; 0 without native code."""
         return self._native_wall_s()
+
+    def native_rested(self) -> int:
+        """Native calls so far that one of several threads made alone, since the others did not get a processor."""
+        return self._native_rested()
 
 
 def block_bytes(config: ModelConfig, ops: Ops, block_size: int) -> int:

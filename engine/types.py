@@ -202,6 +202,7 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
         native_wall_s: seconds that the engine waited for native code.
         gaps_s: seconds between the native code of steps that followed each other; see ``step_gaps.StepGaps``.
         gap_counts: how many such gaps there were, by size: up to each of ``GAP_BOUNDS_S``, and longer.
+        native_rested_calls: native calls that one of several threads made alone.
     """
 
     running: int = 0
@@ -219,6 +220,7 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     native_wall_s: float = 0.0
     gaps_s: float = 0.0
     gap_counts: tuple[int, ...] = (0,) * (len(GAP_BOUNDS_S) + 1)
+    native_rested_calls: int = 0
 
 
 class StepOutput(msgspec.Struct, frozen=True, array_like=True, tag="step"):

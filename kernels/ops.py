@@ -208,6 +208,7 @@ class Ops:
             logits may be overwritten.
         native_cpu_s: CPU seconds that native code has spent in steps so far, on all threads; 0 without native code.
         native_wall_s: seconds that calls of native code have taken so far, by ``time.monotonic``; 0 without.
+        native_rested: native calls so far that one of several threads made alone, since others did not get a processor.
     """
 
     info: BackendInfo
@@ -230,6 +231,7 @@ class Ops:
     draw: Callable[[F32, DrawParams], I32]
     native_cpu_s: Callable[[], float] = float
     native_wall_s: Callable[[], float] = float
+    native_rested: Callable[[], int] = int
 
 
 OPERATIONS = (

@@ -32,6 +32,7 @@ _ENGINE_COUNTERS = {
     "steps": "Steps of the engine.",
     "native_cpu_s": "CPU seconds in native code, all threads, waiting for each other in a step included.",
     "native_wall_s": "Seconds in which native code ran.",
+    "native_rested_calls": "Native calls that one of several threads made alone, since others got no processor.",
 }
 
 

@@ -90,6 +90,10 @@ class InstantRunner:
         """None of it is native."""
         return 0.0
 
+    def native_rested(self) -> int:
+        """None of it is native."""
+        return 0
+
     def between_us(self) -> F32:
         """Microseconds from the native code of one step to that of the next, one a step."""
         steps_s = np.diff(np.array(self._clocks_s[WARM_UP:]), axis=0)

@@ -14,7 +14,7 @@ from typing import Any
 from kernels.formats import WeightFormat
 from kernels.ops import CacheDtype
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 BLOCK_BYTES = 128
 """Of a block of 32 quantised activations."""
 TOKEN_HEADER_BYTES = 32
@@ -165,6 +165,7 @@ class Library:
         self.pool_new: Callable[[int], int | None] = self._function("upwell_pool_new", pointer, i32)
         self.pool_free: Callable[[int], None] = self._function("upwell_pool_free", None, pointer)
         self.pool_cpu: Callable[[int], int] = self._function("upwell_pool_cpu", i64, pointer)
+        self.pool_rested: Callable[[int], int] = self._function("upwell_pool_rested", i64, pointer)
         self.run: Callable[[int, int, int, Any], None] = self._function(
             "upwell_run", None, pointer, pointer, i64, ctypes.POINTER(Batch)
         )

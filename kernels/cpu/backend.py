@@ -81,6 +81,7 @@ def cpu_ops(options: BackendOptions) -> Ops:
         draw=backend.draw,
         native_cpu_s=backend.native_cpu_s,
         native_wall_s=backend.native_wall_s,
+        native_rested=backend.native_rested,
     )
 
 
@@ -208,6 +209,10 @@ class CpuBackend:
     def native_wall_s(self) -> float:
         """Seconds that native calls have taken so far, each of them on whatever number of threads."""
         return self._runner.wall_s
+
+    def native_rested(self) -> int:
+        """Native calls so far that one thread made alone, since the others did not get a processor."""
+        return self._runner.rested()
 
     def record(self, forward: Callable[[StepInputs], g.Tensor], limits: StepLimits) -> Callable[[StepInputs], Scores]:
         """Record a forward pass; what comes back runs it."""

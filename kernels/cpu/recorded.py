@@ -42,6 +42,10 @@ class Runner:
         """CPU seconds of all threads in programs so far."""
         return 1e-9 * self._library.pool_cpu(self._pool)
 
+    def rested(self) -> int:
+        """Programs that the caller has run alone, since the other threads did not get a processor."""
+        return self._library.pool_rested(self._pool)
+
     def run(self, program: Program, batch: Batch) -> None:
         """Run a program to its end."""
         self._run(program.address, program.num_calls, batch)

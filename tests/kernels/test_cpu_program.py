@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from itertools import pairwise
 
@@ -245,3 +246,23 @@ def test_the_time_of_native_calls_is_told():
     native_s = ops.native_wall_s()
     assert 0.0 < native_s <= time.monotonic() - began_s
     assert ops.native_wall_s() == native_s
+
+
+def test_calls_that_one_thread_makes_alone_are_told():
+    """Two threads on one processor wait for each other most of the time, so that soon one of them works alone."""
+    params = DrawParams(*(np.full(4, value) for value in (1.0, 0, 1.0, 0.0, 0.5)))
+    processors = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(processors)})  # of this thread, and of those that it will start
+    try:
+        two, one = (BACKENDS["cpu"](BackendOptions(threads=threads)) for threads in (2, 1))
+        assert two.native_rested() == 0
+        num_calls = 0
+        while two.native_rested() == 0:
+            two.draw(np.zeros((4, 64), dtype=np.float32), params)
+            one.draw(np.zeros((4, 64), dtype=np.float32), params)
+            num_calls += 1
+    finally:
+        os.sched_setaffinity(0, processors)
+    assert num_calls > 3
+    assert two.native_rested() == 1
+    assert one.native_rested() == 0

@@ -48,6 +48,7 @@ async def test_the_engines_state_and_counters() -> None:
         native_wall_s=6.5,
         gaps_s=0.25,
         gap_counts=(1, 0, 2, *[0] * 8, 3),
+        native_rested_calls=13,
     )
     found = await samples(rig)
     expected = {
@@ -69,6 +70,7 @@ async def test_the_engines_state_and_counters() -> None:
         "between_steps_seconds_bucket{le=5e-05}": 1,
         "between_steps_seconds_bucket{le=0.025}": 3,
         "kv_cache_bytes": 0,
+        "native_rested_calls_total": 13,
         "engine_restarts_total": 2,
     }
     assert {name: found[f"upwell_{name}"] for name in expected} == expected

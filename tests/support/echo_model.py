@@ -27,6 +27,7 @@ class EchoRunner:
     draw = staticmethod(sampling.draw)
     native_cpu_s = float
     native_wall_s = float
+    native_rested = int
 
     def __init__(self, cache: CacheConfig) -> None:
         self._block_size = cache.block_size

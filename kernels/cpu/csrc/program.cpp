@@ -71,6 +71,7 @@ struct upwell_pool {
     int64_t* nanoseconds;
     int strikes;           // programs in a row that waited too long
     int64_t rest_until;    // what the caller runs alone before this moment
+    int64_t rested;        // programs that it has run alone so
     alignas(64) std::atomic<int32_t> generation;  // of the programs that all threads run; -1 ends them
     alignas(64) std::atomic<int64_t> arrived;     // at barriers, over all threads and the whole program
     alignas(64) std::atomic<int32_t> left;        // threads that are done with the program
@@ -265,6 +266,7 @@ extern "C" void upwell_profile(upwell_pool* pool, const upwell_instr* program, i
     waited += wait_until([&] { return pool->left.load(std::memory_order_acquire) == threads - 1; },
                          [] { return false; });
     if (threads > 1) note_waiting(pool, waited, now() - began);
+    else if (pool->threads > 1) pool->rested++;
     pool->cpu.fetch_add(now(CLOCK_THREAD_CPUTIME_ID) - cpu_before, std::memory_order_relaxed);
 }
 
@@ -273,6 +275,8 @@ extern "C" void upwell_run(upwell_pool* pool, const upwell_instr* program, int64
 }
 
 extern "C" int64_t upwell_pool_cpu(const upwell_pool* pool) { return pool->cpu.load(std::memory_order_relaxed); }
+
+extern "C" int64_t upwell_pool_rested(const upwell_pool* pool) { return pool->rested; }
 
 extern "C" int64_t upwell_cache_head_bytes(int kind, int64_t block_size, int64_t head_dim) {
     return cache_head_bytes(kind, block_size, head_dim);

@@ -6,7 +6,7 @@
 extern "C" {
 #endif
 
-#define UPWELL_ABI 4
+#define UPWELL_ABI 5
 #define UPWELL_BLOCK_BYTES 128  // of a block of 32 activations as int8: two planes (activation.hpp)
 #define UPWELL_TOKEN_HEADER_BYTES 32  // of a row of activations with one scale (w8a8.hpp)
 
@@ -125,6 +125,10 @@ void upwell_profile(upwell_pool* pool, const upwell_instr* program, int64_t coun
 // CPU nanoseconds that all threads have spent in programs so far, waiting for each other inside of one included, but not
 // the moment that they spin before they sleep between two.
 int64_t upwell_pool_cpu(const upwell_pool* pool);
+// Programs so far that the caller ran alone, since the other threads did not get a processor.
+int64_t upwell_pool_rested(const upwell_pool* pool);
+// Programs that the caller has run alone so far, since the other threads did not get a processor.
+int64_t upwell_pool_rested(const upwell_pool* pool);
 
 int64_t upwell_packed_bytes(int format, int64_t n, int64_t k);
 // Interleave rows of a stored weight into panels, from row `first` on.
