@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,9 +40,20 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-def command_line() -> argparse.ArgumentParser:
+class CommandLine(argparse.ArgumentParser):
+    """Says how a value is given that begins with a dash, which argparse takes for a flag."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong and exit with code 2."""
+        flag = re.fullmatch(r"argument (--[\w-]+): expected one argument", message)
+        if flag:
+            message += f"; a value that begins with a dash is written {flag[1]}=-VALUE"
+        super().error(message)
+
+
+def command_line() -> CommandLine:
     """All commands with their arguments; what is parsed has the function of the command as ``run``."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="upwell",
         description="An OpenAI-compatible inference server for Huawei Ascend NPUs and for the CPU you sit at.",
         allow_abbrev=False,

@@ -150,7 +150,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 def add_chat_flags(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``upwell chat``."""
     parser.add_argument("message", nargs="?", help="One question; without it, a conversation begins.")
-    _add(parser, "--url", "Address of a running server.", default=os.environ.get("UPWELL_URL", DEFAULT_URL))
+    _add(parser, "--url", "Address of a running server.", default=os.environ.get("UPWELL_URL") or DEFAULT_URL)
     _add(parser, "--api-key", "Key to send (default: UPWELL_API_KEY).", default=None)
     _add(parser, "--system", "System message to begin with.")
     _add(parser, "--temperature", "0 takes the likeliest token each time (default: the server's).", type=_number(0, 2))

@@ -16,6 +16,7 @@ import time
 import httpx
 import pytest
 
+from server.settings import DEFAULT_URL
 from tests.support.server_process import UPWELL, running_server
 from tests.support.tiny_models import GOLDEN
 
@@ -246,6 +247,21 @@ def test_upwell_chat_says_what_is_wrong_with_its_flags(args, words):
     assert done.returncode == 1
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_empty_upwell_url_is_none():
+    done = run("chat", "--help", env={**os.environ, "UPWELL_URL": ""})
+    assert f"(default: {DEFAULT_URL})" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("command", ["serve", "chat"])
+def test_a_value_that_begins_with_a_dash(command):
+    done = run(command, "--api-key", "-X")
+    assert done.returncode == 2
+    assert "--api-key=-VALUE" in done.stderr
+    done = run(command, "--api-key=-X", "--max-tokens=0", "--port=-1", "hello")
+    assert done.returncode == 2
+    assert "--api-key" not in done.stderr.splitlines()[-1]
 
 
 def test_upwell_chat_with_a_server_of_another_kind():
