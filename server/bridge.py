@@ -200,11 +200,13 @@ class EngineBridge:
                 return  # the link breaks, and the engine's end is dealt with where every end is
 
     async def _end_process(self) -> None:
-        """Make sure that no engine is left: ask by closing the link, then kill."""
+        """Make sure that no engine is left: ask by closing the link, then kill. One that loads does not listen."""
         if self._process is None:
             return
         if self._link is not None:
             self._link.close()
+        if self.ready is None:
+            self._kill()
         try:
             await asyncio.wait_for(self._process.wait(), STOP_GRACE_S)
         except TimeoutError:

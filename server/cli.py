@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ console = Console(stderr=True, highlight=False)
 
 
 def main() -> NoReturn:
-    """Entry point of the ``upwell`` command."""
+    """Do what the command line says, and exit."""
     _check_package_names()
     arguments = command_line()
     args = arguments.parse_args()
@@ -82,11 +83,13 @@ def serve(args: argparse.Namespace) -> None:
 
 def pull(args: argparse.Namespace) -> None:
     """Fetch a model into the cache, and print where it lies."""
+    _raise_keyboard_interrupt()
     print(resolve_model(args.model, settings.cache_dir(args.cache_dir), console.print).path)
 
 
 def chat(args: argparse.Namespace) -> None:
     """Chat with a running server in the terminal."""
+    _raise_keyboard_interrupt()
     from server.chat_client import Chat  # noqa: PLC0415  (only this command needs an HTTP client)
 
     options = {"temperature": args.temperature, "max_tokens": args.max_tokens}
@@ -95,6 +98,11 @@ def chat(args: argparse.Namespace) -> None:
         conversation.ask(args.message)
     else:
         conversation.talk()
+
+
+def _raise_keyboard_interrupt() -> None:
+    """For commands that clear up, or go on, after a Ctrl-C; until now it ended the process (see ``__main__``)."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _check_package_names() -> None:
@@ -128,4 +136,4 @@ def _errors_in_one_line() -> Iterator[None]:
         console.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(128 + signal.SIGINT)

@@ -1,7 +1,9 @@
 """``upwell serve``: the order in which things start and stop.
 
 The socket is bound first, so that a port in use is known at once; then the engine loads while the API already answers
-``/livez`` and refuses requests with a 503. A first Ctrl-C or SIGTERM lets open requests finish, a second one does not.
+``/livez`` and refuses requests with a 503. A Ctrl-C or SIGTERM before the server is ready ends it at once, whatever it
+is at, with 128 and the signal's number as exit code. After that a first one lets open requests finish, a second one
+does not, and the exit code is 0.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -25,6 +28,7 @@ from engine.errors import ConfigError
 from engine.freed_memory import return_freed_memory
 from engine.tokenizer import load_tokenizer
 from engine.types import EngineReady, LoadProgress
+from engine.weights.pypi import stop_downloads
 from engine.weights.store import LocalModel, resolve_model
 from server.app import create_app
 from server.bridge import EngineBridge
@@ -44,6 +48,37 @@ async def run_server(settings: ServeSettings, console: Console) -> None:
     Raises:
         UpwellError: it could not start.
     """
+    signals = _signals(asyncio.get_running_loop())
+    stopped = asyncio.create_task(signals.get())
+    ready = asyncio.Event()
+    serving = asyncio.create_task(_start(settings, console, _Stop(stopped, signals, ready)))
+    await asyncio.wait([serving, stopped], return_when=asyncio.FIRST_COMPLETED)
+    if not ready.is_set() and not serving.done():
+        serving.cancel()
+        await asyncio.wait([serving])
+        stop_downloads()
+        # Threads that still fetch or read a model would be waited for by any other way out.
+        os._exit(128 + stopped.result())
+    await serving
+
+
+@dataclass(frozen=True)
+class _Stop:
+    """The signals that end the server.
+
+    Attributes:
+        first: done when the first one has come.
+        others: those after it.
+        ready: set once the first one lets open requests finish.
+    """
+
+    first: asyncio.Task[signal.Signals]
+    others: asyncio.Queue[signal.Signals]
+    ready: asyncio.Event
+
+
+async def _start(settings: ServeSettings, console: Console, stop: _Stop) -> None:
+    """Find the model, start the engine, and serve until ``stop`` has been asked for."""
     began_s = time.monotonic()
     sock = bind(settings.host, settings.port)
     with contextlib.closing(sock):
@@ -57,7 +92,7 @@ async def run_server(settings: ServeSettings, console: Console) -> None:
                 on_progress=on_progress,
             )
             try:
-                await _serve(settings, model, bridge, sock, console, began_s)
+                await _serve(settings, model, bridge, sock, console, began_s, stop)
             finally:
                 await bridge.close()
 
@@ -69,6 +104,7 @@ async def _serve(
     sock: socket.socket,
     console: Console,
     began_s: float,
+    stop: _Stop,
 ) -> None:
     loading = asyncio.create_task(bridge.start())
     tokenizer = await asyncio.to_thread(load_tokenizer, Path(model.path))
@@ -88,14 +124,12 @@ async def _serve(
         allowed_hosts=LOOPBACK_HOSTS | {settings.host} if is_loopback(settings.host) else None,
     )
     server = HttpServer(create_app(context), context.loop_lag)
-    stop = _signals(asyncio.get_running_loop())
     serving = asyncio.create_task(server.serve(sockets=[sock]))
-    stopped = asyncio.create_task(stop.get())
-    await asyncio.wait([loading, stopped], return_when=asyncio.FIRST_COMPLETED)
-    if loading.done():
-        _banner(console, settings, names[0], await loading, sock, time.monotonic() - began_s)
-        await stopped
-        await _drain(bridge, stop, settings.drain_timeout_s, console)
+    ready = await loading
+    stop.ready.set()
+    _banner(console, settings, names[0], ready, sock, time.monotonic() - began_s)
+    await stop.first
+    await _drain(bridge, stop.others, settings.drain_timeout_s, console)
     server.stop()
     await serving
 

