@@ -70,7 +70,7 @@ def build_gguf_tokenizer(metadata: Mapping[str, object]) -> TokenizerParts:
     """The tokenizer that a GGUF file describes.
 
     Args:
-        metadata: key -> str, number, list[str] or numeric NumPy array.
+        metadata: key -> str, number, list[str] or memoryview of numbers.
 
     Raises:
         UnsupportedModel: not byte-level BPE, or a splitting rule this build does not know.

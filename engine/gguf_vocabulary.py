@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from engine.errors import MalformedModel, UnsupportedModel
 from engine.token_table import TokenTable, byte_level_bytes
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5
 _TOKEN_TYPES = range(1, 7)
+_INTEGERS = frozenset("bBhHiIqQ")
+"""Formats of memoryviews."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def read_vocabulary(metadata: Mapping[str, object]) -> GGUFVocabulary:
     """The vocabulary that a GGUF file describes.
 
     Args:
-        metadata: key -> str, number, list[str] or numeric NumPy array.
+        metadata: key -> str, number, list[str] or memoryview of numbers.
 
     Raises:
         UnsupportedModel: not byte-level BPE.
@@ -84,7 +84,7 @@ def _token_types(metadata: Mapping[str, object], count: int) -> list[int]:
     value = metadata.get("tokenizer.ggml.token_type")
     if value is None:
         return [1] * count
-    if not isinstance(value, np.ndarray) or value.ndim != 1 or not np.issubdtype(value.dtype, np.integer):
+    if not isinstance(value, memoryview) or value.format not in _INTEGERS:
         raise MalformedModel("The GGUF file's tokenizer.ggml.token_type is not a list of integers.")
     if len(value) != count:
         raise MalformedModel(

@@ -1,4 +1,4 @@
-"""Weight formats: how a tensor's elements lie in memory, and the tensor as a file holds it.
+"""Formats: how a weight's elements lie in memory, the weight as a file holds it, and what a KV cache keeps of a number.
 
 Block formats are those of GGUF (source: the ggml specification, ``ggml-common.h`` block layouts): a row is a whole
 number of blocks, and a tensor is a whole number of rows, so rows can be picked and reordered without unpacking them.
@@ -9,9 +9,15 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:  # the API process reads formats and vocabularies, and does without NumPy's megabytes
+    import numpy as np
+    import numpy.typing as npt
+
+CacheDtype = Literal["f32", "f16", "i16", "i8"]
+"""What a KV cache keeps of a number."""
+CACHE_DTYPES: tuple[CacheDtype, ...] = get_args(CacheDtype)
 
 
 class WeightFormat(enum.Enum):

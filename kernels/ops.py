@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from kernels.formats import RawTensor
+from kernels.formats import CacheDtype, RawTensor
 
 Tensor = Any
 Linear = Any
@@ -140,8 +140,6 @@ class Memory:
 
 
 Activations = Literal["f32", "int8 blocks of 32"]
-CacheDtype = Literal["f32", "f16", "i16", "i8"]
-CACHE_DTYPES: tuple[CacheDtype, ...] = get_args(CacheDtype)
 
 
 @dataclass(frozen=True)

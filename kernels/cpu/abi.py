@@ -11,8 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kernels.formats import WeightFormat
-from kernels.ops import CacheDtype
+from kernels.formats import CacheDtype, WeightFormat
 
 ABI_VERSION = 5
 BLOCK_BYTES = 128

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.cpu.abi import CACHE_KINDS, MAX_HEAD_DIM, Cache, Library
-from kernels.ops import CacheDtype, LayerCache, NoKernel
+from kernels.formats import CacheDtype
+from kernels.ops import LayerCache, NoKernel
 
 ALIGNMENT = 64
 BLOCK_MULTIPLE = 16

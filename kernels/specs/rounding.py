@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.formats import RawTensor, WeightFormat
-from kernels.ops import Arithmetic, CacheDtype
+from kernels.formats import CacheDtype, RawTensor, WeightFormat
+from kernels.ops import Arithmetic
 from kernels.reference.dequant import codes_and_scales, dequantise
 from kernels.spec import Array
 

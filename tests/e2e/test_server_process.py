@@ -212,9 +212,9 @@ def test_a_signal_while_a_model_is_fetched_ends_it(tmp_path, number):
         connection, _ = hub.accept()
         with connection:
             connection.settimeout(30)
+            assert connection.recv(1 << 16).startswith(b"GET ")
             process.send_signal(number)
             _, output = process.communicate(timeout=30)
-            assert connection.recv(1 << 16).startswith(b"GET ")
             assert connection.recv(1) == b"", "pip has gone"
     assert process.returncode == 128 + number
     assert b"Traceback" not in output

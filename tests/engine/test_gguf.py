@@ -52,7 +52,7 @@ class TestSoundFiles:
         writer.write_tensors_to_file()
         writer.close()
         metadata = GGUFFile.open(path).metadata
-        plain = {k: v for k, v in metadata.items() if not isinstance(v, np.ndarray)}
+        plain = {k: v for k, v in metadata.items() if not isinstance(v, memoryview)}
         assert plain == {
             "general.architecture": "llama",
             **{"u8": 255, "i8": -128, "u16": 65535, "i16": -32768, "u32": 2**32 - 1, "i32": -(2**31)},
@@ -61,9 +61,9 @@ class TestSoundFiles:
             "texts": ["", "a", "模型"],
         }
         assert type(metadata["yes"]) is bool
-        arrays = {k: v.tolist() for k, v in metadata.items() if isinstance(v, np.ndarray)}
+        arrays = {k: v.tolist() for k, v in metadata.items() if isinstance(v, memoryview)}
         assert arrays == {"ints": [1, -2, 3], "floats": [0.5, -1.5], "bools": [True, False, True]}
-        assert metadata["bools"].dtype == np.bool_
+        assert metadata["bools"].format == "?"
 
     def test_tensors_as_the_gguf_package_writes_them(self, path: Path) -> None:
         rng = np.random.default_rng(0)

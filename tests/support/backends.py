@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kernels.ops import CACHE_DTYPES, BackendOptions, BackendUnavailable
+from kernels.formats import CACHE_DTYPES
+from kernels.ops import BackendOptions, BackendUnavailable
 from kernels.resolve import BACKENDS
 
 

@@ -44,7 +44,7 @@ def write_mixed_model(path: Path) -> Path:
     )
     rng = np.random.default_rng(0)
     tensors = {name: _packed(name, tensor, rng) for name, tensor in model.state_dict().items()}
-    metadata = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in vocabulary.items()}
+    metadata = {key: value.tolist() if isinstance(value, memoryview) else value for key, value in vocabulary.items()}
     return write_gguf_model(path, "LlamaForCausalLM", tensors, model.config, metadata=metadata)
 
 

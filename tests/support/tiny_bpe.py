@@ -27,7 +27,7 @@ def metadata(pre: str = "gpt-2", **changes: object) -> dict[str, object]:
         "pre": pre,
         "tokens": list(table["tokens"]),
         "merges": list(table["merges"]),
-        "token_type": np.array(table["token_types"], dtype=np.int32),
+        "token_type": np.array(table["token_types"], dtype=np.int32).data,
         "bos_token_id": table["tokens"].index("<|bos|>"),
         "eos_token_id": table["tokens"].index("<|end|>"),
         **changes,
@@ -45,9 +45,9 @@ def with_control_tokens(texts: list[str], pre: str = "gpt-2") -> Tokenizer:
     data = metadata(pre)
     tokens, kinds = data["tokenizer.ggml.tokens"], data["tokenizer.ggml.token_type"]
     assert isinstance(tokens, list)
-    assert isinstance(kinds, np.ndarray)
+    assert isinstance(kinds, memoryview)
     data["tokenizer.ggml.tokens"] = [*tokens, *texts]
-    data["tokenizer.ggml.token_type"] = np.concatenate([kinds, np.full(len(texts), 3, dtype=np.int32)])
+    data["tokenizer.ggml.token_type"] = np.array([*kinds, *[3] * len(texts)], dtype=np.int32).data
     return Tokenizer.from_gguf(data)
 
 

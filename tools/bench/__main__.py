@@ -17,7 +17,8 @@ from typing import Any
 from rich.console import Console
 
 from engine.tokenizer import load_tokenizer
-from engine.weights.open import model_path, open_checkpoint
+from engine.weights.locate import model_path
+from engine.weights.open import open_checkpoint
 from engine.weights.store import resolve_model
 from kernels.cpu.threads import default_threads
 from server.settings import DEFAULT_MODEL, cache_dir

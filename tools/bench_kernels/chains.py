@@ -13,8 +13,7 @@ from kernels.cpu.abi import CACHE_KINDS, Batch, Op
 from kernels.cpu.lowering import PARTIAL_BYTES
 from kernels.cpu.memory import aligned
 from kernels.cpu.weights import Form
-from kernels.formats import WeightFormat
-from kernels.ops import CacheDtype
+from kernels.formats import CacheDtype, WeightFormat
 from tools.bench_kernels import work as w
 from tools.bench_kernels.operands import Chain, Label, NewOperands, Operands
 from tools.bench_kernels.product_chains import experts, linear, silu_linear

@@ -18,8 +18,8 @@ from kernels.cpu.lowering import one_call
 from kernels.cpu.memory import HugePages, address, aligned, alloc_cache
 from kernels.cpu.recorded import Runner
 from kernels.cpu.weights import Form, PackedMatrix, pack_matrix, struct_address
-from kernels.formats import RawTensor, WeightFormat
-from kernels.ops import CacheDtype, LayerCache
+from kernels.formats import CacheDtype, RawTensor, WeightFormat
+from kernels.ops import LayerCache
 from kernels.spec import random_tensor
 from tools.bench_kernels.work import Work, blocks_of
 
