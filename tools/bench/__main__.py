@@ -161,7 +161,7 @@ def systems(args: argparse.Namespace, path: Path) -> list[System]:
 
 def threads(args: argparse.Namespace) -> int:
     """How many threads may compute."""
-    number: int = args.threads or default_threads()
+    number: int = args.threads or default_threads().count
     return number
 
 
