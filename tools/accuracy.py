@@ -1,20 +1,25 @@
 """How far the native backend's next-token distributions lie from the float32 reference's, on real text.
 
-    .venv/bin/python -m tools.accuracy [--model PATH] [--positions 2048] [--write-docs]
+    .venv/bin/python -m tools.accuracy [--only file,long,...] [--model PATH] [--positions 4096]
+    .venv/bin/python -m tools.accuracy --write-docs
 
-The text is the language reference that comes with CPython (``pydoc_data.topics``), in windows of 512 tokens. Each
-backend, cache format and quantisation computes the logits of every position; compared are the mean Kullback-Leibler
-divergence from the reference, how often the likeliest token is the same, and perplexity. ``--write-docs`` rewrites the
-table in docs/accuracy.md. llama.cpp's row is measured with its own tool; the page says how.
+The text is the language reference that comes with CPython (``pydoc_data.topics``), in windows. Each backend, cache
+format and quantisation computes the logits of every position; compared are the mean Kullback-Leibler divergence from
+the reference with the same weights, how often the likeliest token is the same, and perplexity. What was measured is
+kept in bench-results; ``--write-docs`` measures nothing, and rewrites the table in docs/accuracy.md from that.
+llama.cpp's row is measured with its own tool; the page says how.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from pydoc_data import topics
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +30,18 @@ from engine.models.registry import model_class
 from engine.tokenizer import load_tokenizer
 from engine.weights.open import open_checkpoint
 from engine.weights.quantised import quantised
+from kernels.formats import WeightFormat
 from kernels.ops import AttentionBatch, BackendOptions, StepInputs, StepLimits
 from kernels.resolve import resolve
+from tools.weight_formats import Requantised
 
 WINDOW = 512
+"""Tokens of a window unless a section says otherwise, and of one step."""
 BLOCK_SIZE = 16
 DOCS = Path(__file__).parents[1] / "docs" / "accuracy.md"
+RESULTS = Path("bench-results/accuracy.json")
+MAX_DIVERGENCE, MIN_AGREEMENT, MAX_CHANGE = 2e-3, 0.98, 0.005
+"""What is aimed at: mean KL divergence, share of positions with the same likeliest token, change of perplexity."""
 VARIANTS = (
     ("cpu", "f32", "none"),
     ("cpu", "f16", "none"),
@@ -39,13 +50,43 @@ VARIANTS = (
     ("cpu", "i16", "w8a8"),
 )
 """(backend, KV cache, ``--quantization``)."""
+Variants = tuple[tuple[str, str, str], ...]
+DEFAULT: Variants = (("cpu", "i16", "none"),)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows of the table: variants over the same weights and windows.
+
+    Attributes:
+        weights: the format that matrices are put into; None leaves them as the file has them.
+        share: of the positions that were asked for.
+    """
+
+    variants: Variants
+    window: int = WINDOW
+    weights: WeightFormat | None = None
+    share: float = 1.0
+
+
+SECTIONS = {
+    "file": Section(VARIANTS),
+    "long": Section(VARIANTS[1:4], window=2048),
+    "q8_0": Section(DEFAULT, weights=WeightFormat.Q8_0, share=0.5),
+    "q4_0": Section(DEFAULT, weights=WeightFormat.Q4_0, share=0.5),
+    "bf16": Section(DEFAULT, weights=WeightFormat.BF16, share=0.5),
+}
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What one backend showed: means over all positions."""
+    """What one backend showed: means over all positions.
+
+    Attributes:
+        name: of the backend, its cache and quantisation.
+    """
 
     name: str
     divergence: float
@@ -59,30 +100,37 @@ def real_text() -> str:
     return "\n\n".join(topics.topics[name] for name in sorted(topics.topics))
 
 
-def windows(model: Path, positions: int) -> npt.NDArray[np.int32]:
-    """The text as i32[n, WINDOW] tokens, at least ``positions`` of them."""
-    count = -(-positions // WINDOW)
-    ids = load_tokenizer(model).encode(real_text()[: count * WINDOW * 8], add_special=False)
-    return np.array(ids[: count * WINDOW], dtype=np.int32).reshape(count, WINDOW)
+def windows(model: Path, positions: int, window: int = WINDOW) -> npt.NDArray[np.int32]:
+    """The text as i32[n, window] tokens, at least ``positions`` of them."""
+    count = -(-positions // window)
+    ids = load_tokenizer(model).encode(real_text()[: count * window * 8], add_special=False)
+    return np.array(ids[: count * window], dtype=np.int32).reshape(count, window)
 
 
 class Scorer:
     """One backend with the model on it."""
 
-    def __init__(self, model: Path, device: str, cache_dtype: str, quantization: str) -> None:
+    def __init__(
+        self, model: Path, variant: tuple[str, str, str], window: int, weights: WeightFormat | None = None
+    ) -> None:
+        device, cache_dtype, quantization = variant
         ops = resolve(device, BackendOptions(kv_cache_dtype=cache_dtype)).ops
-        checkpoint = quantised(open_checkpoint(model), quantization)
+        stored = open_checkpoint(model)
+        checkpoint = quantised(stored if weights is None else Requantised(stored, weights), quantization)
         config = checkpoint.config
-        decoder = model_class(config.architecture)(config, checkpoint, ops, WINDOW, lambda _: None)
-        cache = CacheConfig(num_blocks=WINDOW // BLOCK_SIZE, block_size=BLOCK_SIZE)
+        decoder = model_class(config.architecture)(config, checkpoint, ops, window, lambda _: None)
+        cache = CacheConfig(num_blocks=window // BLOCK_SIZE, block_size=BLOCK_SIZE)
         self._runner = ModelRunner(decoder, ops, cache, StepLimits(WINDOW, WINDOW))
 
-    def logits(self, ids: npt.NDArray[np.int32]) -> F32:
-        """f32[WINDOW, V], the scores after each token of one window."""
-        positions = np.arange(WINDOW, dtype=np.int32)
-        table = np.arange(WINDOW // BLOCK_SIZE, dtype=np.int32)[None, :]
-        attention = AttentionBatch(np.array([0, WINDOW], dtype=np.int32), np.array([WINDOW], dtype=np.int32), table)
-        return self._runner.forward(StepInputs(ids, positions, positions, attention, positions)).logits
+    def logits(self, ids: npt.NDArray[np.int32], start: int) -> F32:
+        """f32[WINDOW, V], the scores after each of the tokens from ``start`` on; those before it have been computed."""
+        rows = np.arange(WINDOW, dtype=np.int32)
+        positions = rows + np.int32(start)
+        end = np.array([start + WINDOW], dtype=np.int32)
+        table = np.arange(len(ids) // BLOCK_SIZE, dtype=np.int32)[None, :]
+        attention = AttentionBatch(np.array([0, WINDOW], dtype=np.int32), end, table)
+        tokens = np.ascontiguousarray(ids[start : start + WINDOW])
+        return self._runner.forward(StepInputs(tokens, positions, positions, attention, rows)).logits
 
 
 def log_softmax(logits: F32) -> F64:
@@ -93,51 +141,91 @@ def log_softmax(logits: F32) -> F64:
     return x
 
 
-def compare(model: Path, variants: tuple[tuple[str, str, str], ...], text: npt.NDArray[np.int32]) -> list[Figures]:
-    """The reference's figures, then those of each variant."""
-    reference = Scorer(model, "reference", "auto", "none")
-    scorers = [Scorer(model, *variant) for variant in variants]
-    names = ["reference, float32", *(_name(*variant) for variant in variants)]
-    divergences: list[list[F64]] = [[] for _ in names]
-    agreements: list[list[npt.NDArray[np.bool_]]] = [[] for _ in names]
-    losses: list[list[F64]] = [[] for _ in names]
-    for ids in text:
-        wanted = log_softmax(reference.logits(ids))
-        for index, scorer in enumerate([None, *scorers]):
-            got = wanted if scorer is None else log_softmax(scorer.logits(ids))
-            divergences[index].append((np.exp(wanted) * (wanted - got)).sum(axis=-1))
-            agreements[index].append(got.argmax(axis=-1) == wanted.argmax(axis=-1))
-            losses[index].append(-got[np.arange(WINDOW - 1), ids[1:]])
-    out = []
-    for name, divergence, agreement, loss in zip(names, divergences, agreements, losses, strict=True):
-        all_divergences = np.concatenate(divergence)
-        out.append(
-            Figures(
-                name,
-                float(all_divergences.mean()),
-                float(np.quantile(all_divergences, 0.99)),
-                float(np.concatenate(agreement).mean()),
-                float(np.exp(np.concatenate(loss).mean())),
-            )
+class Sums:
+    """What one backend showed so far, position by position."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._divergences: list[F64] = []
+        self._agreements: list[npt.NDArray[np.bool_]] = []
+        self._losses: list[F64] = []
+
+    def add(self, wanted: F64, got: F64, next_ids: npt.NDArray[np.int32]) -> None:
+        """Add log probabilities [n,V] and the tokens that came next, of which the last may be missing."""
+        self._divergences.append((np.exp(wanted) * (wanted - got)).sum(axis=-1))
+        self._agreements.append(got.argmax(axis=-1) == wanted.argmax(axis=-1))
+        self._losses.append(-got[np.arange(len(next_ids)), next_ids])
+
+    def figures(self) -> Figures:
+        """Of all that was added."""
+        divergences = np.concatenate(self._divergences)
+        return Figures(
+            self._name,
+            float(divergences.mean()),
+            float(np.quantile(divergences, 0.99)),
+            float(np.concatenate(self._agreements).mean()),
+            float(np.exp(np.concatenate(self._losses).mean())),
         )
-    return out
+
+
+def compare(
+    model: Path, variants: Variants, text: npt.NDArray[np.int32], weights: WeightFormat | None = None
+) -> list[Figures]:
+    """The reference's figures, then those of each variant, all with the same weights."""
+    window = text.shape[1]
+    reference = Scorer(model, ("reference", "auto", "none"), window, weights)
+    scorers = [Scorer(model, variant, window, weights) for variant in variants]
+    sums = [Sums(name) for name in ("reference, float32", *(_name(*variant) for variant in variants))]
+    for ids in text:
+        for start in range(0, window, WINDOW):
+            wanted = log_softmax(reference.logits(ids, start))
+            next_ids = ids[start + 1 : start + 1 + WINDOW]
+            for each, scorer in zip(sums, [None, *scorers], strict=True):
+                got = wanted if scorer is None else log_softmax(scorer.logits(ids, start))
+                each.add(wanted, got, next_ids)
+    return [each.figures() for each in sums]
 
 
 def _name(device: str, cache: str, quantization: str) -> str:
     return f"{device}, {cache} cache" + ("" if quantization == "none" else f", {quantization}")
 
 
-def table(figures: list[Figures]) -> str:
-    """As Markdown."""
-    base = figures[0].perplexity
-    lines = ["| what computes | mean KL | 99th percentile | same likeliest token | perplexity | against reference |"]
-    lines.append("|---|---|---|---|---|---|")
-    lines += [
-        f"| {f.name} | {f.divergence:.2e} | {f.divergence_p99:.2e} | {f.agreement:.2%} | {f.perplexity:.4f} "
-        f"| {f.perplexity / base - 1:+.3%} |"
-        for f in figures
-    ]
-    return "\n".join(lines)
+def missed(figures: Figures, reference: Figures) -> str:
+    """What a variant does not reach of what is aimed at."""
+    change = abs(figures.perplexity / reference.perplexity - 1)
+    aims = (
+        ("KL", figures.divergence <= MAX_DIVERGENCE),
+        ("likeliest token", figures.agreement >= MIN_AGREEMENT),
+        ("perplexity", change <= MAX_CHANGE),
+    )
+    return ", ".join(name for name, reached in aims if not reached) or "-"
+
+
+def table(measured: Mapping[str, Any]) -> str:
+    """As Markdown; ``measured`` is section -> positions and figures."""
+    head = ("weights", "window", "what computes", "mean KL", "99th percentile", "same likeliest token", "perplexity")
+    lines = [f"| {' | '.join((*head, 'against reference', 'misses'))} |", "|---" * (len(head) + 2) + "|"]
+    for name, section in SECTIONS.items():
+        if name not in measured:
+            continue
+        reference, *others = [Figures(**figures) for figures in measured[name]["figures"]]
+        weights = "the file's" if section.weights is None else section.weights.name
+        where = f"| {weights} | {section.window:,} "
+        lines.append(where + f"| {reference.name} | 0 | 0 | 100% | {reference.perplexity:.4f} | | |")
+        lines += [
+            where + f"| {f.name} | {f.divergence:.2e} | {f.divergence_p99:.2e} | {f.agreement:.2%} "
+            f"| {f.perplexity:.4f} | {f.perplexity / reference.perplexity - 1:+.3%} | {missed(f, reference)} |"
+            for f in others
+        ]
+    counts = sorted({measured[name]["positions"] for name in SECTIONS if name in measured}, reverse=True)
+    return f"{' or '.join(f'{count:,}' for count in counts)} positions a row\n\n" + "\n".join(lines)
+
+
+def measure(model: Path, section: Section, positions: int) -> dict[str, Any]:
+    """The figures of a section, and of how many positions."""
+    text = windows(model, round(positions * section.share), section.window)
+    figures = compare(model, section.variants, text, section.weights)
+    return {"positions": text.size, "figures": [asdict(each) for each in figures]}
 
 
 def write_docs(text: str) -> None:
@@ -152,15 +240,24 @@ def main() -> None:
     default = sorted((Path.home() / ".cache/upwell/smollm2-135m").glob("*.gguf"))
     parser.add_argument("--model", type=Path, default=default[0] if default else None)
     parser.add_argument("--positions", type=int, default=4096)
-    parser.add_argument("--write-docs", action="store_true")
+    parser.add_argument("--only", default=",".join(SECTIONS), help="some of %(default)s; the others stay as measured")
+    parser.add_argument("--write-docs", action="store_true", help="only write docs/accuracy.md from what was measured")
     options = parser.parse_args()
+    measured = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if options.write_docs:
+        if missing := SECTIONS.keys() - measured.keys():
+            parser.error(f"not measured yet: {', '.join(sorted(missing))}; run it without --write-docs first")
+        write_docs(table(measured))
+        return
     if options.model is None:
         parser.error("no model: run `upwell pull smollm2-135m` first, or give --model")
-    text = windows(options.model, options.positions)
-    result = f"{text.size} positions\n\n" + table(compare(options.model, VARIANTS, text))
-    print(result)
-    if options.write_docs:
-        write_docs(result)
+    if unknown := set(options.only.split(",")) - SECTIONS.keys():
+        parser.error(f"--only: there is no {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    RESULTS.parent.mkdir(exist_ok=True)
+    for name in options.only.split(","):
+        measured[name] = measure(options.model, SECTIONS[name], options.positions)
+        RESULTS.write_text(json.dumps(measured, indent=1))
+    print(table(measured))
 
 
 if __name__ == "__main__":
