@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 
 from kernels.cpu.threads import default_threads
 from tools.bench import docs, limits, peers, systems
-from tools.bench.__main__ import threads
 from tools.bench.docs import KEPT_BEGIN, KEPT_END, Unexplained, write_docs
 from tools.bench.goals import judge
 from tools.bench.limits import NotMeasured, run_program
@@ -209,8 +207,8 @@ def test_the_cache_that_holds_the_weights_is_named():
 
 
 def test_without_a_flag_the_number_of_threads_is_upwells_own():
-    assert threads(argparse.Namespace(threads=None)) == default_threads().count
-    assert threads(argparse.Namespace(threads=5)) == 5
+    assert systems.thread_count(None) == default_threads().count
+    assert systems.thread_count(5) == 5
 
 
 def test_all_systems_get_the_same_number_of_threads(monkeypatch, tmp_path):

@@ -20,7 +20,6 @@ from engine.tokenizer import load_tokenizer
 from engine.weights.locate import model_path
 from engine.weights.open import open_checkpoint
 from engine.weights.store import resolve_model
-from kernels.cpu.threads import default_threads
 from server.settings import DEFAULT_MODEL, cache_dir
 from tools.bench.docs import Unexplained, write_docs
 from tools.bench.goals import judge
@@ -30,7 +29,7 @@ from tools.bench.peers import PeerSettings, find_peers
 from tools.bench.plots import draw_plots
 from tools.bench.prompts import PromptMaker
 from tools.bench.report import print_report
-from tools.bench.systems import System, upwell
+from tools.bench.systems import System, thread_count, upwell
 from tools.bench.workloads import KEYS, make_workloads, warm_up
 
 RESULTS = Path("bench-results")
@@ -100,7 +99,7 @@ async def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     """The whole run."""
     path = model_path(Path(resolve_model(args.model, cache_dir(None)).path))
     weights_bytes = open_checkpoint(path).total_bytes
-    console.print(f"{threads(args)} threads for every system")
+    console.print(f"{thread_count(args.threads)} threads for every system")
     limits, limits_missing = measure_limits(args, weights_bytes)
     if limits is None:
         console.print(f"The machine's limits are not measured: {limits_missing}")
@@ -114,7 +113,7 @@ async def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     return {
         "when": time.strftime("%Y-%m-%d %H:%M:%S"),
         "machine": machine(),
-        "threads": threads(args),
+        "threads": thread_count(args.threads),
         "model": path.name,
         "weights_bytes": weights_bytes,
         "scale": args.scale,
@@ -130,7 +129,7 @@ def measure_limits(args: argparse.Namespace, weights_bytes: int) -> tuple[dict[s
     if args.no_limits:
         return None, "--no-limits was asked for."
     try:
-        return run_program(RESULTS, "--threads", threads(args), "--weights-bytes", weights_bytes), None
+        return run_program(RESULTS, "--threads", thread_count(args.threads), "--weights-bytes", weights_bytes), None
     except NotMeasured as error:
         return None, str(error)
 
@@ -151,18 +150,15 @@ def systems(args: argparse.Namespace, path: Path) -> list[System]:
         gguf=path if path.suffix == ".gguf" else None,
         folder=Path(args.peers) if args.peers else None,
         llama_server=args.llama_server,
-        threads=threads(args),
+        threads=thread_count(args.threads),
         logs=RESULTS,
     )
-    found = [upwell(args.model, shlex.split(args.upwell_args), threads(args), RESULTS), *find_peers(settings)]
+    found = [
+        upwell(args.model, shlex.split(args.upwell_args), thread_count(args.threads), RESULTS),
+        *find_peers(settings),
+    ]
     starts = tuple(args.only.split(",")) if args.only else ("",)
     return [system for system in found if system.label.startswith(starts)]
-
-
-def threads(args: argparse.Namespace) -> int:
-    """How many threads may compute."""
-    number: int = args.threads or default_threads().count
-    return number
 
 
 if __name__ == "__main__":

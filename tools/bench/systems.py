@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from kernels.cpu.library import find_library
+from kernels.cpu.threads import default_threads
 from tools.bench.client import HttpLoad, Job, Outcome, Trace
 from tools.bench.processes import ServerProcess, StartFailed, cpu_s, free_port, pss_bytes, rss_bytes
 from tools.bench.scrape import Scrape
@@ -217,6 +218,11 @@ def memory(running: Running) -> dict[str, int]:
     """Memory of all processes of a system, bytes: ``pss`` and ``rss``."""
     pids = [pid for group in running.pids().values() for pid in group]
     return {"pss": sum(map(pss_bytes, pids)), "rss": sum(map(rss_bytes, pids))}
+
+
+def thread_count(asked: int | None) -> int:
+    """How many threads every system computes with: what was asked for, or what Upwell would take."""
+    return default_threads().count if asked is None else asked
 
 
 def upwell(model: str, extra: Sequence[str], threads: int, logs: Path) -> System:
