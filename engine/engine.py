@@ -104,6 +104,7 @@ class Engine:
         seq = self.sequences.pop(request_id, None)
         if seq is not None:
             self.scheduler.remove(seq)
+            self._next_stats_s = 0.0  # the next step says what has become free
 
     def step(self) -> StepOutput:
         """Compute one batch, and say what it added to each request."""

@@ -24,8 +24,8 @@ ENOUGH_PER_WAITING = 8
 
 More of them would not make the step more efficient (measured: a row of 64 costs 14 % more than one of 128, and that as
 much as one of 512), and each prompt in a step waits for all of it: one after the other, half of them have their first
-token in half the time, and the last one no later. Where many wait, one step is a small part of the time they wait, and
-those that already decode, a token of each in every step, hold them up less often.
+token in half the time, and the last one no later. Where many wait, several go together: one step is a small part of
+the time they wait, and those that already decode, a token of each in every step, hold them up less often.
 """
 
 
@@ -73,6 +73,7 @@ class _Plan:
         dropped = self.scheduled.pop(seq, None)
         if dropped is not None:
             self.budget += dropped.count
+            self.prompt_tokens -= dropped.count if dropped.is_prefill else 0
 
 
 class Scheduler:

@@ -224,10 +224,10 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StepOutput(msgspec.Struct, frozen=True, array_like=True, tag="step"):
-    """The ONE message of a step; with no deltas it is the idle engine's heartbeat.
+    """The ONE message of a step; with no deltas, a sign of life of an idle engine or from amid a long prompt.
 
     Attributes:
-        stats: with the end of a request, with a heartbeat, and a few times a second; else nothing new is said.
+        stats: with the end of a request, when idle, and a few times a second; else nothing new is said.
     """
 
     deltas: list[TokenDelta]

@@ -101,7 +101,7 @@ def _add_engine_flags(engine: Flags) -> None:
         engine, "--max-model-len", "Tokens of prompt and answer together (default: the model's own).", type=_integer(1)
     )
     _add(engine, "--max-num-seqs", "Sequences that run at once.", type=_integer(1), default=64)
-    _add(engine, "--max-num-batched-tokens", "Tokens computed in one step.", type=_integer(1), default=512)
+    _add(engine, "--max-num-batched-tokens", "Tokens computed in one step at most.", type=_integer(1), default=512)
     _add(
         engine,
         "--engine-timeout",

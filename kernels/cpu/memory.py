@@ -32,9 +32,22 @@ def small_pages(num_bytes: int) -> npt.NDArray[np.uint8]:
     A cache is many arrays, one a layer and half, that fill from their beginnings: huge pages (NumPy asks for them) are
     taken up to 2 MiB beyond each, 120 MiB for 30 layers, and reading keys and values is no faster for them.
     """
-    memory = mmap.mmap(-1, max(num_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return _mapped(num_bytes, "MADV_NOHUGEPAGE")
+
+
+def _mapped(num_bytes: int, advice: str) -> npt.NDArray[np.uint8]:
+    """Zeroed memory of its own, with advice that a system may not know.
+
+    Raises:
+        MemoryError: there is not so much.
+    """
+    try:
+        memory = mmap.mmap(-1, max(num_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError) as error:
+        raise MemoryError(f"{num_bytes} bytes cannot be had: {error}") from error
+    if hasattr(mmap, advice):
+        with contextlib.suppress(OSError):  # a kernel that was built without huge pages
+            memory.madvise(getattr(mmap, advice))
     return np.frombuffer(memory, dtype=np.uint8)
 
 
@@ -54,11 +67,7 @@ class HugePages:
         """Memory that begins at a multiple of ``ALIGNMENT``; it lives for as long as the array does."""
         size = -(-num_bytes // ALIGNMENT) * ALIGNMENT
         if size > len(self._chunk):
-            memory = mmap.mmap(-1, max(size, self.CHUNK_BYTES), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            if hasattr(mmap, "MADV_HUGEPAGE"):
-                with contextlib.suppress(OSError):  # a system without them
-                    memory.madvise(mmap.MADV_HUGEPAGE)
-            self._chunk = np.frombuffer(memory, dtype=np.uint8)
+            self._chunk = _mapped(max(size, self.CHUNK_BYTES), "MADV_HUGEPAGE")
         taken, self._chunk = self._chunk[:num_bytes], self._chunk[size:]
         return taken
 
