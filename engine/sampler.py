@@ -145,10 +145,9 @@ class Sampler:
         """
         tokens = scores.best.tolist()
         special = [r for r, state in enumerate(states) if not state.is_plain_greedy and tokens[r] >= 0]
-        if not special:
-            return [None if token < 0 else Sampled(token, None) for token in tokens]
         raw = {r: scores.logits[r].copy() for r in special if states[r].params.logprobs is not None}
-        self._choose(tokens, scores.logits, special, states)
+        if special:
+            self._choose(tokens, scores.logits, special, states)
         out = [None if token < 0 else Sampled(token, None) for token in tokens]
         for r, logits in raw.items():
             out[r] = Sampled(tokens[r], logprobs_of(logits, tokens[r], states[r].params.logprobs or 0))

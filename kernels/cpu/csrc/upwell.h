@@ -125,8 +125,6 @@ void upwell_profile(upwell_pool* pool, const upwell_instr* program, int64_t coun
 // CPU nanoseconds that all threads have spent in programs so far, waiting for each other inside of one included, but not
 // the moment that they spin before they sleep between two.
 int64_t upwell_pool_cpu(const upwell_pool* pool);
-// Programs so far that the caller ran alone, since the other threads did not get a processor.
-int64_t upwell_pool_rested(const upwell_pool* pool);
 // Programs that the caller has run alone so far, since the other threads did not get a processor.
 int64_t upwell_pool_rested(const upwell_pool* pool);
 
