@@ -68,7 +68,7 @@ class Metrics:
         self._finished[reason] += 1
         self._end_to_end.observe(seconds)
         self._queue.observe(queue_s)
-        self._counters.observe(self._engine.stats)
+        self._counters.observe(self._engine.stats, self._engine.restarts)
 
     def ended_early(self, reason: str, num_requests: int) -> None:
         """Requests ended by the client's leaving (``abort``) or by an ``error``."""
@@ -85,7 +85,7 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """Part of the registry's protocol: all families, with the values of now."""
         stats = self._engine.stats
-        self._counters.observe(stats)
+        self._counters.observe(stats, self._engine.restarts)
         yield GaugeMetricFamily("upwell_requests_running", "Requests in the running batch.", stats.running)
         yield GaugeMetricFamily("upwell_requests_waiting", "Requests waiting for their turn.", stats.waiting)
         blocks = GaugeMetricFamily("upwell_kv_blocks", "Blocks of the KV cache, by state.", labels=["state"])
@@ -155,25 +155,24 @@ def loop_lag_histogram() -> Histogram:
 class MonotonicCounters:
     """Sums of the engine's counters over all engines there have been.
 
-    A counter below its last value tells of a new engine, as it does to Prometheus. What an engine counted after it was
-    last observed, it takes with it; so it is observed after every request as well as at every scrape.
+    What an engine counted after it was last observed, it takes with it; so it is observed after every request as well as
+    at every scrape.
     """
 
     def __init__(self) -> None:
         self._last = EngineStats()
+        self._restarts = 0
         self.totals: dict[str, float] = dict.fromkeys((*_ENGINE_COUNTERS, "gaps_s"), 0)
         self.gap_counts = [0] * len(self._last.gap_counts)
 
-    def observe(self, stats: EngineStats) -> None:
-        """Add what has been counted since the last call."""
+    def observe(self, stats: EngineStats, restarts: int) -> None:
+        """Add what has been counted since the last call; an engine that was started anew has counted from 0."""
+        if restarts != self._restarts:
+            self._last, self._restarts = EngineStats(), restarts
         if stats is self._last:
             return
         for name in self.totals:
-            self.totals[name] += _since(getattr(stats, name), getattr(self._last, name))
+            self.totals[name] += getattr(stats, name) - getattr(self._last, name)
         for index, (now, last) in enumerate(zip(stats.gap_counts, self._last.gap_counts, strict=True)):
-            self.gap_counts[index] += int(_since(now, last))
+            self.gap_counts[index] += now - last
         self._last = stats
-
-
-def _since(now: float, last: float) -> float:
-    return now - last if now >= last else now

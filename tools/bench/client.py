@@ -113,10 +113,11 @@ class HttpLoad:
         for request in waiting:
             if connection.lost:
                 connection = await self._connect()
+            kept = connection.has_answered
             answer = await connection.ask(request)
-            if not answer.pieces and connection.lost:  # a kept connection that was being closed: not the server's fault
+            if kept and not answer.pieces and connection.lost:  # it was being closed: not the server's fault
                 connection = await self._connect()
-                answer = await connection.ask(request)
+                answer = await connection.ask(request, answer.began_s)
             answers.append(answer)
         connection.close()
 
@@ -137,6 +138,7 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.lost = False
+        self.has_answered = False
         self._answer: _Answer | None = None
         self._done: asyncio.Future[None] | None = None
 
@@ -145,9 +147,9 @@ class _Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)  # noqa: S101  (for the type)
         self._transport = transport
 
-    async def ask(self, request: bytes) -> _Answer:
-        """Send a request and wait until its answer is whole."""
-        answer = self._answer = _Answer(time.perf_counter())
+    async def ask(self, request: bytes, began_s: float | None = None) -> _Answer:
+        """Send a request and wait until its answer is whole; it counts from ``began_s`` on if it was sent before."""
+        answer = self._answer = _Answer(time.perf_counter() if began_s is None else began_s)
         self._done = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         try:
@@ -165,6 +167,7 @@ class _Connection(asyncio.Protocol):
             return
         answer.pieces.append((time.perf_counter(), data))
         if answer.is_whole(data) and not self._done.done():
+            self.has_answered = True
             self._done.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -185,7 +188,7 @@ class _Answer:
     def __init__(self, began_s: float) -> None:
         self.pieces: list[tuple[float, bytes]] = []
         self.problem: str | None = None
-        self._began_s = began_s
+        self.began_s = began_s
         self._in_body = False
         self._tail = b""
         self._missing: int | None = None
@@ -206,7 +209,7 @@ class _Answer:
 
     def trace(self) -> Trace:
         """Read it all."""
-        trace = Trace(self._began_s, error=self.problem)
+        trace = Trace(self.began_s, error=self.problem)
         raw = b"".join(data for _, data in self.pieces)
         if not raw.startswith(b"HTTP/1.1 200"):
             head, _, body = raw.partition(b"\r\n\r\n")

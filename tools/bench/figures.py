@@ -76,13 +76,9 @@ def objection(figures: Mapping[str, Any]) -> str | None:
 
 
 def beside_weights(system: Mapping[str, Any], weights_bytes: int) -> float | None:
-    """PSS after all loads, less the weights as stored and as much of the KV cache as is resident.
-
-    A cache that was resident when the server started counts whole; else the blocks that hold something count.
-    """
-    start, end = system.get("memory_at_start"), system.get("memory_at_end")
-    if not start or not end or "kv_bytes" not in end:
+    """PSS after all loads, less the weights as stored and the blocks of the KV cache that hold something."""
+    end = system.get("memory_at_end")
+    if not end or "kv_written_bytes" not in end:
         return None
-    whole = start["pss"] - weights_bytes > end["kv_bytes"]
-    resident: float = end["pss"] - weights_bytes - (end["kv_bytes"] if whole else end["kv_written_bytes"])
-    return resident
+    beside: float = end["pss"] - weights_bytes - end["kv_written_bytes"]
+    return beside

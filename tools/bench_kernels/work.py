@@ -41,11 +41,6 @@ class Work:
     num_ops: int
     unit: Unit = "f32"
 
-    @property
-    def intensity(self) -> float:
-        """Operations a byte."""
-        return self.num_ops / self.num_bytes
-
 
 def blocks_of(columns: int) -> int:
     """Blocks of 32 columns."""

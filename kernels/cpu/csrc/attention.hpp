@@ -345,18 +345,18 @@ static void prepare_queries(const AttentionCall& a, const Piece& piece, Attentio
         for (int64_t i = d; i < padded; i++) s->row[i] = 0;
         s->position[r] = piece.position + r / group;
         prepare_head(a.q + t * a.q_ld + head * d, d, a.norm, a.eps, a.rope, s->position[r], s->row);
-        F peak = fset(0), sum = fset(0), factor = fset(a.scale * 1.44269504089f);
+        F peak = fset(0), sound = fset(0), factor = fset(a.scale * 1.44269504089f);
         for (int64_t i = 0; i < padded; i += kLanes) {
             F x = fmul(fload(s->row + i), factor);
             fstore(s->query[r] + i, x);
             peak = fmax(peak, fabs_(x));
-            sum = fadd(sum, x);
+            sound = fma(x, fset(0), sound);
         }
-        float top = fpeak(peak), total = fsum(sum);
+        float top = fpeak(peak);
         F inverse = fset(top > 0 ? range / top : 0.0f);
         for (int64_t i = 0; i < padded; i += kLanes)
             store_i16(s->query_ints[r] + i, to_int(fmul(fload(s->query[r] + i), inverse)));
-        s->query_scale[r] = !has_scales(KIND) ? 1.0f : total - total == 0 ? top / range : total - total;
+        s->query_scale[r] = !has_scales(KIND) ? 1.0f : fsum(sound) == 0 ? top / range : __builtin_nanf("");
     }
 }
 

@@ -74,14 +74,15 @@ static void store_head_as(const upwell_cache& c, uint8_t* head, int64_t offset, 
         return;
     }
     using Item = typename Integer<KIND>::Item;
-    F peak = fset(0), sum = fset(0);
-    for (int64_t i = 0; i < d; i += kLanes) peak = fmax(peak, fabs_(fload(x + i))), sum = fadd(sum, fload(x + i));
+    F peak = fset(0), sound = fset(0);  // NaN from then on if a number is NaN or infinite
+    for (int64_t i = 0; i < d; i += kLanes)
+        peak = fmax(peak, fabs_(fload(x + i))), sound = fma(fload(x + i), fset(0), sound);
     float range = is_value ? value_range(KIND) : key_range(KIND);
-    float top = fpeak(peak), total = fsum(sum), inverse = top > 0 ? range / top : 0;
+    float top = fpeak(peak), inverse = top > 0 ? range / top : 0;
     // A NaN among scores makes a weight NaN, and with it the weights' total. The greatest of the weighted scales of values
     // could lose a NaN, but no infinity, since the weight of what is seen is above 0.
     float spoilt = is_value ? __builtin_inff() : __builtin_nanf("");
-    scales_of(c, head)[offset] = total - total == 0 ? top / range : spoilt;
+    scales_of(c, head)[offset] = fsum(sound) == 0 ? top / range : spoilt;
     alignas(64) Item ints[kMaxHead];
     for (int64_t i = 0; i < d; i += kLanes) {
         I y = to_int(fmul(fload(x + i), fset(inverse)));
