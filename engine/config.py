@@ -8,6 +8,10 @@ QUANTIZATIONS = ("none", "w8a8")
 """What ``EngineConfig.quantization`` may be."""
 
 
+ENOUGH_ROWS = 96
+"""Of a matrix product: with more, a row costs as much. On the cpu backend, a row of 64 costs 14 % more than of 128."""
+
+
 class SchedulerConfig(msgspec.Struct, frozen=True):
     """Limits of one step.
 
@@ -15,11 +19,13 @@ class SchedulerConfig(msgspec.Struct, frozen=True):
         max_num_seqs: sequences that run at once.
         max_num_batched_tokens: tokens that one step computes at most.
         max_model_len: tokens of prompt and answer together.
+        enough_prompt_tokens: prompts of so many together fill a step: with more, a token would cost as much.
     """
 
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int
+    enough_prompt_tokens: int = ENOUGH_ROWS
 
 
 class CacheConfig(msgspec.Struct, frozen=True):
@@ -89,6 +95,10 @@ class MoeConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_experts_per_tok: int
     intermediate_size: int
     norm_topk_prob: bool
+
+    def tokens_for(self, rows: int) -> int:
+        """Tokens that give each expert so many rows, if they go to all of them alike."""
+        return rows * self.num_experts // self.num_experts_per_tok
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):

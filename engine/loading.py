@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from engine.config import ENOUGH_ROWS, CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from engine.engine import Engine
 from engine.errors import ConfigError, UnsupportedModel
 from engine.model_runner import ModelRunner, block_bytes
@@ -35,7 +35,13 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None]) -> t
     checkpoint = quantised(open_checkpoint(Path(config.model_path)), config.quantization)
     model_config = checkpoint.config
     cache, max_model_len = size_cache(config, model_config, resolved.ops)
-    limits = SchedulerConfig(config.max_num_seqs, max(config.max_num_batched_tokens, 1), max_model_len)
+    moe = model_config.moe
+    limits = SchedulerConfig(
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=max(config.max_num_batched_tokens, 1),
+        max_model_len=max_model_len,
+        enough_prompt_tokens=moe.tokens_for(ENOUGH_ROWS) if moe else ENOUGH_ROWS,
+    )
 
     done = 0
 

@@ -18,14 +18,13 @@ from engine.sequence import Sequence
 
 _order = attrgetter("order")
 
-ENOUGH_PROMPT_TOKENS = 96
 ENOUGH_PER_WAITING = 8
-"""A step that has so many tokens of prompts, or so many for each that waits, begins no further prompt.
+"""A step whose prompts have so many tokens for each that waits, and ``enough_prompt_tokens``, begins no further one.
 
-More of them would not make the step more efficient (measured: a row of 64 costs 14 % more than one of 128, and that as
-much as one of 512), and each prompt in a step waits for all of it: one after the other, half of them have their first
-token in half the time, and the last one no later. Where many wait, several go together: one step is a small part of
-the time they wait, and those that already decode, a token of each in every step, hold them up less often.
+More would not make the step more efficient, and each prompt in a step waits for all of it: one after the other, half of
+them have their first token in half the time, and the last one no later. Where many wait, several go together: one step
+is a small part of the time they wait, and those that already decode, a token of each in every step, hold them up less
+often.
 """
 
 
@@ -131,7 +130,7 @@ class Scheduler:
 
     def _admit(self, plan: _Plan) -> None:
         """Start waiting sequences in order, until one finds no room: none behind it may overtake it."""
-        enough = max(ENOUGH_PROMPT_TOKENS, ENOUGH_PER_WAITING * len(self.waiting))
+        enough = max(self._config.enough_prompt_tokens, ENOUGH_PER_WAITING * len(self.waiting))
         while self.waiting and plan.budget > 0 and len(self.running) < self._config.max_num_seqs:
             if plan.prompt_tokens >= enough:
                 return

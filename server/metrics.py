@@ -155,8 +155,8 @@ def loop_lag_histogram() -> Histogram:
 class MonotonicCounters:
     """Sums of the engine's counters over all engines there have been.
 
-    What an engine counted after it was last observed, it takes with it; so it is observed after every request as well as
-    at every scrape.
+    What an engine counted after it was last observed, it takes with it; so it is observed after every request as well
+    as at every scrape.
     """
 
     def __init__(self) -> None:

@@ -18,6 +18,7 @@ import msgspec
 
 from engine.config import QUANTIZATIONS, EngineConfig
 from engine.errors import ConfigError
+from kernels.cpu.threads import MAX_THREADS
 from kernels.formats import CACHE_DTYPES
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -88,7 +89,7 @@ def _add_engine_flags(engine: Flags) -> None:
         "--threads",
         "Threads that compute; native backends only (default: the physical cores it may use, or the whole processors "
         "in the CPU quota of its container if fewer).",
-        type=_integer(1, 256),
+        type=_integer(1, MAX_THREADS),
     )
     _add(
         engine,

@@ -33,7 +33,7 @@ from kernels.cpu.weights import Form, PackedLinear, struct_address
 from kernels.ops import NoKernel
 
 PARTIAL_BYTES = 1 << 20
-"""Where threads leave segments of a sequence's attention for each other; longer sequences are shared out less."""
+"""Where threads leave segments of a sequence's attention for each other; what needs more of it is not shared out."""
 INSTRUCTION = np.dtype([("op", np.int32), ("flags", np.int32), ("a", np.int64, 15)])
 """``upwell_instr``."""
 FLOATS, BLOCKS, TOKENS = (frozenset({form}) for form in (Form.FLOATS, Form.BLOCKS, Form.TOKENS))

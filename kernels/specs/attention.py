@@ -50,6 +50,10 @@ def _write_cases(rng: np.random.Generator) -> Iterator[Case]:
     yield Case("beyond float16", {
         "k": k, "v": -2 * k, "slots": np.arange(2, dtype=np.int32), "num_blocks": 1, "block_size": 16,
     })  # fmt: skip
+    k = np.linspace(1e38, 3e38, 32, dtype=np.float32).reshape(2, 1, 16)
+    yield Case("finite, and not so their sum", {
+        "k": k, "v": -k, "slots": np.arange(2, dtype=np.int32), "num_blocks": 1, "block_size": 16,
+    })  # fmt: skip
 
 
 WRITE_KV = OpSpec(

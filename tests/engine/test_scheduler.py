@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from engine.block_pool import BlockPool
-from engine.config import CacheConfig, SchedulerConfig
+from engine.config import ENOUGH_ROWS, CacheConfig, MoeConfig, SchedulerConfig
 from engine.detokenizer import IncrementalDetokenizer
 from engine.errors import ConfigError
-from engine.scheduler import ENOUGH_PER_WAITING, ENOUGH_PROMPT_TOKENS, Scheduler
+from engine.scheduler import ENOUGH_PER_WAITING, Scheduler
 from engine.sequence import Sequence
 from engine.types import GenerateRequest, SamplingParams
 from tests.support.byte_tokenizer import ByteTokenizer
@@ -17,9 +17,9 @@ from tests.support.byte_tokenizer import ByteTokenizer
 class Bench:
     """A scheduler, and a model that only moves ``num_computed``."""
 
-    def __init__(self, num_blocks=100, block_size=4, max_num_seqs=4, budget=16, caching=False):
+    def __init__(self, num_blocks=100, block_size=4, max_num_seqs=4, budget=16, caching=False, enough=ENOUGH_ROWS):
         self.pool = BlockPool(CacheConfig(num_blocks, block_size, caching))
-        self.scheduler = Scheduler(SchedulerConfig(max_num_seqs, budget, 1000), self.pool)
+        self.scheduler = Scheduler(SchedulerConfig(max_num_seqs, budget, 1000, enough), self.pool)
         self.arrivals = 0
 
     def add(self, name, num_tokens, priority=0):
@@ -168,8 +168,8 @@ def test_a_budget_below_max_num_seqs_is_refused_by_flag():
 def test_prompts_wait_for_a_step_of_their_own_when_one_alone_is_enough_for_it():
     bench = Bench(budget=512)
     for name in ("first", "second", "third"):
-        bench.add(name, ENOUGH_PROMPT_TOKENS)
-    size = ENOUGH_PROMPT_TOKENS
+        bench.add(name, ENOUGH_ROWS)
+    size = ENOUGH_ROWS
     assert list(bench.step().items()) == [("first", size)]
     assert list(bench.step().items()) == [("first", 1), ("second", size)]
     assert list(bench.step().items()) == [("first", 1), ("second", 1), ("third", size)]
@@ -177,16 +177,24 @@ def test_prompts_wait_for_a_step_of_their_own_when_one_alone_is_enough_for_it():
 
 def test_short_prompts_share_a_step_until_it_has_enough():
     bench = Bench(budget=512, max_num_seqs=8)
-    size = ENOUGH_PROMPT_TOKENS // 2 - 1
+    size = ENOUGH_ROWS // 2 - 1
     for name in "abcd":
         bench.add(name, size)
     assert bench.step() == dict.fromkeys("abc", size)
     assert bench.step() == {"a": 1, "b": 1, "c": 1, "d": size}
 
 
+def test_routed_experts_want_more_tokens_in_a_step():
+    moe = MoeConfig(num_experts=8, num_experts_per_tok=2, intermediate_size=16, norm_topk_prob=True)
+    bench = Bench(num_blocks=1000, budget=2048, enough=moe.tokens_for(ENOUGH_ROWS))
+    for name in "abcde":
+        bench.add(name, ENOUGH_ROWS)
+    assert bench.step() == dict.fromkeys("abcd", ENOUGH_ROWS)
+
+
 def test_where_many_wait_a_step_takes_more_of_them():
-    many = 2 * ENOUGH_PROMPT_TOKENS // ENOUGH_PER_WAITING
-    bench = Bench(num_blocks=10000, budget=100 * ENOUGH_PROMPT_TOKENS, max_num_seqs=many)
+    many = 2 * ENOUGH_ROWS // ENOUGH_PER_WAITING
+    bench = Bench(num_blocks=10000, budget=100 * ENOUGH_ROWS, max_num_seqs=many)
     for i in range(many):
-        bench.add(i, ENOUGH_PROMPT_TOKENS)
+        bench.add(i, ENOUGH_ROWS)
     assert len(bench.step()) == 2

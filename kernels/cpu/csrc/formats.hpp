@@ -9,11 +9,11 @@
 #pragma once
 #include <cstring>
 
+#include "layout.hpp"
 #include "upwell.h"
 
 namespace {
 
-constexpr int kLanes = 16;
 constexpr int kBlock = 32;
 
 struct Scales {

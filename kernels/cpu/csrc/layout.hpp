@@ -4,7 +4,9 @@
 
 namespace {
 
-constexpr int64_t padded_head(int64_t d) { return (d + 15) / 16 * 16; }
+constexpr int kLanes = 16;  // rows of a panel of weights, and floats of a vector
+
+constexpr int64_t padded_head(int64_t d) { return (d + kLanes - 1) / kLanes * kLanes; }
 constexpr int64_t cache_item_bytes(int kind) { return kind == UPWELL_KV_F32 ? 4 : kind == UPWELL_KV_I8 ? 1 : 2; }
 constexpr bool has_scales(int kind) { return kind == UPWELL_KV_I16 || kind == UPWELL_KV_I8; }
 

@@ -1,11 +1,10 @@
 // Stored weights to panels, and what the layout of a panel is for Python.
 #include <cstring>
 
+#include "layout.hpp"
 #include "upwell.h"
 
 namespace {
-
-constexpr int64_t kLanes = 16;
 
 struct Layout {
     int64_t span, stored, packed;  // columns, bytes of them in a stored row, bytes of them in a panel

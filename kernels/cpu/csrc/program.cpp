@@ -19,7 +19,6 @@
 namespace {
 
 constexpr int64_t kRest = 50000000;  // nanoseconds that the caller works alone
-constexpr int kLanes = 16;           // rows of a panel
 constexpr int kSpins = 4000;         // of about 40 ns: how long a thread waits before it gives way
 
 const Isa* isa = nullptr;
