@@ -1,4 +1,5 @@
-// What this machine can do at most: reading memory, dot products of int8 and of int16, float32 multiply-adds.
+// What this machine can do at most: reading memory, dot products of int8 and of int16, float32 multiply-adds, and
+// products of int8 tiles (AMX).
 //
 //   limits --threads N --weights-bytes B [--large-bytes B] [--rounds R] [--reads B]
 //
@@ -22,6 +23,8 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 #if defined(__x86_64__)
@@ -250,6 +253,37 @@ __attribute__((target("avx2,fma"))) double fma_avx2() {
   return 12.0 * 16 * double(passes);
 }
 
+// Four products of 16 by 64 by 16, into sums of their own.
+__attribute__((target("amx-tile,amx-int8"))) double tiles_amx() {
+  struct alignas(64) Shapes {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {};
+    uint8_t rows[16] = {};
+  } shapes;
+  for (int t = 0; t < 8; ++t) shapes.row_bytes[t] = 64, shapes.rows[t] = 16;
+  asm volatile("ldtilecfg %0" : : "m"(shapes));
+  const int64_t passes = kSteps / 64;
+  for (int64_t p = 0; p < passes; ++p) {
+    asm volatile("tdpbssd %tmm6, %tmm4, %tmm0");
+    asm volatile("tdpbssd %tmm6, %tmm4, %tmm1");
+    asm volatile("tdpbssd %tmm6, %tmm4, %tmm2");
+    asm volatile("tdpbssd %tmm6, %tmm4, %tmm3");
+  }
+  asm volatile("tilerelease");
+  return 4.0 * 2 * 16 * 64 * 16 * double(passes);
+}
+
+bool has_amx_int8() {
+  unsigned a = 7, b = 0, c = 0, d = 0;
+  asm volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+  if (!(d >> 24 & 1) || !(d >> 25 & 1)) return false;
+#if defined(__linux__)
+  return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XFEATURE_XTILEDATA */) == 0;
+#else
+  return false;
+#endif
+}
+
 #endif
 
 struct Kernels {
@@ -257,6 +291,7 @@ struct Kernels {
   double (*int8)() = int8_plain;
   double (*i16)() = i16_plain;
   double (*fma)() = fma_plain;
+  double (*tiles)() = nullptr;
   std::string read_name = "plain", int8_name = "plain", i16_name = "plain", fma_name = "plain";
 };
 
@@ -283,6 +318,7 @@ Kernels choose() {
       chosen.i16 = i16_vnni, chosen.i16_name = "avx512 vpdpwssd zmm";
     }
   }
+  if (has_amx_int8()) chosen.tiles = tiles_amx;
 #endif
   return chosen;
 }
@@ -357,6 +393,10 @@ int main(int argc, char** argv) {
   print("int8_n_gops", measure(threads, rounds, [&](int) { return kernels.int8(); }), 1e9, ",");
   print("i16_1_gops", measure(1, rounds, [&](int) { return kernels.i16(); }), 1e9, ",");
   print("i16_n_gops", measure(threads, rounds, [&](int) { return kernels.i16(); }), 1e9, ",");
+  if (kernels.tiles) {
+    print("tiles_1_gops", measure(1, rounds, [&](int) { return kernels.tiles(); }), 1e9, ",");
+    print("tiles_n_gops", measure(threads, rounds, [&](int) { return kernels.tiles(); }), 1e9, ",");
+  }
   print("fma_1_gflops", measure(1, rounds, [&](int) { return kernels.fma(); }), 1e9, ",");
   print("fma_n_gflops", measure(threads, rounds, [&](int) { return kernels.fma(); }), 1e9, "");
   std::printf("}\n");

@@ -72,11 +72,14 @@ def limit_rows(run: dict[str, Any]) -> list[tuple[str, ...]]:
         "read_large": (f"read {large}", "gbs", "GB/s"),
         "int8": (f"int8 dot product ({raw['int8']})", "gops", "GOP/s"),
         "fma": (f"f32 multiply-add ({raw['fma']})", "gflops", "GFLOP/s"),
+        "tiles": ("int8 products of tiles (amx tdpbssd), which no operation here uses", "gops", "GOP/s"),
     }
     rows: list[tuple[str, ...]] = []
     for key, (what, suffix, unit) in names.items():
         for threads in ("1", "n"):
-            figure = raw[f"{key}_{threads}_{suffix}"]
+            figure = raw.get(f"{key}_{threads}_{suffix}")
+            if figure is None:  # a processor without tiles
+                continue
             number = raw["threads"] if threads == "n" else 1
             text = f"{what}, {number} thread{'s' if number > 1 else ''}"
             rows.append((text, f"{figure['best']:,.1f} {unit}", f"{figure['median']:,.1f}"))

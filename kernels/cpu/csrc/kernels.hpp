@@ -21,6 +21,7 @@ static void run_argmax(const Work& work, const float* x, int64_t ld, int64_t col
             }
             float top = fpeak(most);
             int64_t at = 0;
+            while (at + kLanes <= columns && !at_least(fload(row + at), fset(top))) at += kLanes;
             while (at < columns && row[at] != top) at++;
             best[r] = fsum(sound) == 0 ? (int32_t)at : -1;
         }
