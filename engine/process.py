@@ -39,6 +39,10 @@ from engine.wire import BadFrame, FrameReader, encode_frame
 
 HEARTBEAT_S = 1.0
 PROGRESS_EVERY_S = 0.05
+NO_MEMORY = (
+    "there is not enough memory for this model, its KV cache and its largest step; lower --num-blocks or "
+    "--kv-cache-memory-bytes, or --max-num-batched-tokens, or serve a smaller model."
+)
 
 log = logging.getLogger("upwell.engine")
 
@@ -141,7 +145,7 @@ def main() -> int:
     except (ModelError, ConfigError) as error:
         failure = EngineFailed(str(error), expected=True)
     except MemoryError:
-        failure = EngineFailed("the machine has not enough memory for this model and its KV cache.", expected=True)
+        failure = EngineFailed(NO_MEMORY, expected=True)
     except Exception as error:
         log.exception("the engine failed")
         failure = EngineFailed(f"{type(error).__name__} in the engine; see the log", expected=False)

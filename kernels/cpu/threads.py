@@ -65,13 +65,19 @@ def _group_folders(root: Path) -> Iterator[Path]:
         if controllers and "cpu" not in controllers.split(","):
             continue
         # A version 1 hierarchy is mounted by its controllers' names, version 2 alone or beside version 1.
-        mounts = (controllers, "cpu") if controllers else ("", "unified")
-        # In a container the path may be the host's, and only its end, or nothing of it, be mounted: any part may exist.
-        group = PurePosixPath(path.strip("/"))
-        for mount in mounts:
-            for each in (group, *group.parents):
-                if ".." not in each.parts:
-                    yield root / "sys/fs/cgroup" / mount / each
+        for mount in (controllers, "cpu") if controllers else ("", "unified"):
+            top = root / "sys/fs/cgroup" / mount
+            seen = _seen_from(top, PurePosixPath(path.strip("/")))
+            yield from (top / each for each in (seen, *seen.parents))
+
+
+def _seen_from(top: Path, group: PurePosixPath) -> PurePosixPath:
+    """Where a group lies below a mount: its path there, or the longest end of it, or the mount itself.
+
+    In a container the path may be the host's, and what is mounted be any of the groups on its way.
+    """
+    ends = () if ".." in group.parts else (PurePosixPath(*group.parts[n:]) for n in range(len(group.parts)))
+    return next((end for end in ends if (top / end).is_dir()), PurePosixPath())
 
 
 def _limit(folder: Path) -> float | None:

@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -244,6 +245,7 @@ def test_a_port_in_use_is_said_in_one_line():
         (("not-a-model",), "not-a-model"),
         ((*SERVE, "--kv-cache-memory-bytes", "1e30"), "1 EiB"),
         ((*SERVE, "--num-blocks", "99999999999999999999"), "--num-blocks"),
+        ((*SERVE, "--num-blocks", "2000000000"), "blocks at most; lower --num-blocks."),
         ((*SERVE, "--max-num-seqs", "99999999999999999999"), "--max-num-seqs"),
     ],
 )
@@ -251,6 +253,17 @@ def test_wrong_flags_are_said_plainly(args, words):
     done = run("serve", *args)
     assert done.returncode in {1, 2}
     assert words in " ".join(done.stderr.replace("│", " ").split())
+    assert "Traceback" not in done.stderr
+
+
+def test_a_cache_that_a_limit_of_memory_forbids_is_said_plainly():
+    def limited():
+        resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+
+    num_blocks = (3 << 30) // 8192  # bytes of a block
+    done = run("serve", *SERVE, "--num-blocks", str(num_blocks), preexec_fn=limited)
+    assert done.returncode == 1
+    assert "lower --num-blocks" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
 
 

@@ -81,6 +81,18 @@ def test_a_cache_is_as_large_as_its_tokens():
     assert cache.num_blocks == 7
 
 
+@pytest.mark.parametrize(
+    ("wanted", "flag"),
+    [({"num_blocks": 1 << 31}, "--num-blocks"), ({"kv_cache_bytes": 1 << 60, "max_num_seqs": 1 << 40}, "--kv-cache")],
+)
+def test_a_cache_beyond_the_machines_memory_is_refused_by_its_flag(wanted, flag):
+    from engine.weights.open import open_checkpoint
+
+    model = open_checkpoint(GOLDEN / "tiny-mistral").config
+    with pytest.raises(ConfigError, match=rf"memory, for \d+ blocks at most; lower {flag}"):
+        size_cache(EngineConfig(model_path="", **wanted), model, reference_ops(BackendOptions()))
+
+
 def test_a_step_is_recorded_once_and_scored():
     calls = []
 

@@ -100,6 +100,30 @@ def test_version_1_without_a_limit(machine):
     assert cpu_quota(machine(4, files)) is None
 
 
+@pytest.mark.parametrize(
+    "quotas",
+    [
+        {"init": 300000},
+        {"init": -1, ".": 300000},
+        {"c0ffee/init": -1, "c0ffee": 300000},
+        {"c0ffee/init": 300000, "init": 100000},
+        {"c0ffee/init": 300000, "c0ffee/init/worker": 100000, "c0ffee/other": 100000},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("version", [1, 2])
+def test_of_the_hosts_path_only_the_end_is_mounted(machine, version, quotas):
+    """What a container mounts may be any of the groups on the way to its own; the longest end that is there is it."""
+    files = {"proc/self/cgroup": f"{'3:cpu,cpuacct' if version == 1 else '0:'}:/pods/c0ffee/init\n"}
+    for group, quota in quotas.items():
+        if version == 1:
+            files[f"sys/fs/cgroup/cpu,cpuacct/{group}/cpu.cfs_quota_us"] = str(quota)
+            files[f"sys/fs/cgroup/cpu,cpuacct/{group}/cpu.cfs_period_us"] = "100000"
+        else:
+            files[f"sys/fs/cgroup/{group}/cpu.max"] = f"{'max' if quota < 0 else quota} 100000"
+    assert cpu_quota(machine(64, files)) == 3
+
+
 def test_a_group_outside_of_the_namespace_is_looked_for_nowhere_else(machine):
     files = {
         "proc/self/cgroup": "0::/../../x\nnonsense\n",
