@@ -14,6 +14,7 @@ from hypothesis import settings
 from server.settings import DEFAULT_MODEL, cache_dir
 
 settings.register_profile("upwell", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("few", settings.get_profile("upwell"), max_examples=10)  # where everything is slow
 settings.load_profile("upwell")
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Install Upwell as people do, and ask it a question: `make serve` in a fresh clone, again without a network, with a
 # model of one's own; a built wheel in a fresh virtual environment; and one that was built without a compiler, which is
-# also held to the tests of kernels and engine.
+# also held to the tests of kernels, engine, server and unit.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
@@ -78,15 +78,20 @@ grep 'installed without its native library' "$work/pure.log"
 ask venv/bin/upwell
 stop
 
-echo "its tests of kernels and engine, with no command to be found:"
-mkdir "$work/suite"
-cp -r "$work/clone/tests" "$work/clone/pyproject.toml" "$work/suite"
+echo "its tests of kernels, engine, server and unit, with no command to be found but make:"
+git clone --quiet "$root" "$work/suite"
+site=$(echo "$work"/venv/lib/python3*/site-packages)
+for package in kernels engine server; do # tests of the tree see the wheel's files in it
+  rm -r "$work/suite/$package"
+  ln -s "$site/$package" "$work/suite/$package"
+done
+ln -s "$(command -v make)" "$work/empty/make"
 # What tests need comes from the environment of this tree; a path file finds it, but not the packages installed there as
 # editable.
 "$root/.venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-  >"$(echo "$work"/venv/lib/python3*/site-packages)/tests.pth"
-(cd suite && PATH="$work/empty" "$work/venv/bin/python" -m pytest -n 2 --dist worksteal tests/kernels tests/engine) \
-  >"$work/tests.log" 2>&1 || { cat "$work/tests.log"; exit 1; }
+  >"$site/tests.pth"
+(cd suite && PATH="$work/empty" "$work/venv/bin/python" -m pytest -n 2 --dist worksteal \
+  tests/kernels tests/engine tests/server tests/unit) >"$work/tests.log" 2>&1 || { cat "$work/tests.log"; exit 1; }
 grep -q 'SKIPPED.*no native library' "$work/tests.log" # or the tests have run on other packages than this wheel's
 sed -n '/short test summary/,$p' "$work/tests.log"
 echo "installs: all serve, and pass their tests without a compiler"

@@ -13,7 +13,7 @@ from typing import Any
 
 from kernels.formats import CacheDtype, WeightFormat
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 BLOCK_BYTES = 128
 """Of a block of 32 quantised activations."""
 TOKEN_HEADER_BYTES = 32
@@ -41,6 +41,30 @@ FORMATS = {
 }
 CACHE_KINDS: dict[CacheDtype, int] = {"f32": 0, "f16": 1, "i16": 2, "i8": 3}
 ROWS_SAMPLED, NO_BARRIER = 1, 2
+REFUSALS = (
+    "",
+    "no instruction set was chosen",
+    "program: null, too long, or an instruction that is none or lacks an address",
+    "batch: null",
+    "counts of tokens, sequences, blocks, rows and columns must not be negative, nor more than there are",
+    "token_ids must be rows of the embedding",
+    "positions must lie in the table of rotations",
+    "slots must lie in the cache",
+    "q_starts must rise from 0 to the number of tokens",
+    "kv_lens must hold each sequence's queries, and fit its block_table and the table of rotations",
+    "block_table must name blocks of the cache, for every token of a sequence",
+    "logit_rows must be rows of this step",
+    "temperature must be above 0",
+    "top_k must not be negative",
+    "top_p must be above 0",
+    "min_p must lie between 0 and 1",
+    "uniform must lie in [0, 1)",
+    "pool: null",
+    "format: there is none of that number",
+    "address: null",
+    "row_bytes must be those of a whole number of the format's blocks",
+)
+"""``upwell_status``, in words."""
 
 
 class Op(enum.IntEnum):
@@ -103,6 +127,7 @@ class Cache(ctypes.Structure):
         ("k", ctypes.c_void_p),
         ("v", ctypes.c_void_p),
         ("head_bytes", ctypes.c_int64),
+        ("num_blocks", ctypes.c_int64),
     )
 
 
@@ -147,7 +172,7 @@ class Batch(ctypes.Structure):
 
 
 class Library:
-    """The shared library, its functions typed.
+    """The shared library, its functions typed. They raise a ValueError that names the argument they refuse.
 
     Raises:
         OSError: it cannot be loaded, or is not of this version.
@@ -163,26 +188,48 @@ class Library:
         self.use: Callable[[bytes], int] = self._function("upwell_use", i32, ctypes.c_char_p)
         self.pool_new: Callable[[int], int | None] = self._function("upwell_pool_new", pointer, i32)
         self.pool_free: Callable[[int], None] = self._function("upwell_pool_free", None, pointer)
-        self.pool_cpu: Callable[[int], int] = self._function("upwell_pool_cpu", i64, pointer)
-        self.pool_rested: Callable[[int], int] = self._function("upwell_pool_rested", i64, pointer)
-        self.run: Callable[[int, int, int, Any], None] = self._function(
-            "upwell_run", None, pointer, pointer, i64, ctypes.POINTER(Batch)
+        self.pool_cpu: Callable[[int], int] = self._size("upwell_pool_cpu", pointer)
+        self.pool_rested: Callable[[int], int] = self._size("upwell_pool_rested", pointer)
+        self.run: Callable[[int, int, int, Any], int] = self._checked(
+            "upwell_run", pointer, pointer, i64, ctypes.POINTER(Batch)
         )
-        self.profile: Callable[[int, int, int, Any, int], None] = self._function(
-            "upwell_profile", None, pointer, pointer, i64, ctypes.POINTER(Batch), pointer
+        self.profile: Callable[[int, int, int, Any, int], int] = self._checked(
+            "upwell_profile", pointer, pointer, i64, ctypes.POINTER(Batch), pointer
         )
-        self.packed_bytes: Callable[[int, int, int], int] = self._function("upwell_packed_bytes", i64, i32, i64, i64)
-        self.pack: Callable[[int, int, int, int, int, int, int], None] = self._function(
-            "upwell_pack", None, i32, i64, i64, pointer, i64, pointer, i64
+        self.packed_bytes: Callable[[int, int, int], int] = self._size("upwell_packed_bytes", i32, i64, i64)
+        self.pack: Callable[[int, int, int, int, int, int, int], int] = self._checked(
+            "upwell_pack", i32, i64, i64, pointer, i64, pointer, i64
         )
-        self.cache_head_bytes: Callable[[int, int, int], int] = self._function(
-            "upwell_cache_head_bytes", i64, i32, i64, i64
+        self.cache_head_bytes: Callable[[int, int, int], int] = self._size("upwell_cache_head_bytes", i32, i64, i64)
+        self.cache_read: Callable[[Any, int, int, int], int] = self._checked(
+            "upwell_cache_read", ctypes.POINTER(Cache), i64, i32, pointer
         )
-        self.cache_read: Callable[[Any, int, int, int], None] = self._function(
-            "upwell_cache_read", None, ctypes.POINTER(Cache), i64, i32, pointer
-        )
+
+    def _checked(self, name: str, *arguments: Any) -> Any:
+        """A function whose status other than 0 is raised."""
+        function = self._function(name, ctypes.c_int32, *arguments)
+        function.errcheck = _refuse
+        return function
+
+    def _size(self, name: str, *arguments: Any) -> Any:
+        """A function that gives a size, or a negative number for arguments that have none."""
+        function = self._function(name, ctypes.c_int64, *arguments)
+        function.errcheck = _refuse_negative
+        return function
 
     def _function(self, name: str, result: Any, *arguments: Any) -> Any:
         function = getattr(self._dll, name)
         function.restype, function.argtypes = result, arguments
         return function
+
+
+def _refuse(status: int, _function: Any, _arguments: Any) -> int:
+    if status:
+        raise ValueError(REFUSALS[status])
+    return status
+
+
+def _refuse_negative(size: int, function: Any, arguments: tuple[Any, ...]) -> int:
+    if size < 0:
+        raise ValueError(f"{function.__name__} has no answer for {arguments}")
+    return size

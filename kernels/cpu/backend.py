@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kernels.cpu import checks
 from kernels.cpu import graph as g
 from kernels.cpu.abi import CACHE_KINDS, ROWS_SAMPLED, Batch, Library, Op
 from kernels.cpu.library import WHY_NOT, find_library
 from kernels.cpu.lowering import Program, lower, one_call
-from kernels.cpu.memory import BLOCK_MULTIPLE, CacheHalf, HugePages, address, alloc_cache, copy_block
+from kernels.cpu.memory import BLOCK_MULTIPLE, CacheHalf, CacheStruct, HugePages, address, alloc_cache, copy_block
 from kernels.cpu.recorded import RecordedStep, Runner
 from kernels.cpu.threads import ThreadCount, default_threads
 from kernels.cpu.weights import PackedExperts, PackedLinear, pack_experts, pack_linear
@@ -127,39 +128,61 @@ class CpuBackend:
         return pack_experts(self._library, self._weights, gate, up, down)
 
     def upload(self, array: npt.NDArray[Any]) -> Any:
-        """Floats become a tensor, integers stay as they are."""
-        if array.dtype == np.float32:
+        """f32[T, ...] becomes a tensor, integers become contiguous i32.
+
+        Raises:
+            ValueError: it is of another dtype, or a number does not fit it.
+        """
+        if array.dtype == np.float32 and array.ndim > 1:
             return _tensor(array)
+        if array.dtype.kind not in "iu" or (array != array.astype(np.int32)).any():
+            raise ValueError(
+                f"array must be f32 of rows, or of integers that fit i32, but is {array.dtype}{array.shape}"
+            )
         return np.ascontiguousarray(array, dtype=np.int32)
 
     def embed(self, ids: g.Integers, weight: PackedLinear) -> g.Tensor:
         """Rows of the embedding."""
+        self._integers("ids", ids, g.StepArray.TOKEN_IDS, None)
         out = self._value(weight.num_inputs, _length(ids))
         return self._append(g.Embed(ids, weight, out), (weight.num_inputs,), _length(ids), token_ids=ids)
 
     def rms_norm(self, x: g.Tensor, weight: F32, eps: float) -> g.Tensor:
         """Over the last axis of x."""
+        _check_norm(x, weight)
         out = self._value(x.columns, _rows(x))
         return self._append(g.Norm(x, None, weight, eps, out, None), x.shape, _rows(x))
 
     def add_rms_norm(self, x: g.Tensor, residual: g.Tensor, weight: F32, eps: float) -> tuple[g.Tensor, g.Tensor]:
         """The norm of the sum, and the sum."""
+        checks.tensor("x", x, None)
+        _check_norm(x, weight)
+        checks.same("residual", checks.tensor("residual", residual, *x.shape), _recorded_or(x), "rows")
         out, total = self._value(x.columns, _rows(x)), self._value(x.columns, _rows(x))
         normed = self._append(g.Norm(x, residual, weight, eps, out, total), x.shape, _rows(x))
         return normed, g.Tensor(total, 0, x.shape)
 
     def linear(self, x: g.Tensor, weight: PackedLinear) -> g.Tensor:
         """X W^T + b."""
+        checks.tensor("x", x, weight.num_inputs)
         out = self._value(weight.num_outputs, _rows(x))
         return self._append(g.Product(x, weight, out), (weight.num_outputs,), _rows(x))
 
     def rope(self, x: g.Tensor, positions: g.Integers, table: F32) -> g.Tensor:
         """Rotary embedding of [T,heads,d]."""
+        num_tokens = checks.tensor("x", x, None, None)
+        self._integers("positions", positions, g.StepArray.POSITIONS, num_tokens)
+        checks.array("table", table, np.float32, 2, None, x.shape[1] // 2)
+        checks.same("x", x.shape[1] % 2, 0, "numbers a head left over from pairs")
         out = self._value(x.columns, _rows(x))
         return self._append(g.Rope(x, positions, table, out), x.shape, _rows(x), positions=positions)
 
     def write_kv(self, cache: LayerCache, k: g.Tensor, v: g.Tensor, slots: g.Integers) -> None:
         """Keys and values into the cache."""
+        struct = _struct(cache)
+        num_tokens = checks.tensor("k", k, struct.kv_heads, struct.head_dim)
+        checks.same("v", checks.tensor("v", v, struct.kv_heads, struct.head_dim), num_tokens, "rows")
+        self._integers("slots", slots, g.StepArray.SLOTS, num_tokens)
         node = g.WriteKv(cache.k.struct, k, v, slots, g.HeadPath())
         self._append(node, (), _rows(k), slots=slots)
 
@@ -167,6 +190,13 @@ class CpuBackend:
         self, q: g.Tensor, cache: LayerCache, batch: AttentionBatch, scale: float, window: int | None
     ) -> g.Tensor:
         """Attention over the cache."""
+        checks.tensor("q", q, None, _struct(cache).head_dim)
+        self._integers("kv_lens", batch.kv_lens, g.StepArray.KV_LENS, None)
+        num_seqs = None if self._nodes is not None else len(batch.kv_lens)
+        self._integers("q_starts", batch.q_starts, g.StepArray.Q_STARTS, None if num_seqs is None else num_seqs + 1)
+        self._integers("block_table", batch.block_table, g.StepArray.BLOCK_TABLE, num_seqs, None)
+        if window is not None and window < 1:
+            raise ValueError(f"window must be at least 1, or None, but is {window}")
         out = self._value(q.columns, _rows(q))
         arrays = {"q_starts": batch.q_starts, "kv_lens": batch.kv_lens, "block_table": batch.block_table}
         node = g.Attention(cache.k.struct, q, **arrays, scale=scale, window=window, path=g.HeadPath(), out=out)
@@ -174,16 +204,26 @@ class CpuBackend:
 
     def silu_mul(self, x: g.Tensor) -> g.Tensor:
         """silu(gate) * up of [T,2F]."""
+        checks.tensor("x", x, None)
+        checks.same("x", x.columns % 2, 0, "columns left over from two halves")
         out = self._value(x.columns // 2, _rows(x))
         return self._append(g.SiluMul(x, out), (x.columns // 2,), _rows(x))
 
     def moe(self, x: g.Tensor, router: PackedLinear, experts: PackedExperts, top_k: int, normalise: bool) -> g.Tensor:
         """Routed experts."""
+        checks.tensor("x", x, experts.hidden)
+        checks.same(
+            "router", (router.num_outputs, router.num_inputs), (len(experts.up), experts.hidden), "as its shape"
+        )
+        if not 1 <= top_k <= len(experts.up):
+            raise ValueError(f"top_k must lie between 1 and {len(experts.up)}, the number of experts, but is {top_k}")
         out = self._value(x.columns, _rows(x))
         return self._append(g.Moe(x, router, experts, top_k, normalise, out), (x.columns,), _rows(x))
 
     def logits(self, x: g.Tensor, rows: g.Integers, weight: PackedLinear) -> g.Tensor:
         """Scores of some rows."""
+        checks.tensor("x", x, weight.num_inputs)
+        self._integers("rows", rows, g.StepArray.LOGIT_ROWS, None)
         out = self._value(weight.num_outputs, _length(rows), g.Axis.SAMPLED)
         node = g.Logits(x, rows, weight, out)
         return self._append(node, (weight.num_outputs,), _rows(x), logit_rows=rows)
@@ -191,12 +231,15 @@ class CpuBackend:
     def draw(self, logits: F32, params: DrawParams) -> I32:
         """One token a row, at random, from what the parameters leave; overwrites the logits f32[n,V]."""
         logits = np.ascontiguousarray(logits)
+        checks.array("logits", logits, np.float32, None, None)
         out = np.zeros(len(logits), dtype=np.int32)
-        columns: list[npt.NDArray[Any]] = [
-            np.ascontiguousarray(params.temperature, dtype=np.float64),
-            np.ascontiguousarray(params.top_k, dtype=np.int32),
-            *(np.ascontiguousarray(c, dtype=np.float64) for c in (params.top_p, params.min_p, params.uniform)),
-        ]
+        columns = []
+        for name, given in vars(params).items():
+            dtype = np.int32 if name == "top_k" else np.float64
+            columns.append(np.ascontiguousarray(given, dtype=dtype))
+            checks.array(name, columns[-1], dtype, len(logits))
+            if dtype is np.int32 and (columns[-1] != given).any():
+                raise ValueError("top_k must be of integers that fit i32")
         width = logits.shape[1]
         arguments = (address(logits), width, width, *(address(column) for column in columns), address(out))
         self._runner.call(one_call(Op.DRAW, ROWS_SAMPLED, *arguments), Batch(num_rows=len(logits)))
@@ -236,6 +279,12 @@ class CpuBackend:
     def _value(self, columns: int, rows: int, axis: g.Axis = g.Axis.TOKENS) -> g.Value:
         data = None if self._nodes is not None else np.zeros((rows, columns), dtype=np.float32)
         return g.Value(columns, axis, data)
+
+    def _integers(self, name: str, x: g.Integers, of_step: g.StepArray, *shape: int | None) -> None:
+        if self._nodes is None:
+            checks.array(name, x, np.int32, *shape)
+        elif x is not of_step:
+            raise ValueError(f"{name} must be the step's own {of_step.name.lower()} while it is recorded")
 
     def _append(self, node: g.Node, shape: tuple[int, ...], rows: int, **arrays: g.Integers) -> g.Tensor:
         """Take a node into the recording, or compute it; returns its first result as a tensor."""
@@ -298,6 +347,22 @@ def _read_cache(cache: LayerCache) -> tuple[F32, F32]:
 def _rows(tensor: g.Tensor) -> int:
     """Rows of a tensor; 0 while recording."""
     return 0 if tensor.value.data is None else len(tensor.value.data)
+
+
+def _recorded_or(tensor: g.Tensor) -> int | None:
+    """Rows of a tensor; None while recording."""
+    return None if tensor.value.data is None else len(tensor.value.data)
+
+
+def _check_norm(x: g.Tensor, weight: F32) -> None:
+    checks.tensor("x", x, *x.shape)
+    checks.array("weight", weight, np.float32, x.shape[-1])
+
+
+def _struct(cache: LayerCache) -> CacheStruct:
+    if not isinstance(cache.k, CacheHalf):
+        raise TypeError(f"cache must be of this backend, but holds a {type(cache.k).__name__}")
+    return cache.k.struct
 
 
 def _length(array: g.Integers) -> int:

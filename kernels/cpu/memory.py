@@ -106,10 +106,12 @@ def alloc_cache(
     """An empty cache.
 
     Raises:
-        ValueError: the block size is not a multiple of 16 that divides 128.
+        ValueError: the block size is not a multiple of 16 that divides 128, or a count is below 1.
         NoKernel: the heads are too big.
     """
-    if block_size % BLOCK_MULTIPLE or 128 % block_size:
+    if min(num_blocks, kv_heads, head_dim) < 1:
+        raise ValueError(f"num_blocks {num_blocks}, kv_heads {kv_heads} and head_dim {head_dim} must be at least 1")
+    if block_size < 1 or block_size % BLOCK_MULTIPLE or 128 % block_size:
         raise ValueError(f"the block size must be 16, 32, 64 or 128, but is {block_size}")
     if head_dim > MAX_HEAD_DIM or head_dim % 2:
         raise NoKernel(f"the head size must be even and at most {MAX_HEAD_DIM}, but is {head_dim}")
@@ -120,7 +122,7 @@ def alloc_cache(
     start = address(memory)
     struct = CacheStruct(
         kind=number, block_size=block_size, kv_heads=kv_heads, head_dim=head_dim,
-        k=start, v=start + half, head_bytes=head_bytes,
+        k=start, v=start + half, head_bytes=head_bytes, num_blocks=num_blocks,
     )  # fmt: skip
     struct.memory = memory
     return LayerCache(
@@ -129,7 +131,13 @@ def alloc_cache(
 
 
 def copy_block(cache: LayerCache, source: int, target: int) -> None:
-    """One block's keys and values also in another: a block lies in one piece in each half."""
+    """One block's keys and values also in another: a block lies in one piece in each half.
+
+    Raises:
+        ValueError: the cache has no such block.
+    """
     struct: CacheStruct = cache.k.struct
+    if not (0 <= source < struct.num_blocks and 0 <= target < struct.num_blocks):
+        raise ValueError(f"block {source} cannot be copied to {target} in a cache of {struct.num_blocks} blocks")
     blocks = struct.memory.reshape(2, -1, struct.kv_heads * struct.head_bytes)
     blocks[:, target] = blocks[:, source]

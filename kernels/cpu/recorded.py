@@ -20,6 +20,8 @@ from kernels.cpu.lowering import Program
 from kernels.cpu.memory import address
 from kernels.ops import BackendUnavailable, Scores, StepInputs, StepLimits
 
+I32 = np.dtype(np.int32)
+
 
 class Runner:
     """The library and its threads.
@@ -86,7 +88,8 @@ class RecordedStep:
         """Run it.
 
         Raises:
-            ValueError: the step is larger than what was recorded for.
+            ValueError: the step is larger than what was recorded for, or an input is not i32 of its shape, or leads
+                out of the embedding, the cache, the rotations or the step.
         """
         num_rows = len(inputs.logit_rows)
         self.runner.run(self.program, self.batch(inputs))
@@ -100,6 +103,13 @@ class RecordedStep:
         num_tokens, num_seqs, num_rows = len(token_ids), len(kv_lens), len(rows)
         if num_tokens > self._limits.max_tokens or max(num_seqs, num_rows) > self._limits.max_rows:
             raise ValueError(f"a step of {num_tokens} tokens and {num_rows} rows is larger than {self._limits}")
+        for name, array, shape in (
+            ("token_ids", token_ids, (num_tokens,)), ("positions", positions, (num_tokens,)),
+            ("slots", slots, (num_tokens,)), ("q_starts", q_starts, (num_seqs + 1,)), ("kv_lens", kv_lens, (num_seqs,)),
+            ("block_table", table, (num_seqs, *table.shape[1:2])), ("logit_rows", rows, (num_rows,)),
+        ):  # fmt: skip
+            if array.shape != shape or array.dtype != I32:
+                raise ValueError(f"{name} must be int32{list(shape)}, but is {array.dtype}{list(array.shape)}")
         batch = self._batch
         if table.size > len(self._table):
             self._table = np.zeros(2 * table.size, dtype=np.int32)

@@ -82,7 +82,18 @@ class PackedExperts:
 def pack_linear(
     library: Library, memory: HugePages, weights: Sequence[RawTensor], biases: Sequence[RawTensor] | None
 ) -> PackedLinear:
-    """Pack weights that share their input, stacked."""
+    """Pack weights that share their input, stacked: [N_i, K] and biases [N_i] -> [N, K].
+
+    Raises:
+        ValueError: there is none, or one is not of its shape.
+        NoKernel: they have too many columns.
+    """
+    if not weights:
+        raise ValueError("weights must be one at least")
+    for raw in weights:
+        _check("weights", raw, None, weights[0].shape[-1])
+    if biases is not None and len(biases) != len(weights):
+        raise ValueError(f"biases must be {len(weights)}, one a weight, but are {len(biases)}")
     beside = biases if biases is not None else [None] * len(weights)
     parts = []
     for _, run in groupby(zip(weights, beside, strict=True), key=lambda pair: pair[0].format):
@@ -102,8 +113,13 @@ def pack_matrix(
 
     Raises:
         NoKernel: they have too many columns.
+        ValueError: one is not of its shape.
     """
-    fmt, k = weights[0].format, weights[0].shape[1]
+    fmt, k = weights[0].format, weights[0].shape[-1]
+    for raw in weights:
+        _check("weights", raw, None, k)
+    for raw, vector in zip(weights, biases or (), strict=bool(biases)):
+        _check("biases", vector, raw.shape[0])
     if k > MAX_COLUMNS:
         raise NoKernel(f"the native kernels take weights of {MAX_COLUMNS} columns at most, but there are {k}")
     heights = [-(-raw.shape[0] // row_multiple) * row_multiple for raw in weights]
@@ -127,8 +143,12 @@ def pack_experts(library: Library, memory: HugePages, gate: RawTensor, up: RawTe
 
     Raises:
         NoKernel: there are too many experts, or gate and up differ in format.
+        ValueError: one is not of its shape.
     """
+    _check("gate", gate, None, None, None)
     num_experts, inner, hidden = gate.shape
+    _check("up", up, num_experts, inner, hidden)
+    _check("down", down, num_experts, hidden, inner)
     if num_experts > MAX_EXPERTS:
         raise NoKernel(f"the native kernels route to {MAX_EXPERTS} experts at most, but there are {num_experts}")
     if gate.format is not up.format:
@@ -139,6 +159,19 @@ def pack_experts(library: Library, memory: HugePages, gate: RawTensor, up: RawTe
     downs = tuple(pack_matrix(library, memory, [down.at(e)]) for e in range(num_experts))
     structs = tuple((Matrix * num_experts)(*(m.struct for m in side)) for side in (ups, downs))
     return PackedExperts(ups, downs, hidden, -(-inner // PANEL_ROWS) * PANEL_ROWS, (structs[0], structs[1]))
+
+
+def _check(name: str, raw: RawTensor, *shape: int | None) -> None:
+    """Native code trusts a weight's shape (None: any size) and that its data are those of the shape."""
+    if len(raw.shape) != len(shape) or any(want not in {None, got} for want, got in zip(shape, raw.shape, strict=True)):
+        wanted = ["any" if size is None else size for size in shape]
+        raise ValueError(f"{name} must have the shape {wanted}, but has {list(raw.shape)}")
+    stored = (*raw.shape[:-1], raw.format.row_bytes(raw.shape[-1]))
+    if raw.data.dtype != np.uint8 or raw.data.shape != stored:
+        raise ValueError(
+            f"{name} {list(raw.shape)} of {raw.format.label} must have data uint8{list(stored)}, "
+            f"but has {raw.data.dtype}{list(raw.data.shape)}"
+        )
 
 
 def struct_address(struct: ctypes.Structure | ctypes.Array[Any]) -> int:

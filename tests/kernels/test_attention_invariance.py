@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.specs.attention import attention_run, make_attention_case
@@ -37,7 +37,6 @@ def only(inputs, sequence, first_query, num_queries, block_size):
 
 @pytest.mark.parametrize("table", TABLES)
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
 def test_attention_is_invariant(table, data):
     ops = TABLES[table]
     seqs = data.draw(st.lists(lengths, min_size=1, max_size=4))
@@ -57,7 +56,6 @@ def test_attention_is_invariant(table, data):
 
 @pytest.mark.parametrize("table", TABLES)
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
 def test_what_a_query_does_not_see_is_nothing_to_it(table, data):
     """Neither an infinity nor a NaN, of a later token of its own chunk or from before its window.
 

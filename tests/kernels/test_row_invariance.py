@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.cpu.abi import Op
@@ -146,7 +146,6 @@ def check(name, inputs, row_wise, threads, rng):
 @pytest.mark.parametrize("fmt", WeightFormat, ids=lambda fmt: fmt.label)
 @pytest.mark.parametrize("name", OF_WEIGHTS)
 @given(seed=seeds, num_rows=row_counts, threads=threads_of)
-@settings(max_examples=40)
 def test_a_row_of_a_product_is_what_it_is_alone(name, fmt, seed, num_rows, threads):
     rng = np.random.default_rng(seed)
     check(name, *OF_WEIGHTS[name](rng, fmt, num_rows), threads, rng)
@@ -154,7 +153,6 @@ def test_a_row_of_a_product_is_what_it_is_alone(name, fmt, seed, num_rows, threa
 
 @pytest.mark.parametrize("name", OF_ROWS)
 @given(seed=seeds, num_rows=row_counts, threads=threads_of)
-@settings(max_examples=60)
 def test_a_row_is_what_it_is_alone(name, seed, num_rows, threads):
     rng = np.random.default_rng(seed)
     check(name, *OF_ROWS[name](rng, num_rows), threads, rng)

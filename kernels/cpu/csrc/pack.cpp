@@ -83,26 +83,27 @@ void pack_span(int format, const uint8_t* in, uint8_t* out, int64_t lane) {
 
 extern "C" int64_t upwell_packed_bytes(int format, int64_t n, int64_t k) {
     Layout layout;
+    if (n < 0 || k < 0) return -1;
     if (format == UPWELL_W8A8) return (n + kLanes - 1) / kLanes * (w8a8_scales_at(k) + 4 * kLanes);
     if (!layout_of(format, &layout)) return -1;
     return (n + kLanes - 1) / kLanes * ((k + layout.span - 1) / layout.span) * layout.packed;
 }
 
-extern "C" void upwell_pack(int format, int64_t rows, int64_t k, const uint8_t* stored, int64_t row_bytes, uint8_t* panels,
-                            int64_t first) {
-    Layout layout;
-    if (format == UPWELL_W8A8) {
-        int64_t panel = w8a8_scales_at(k) + 4 * kLanes;
-        for (int64_t r = 0; r < rows; r++)
-            pack_w8a8(stored + r * row_bytes, k, panels + (first + r) / kLanes * panel, (first + r) % kLanes);
-        return;
-    }
-    if (!layout_of(format, &layout)) return;
-    int64_t spans = k / layout.span, panel = spans * layout.packed;
+extern "C" int upwell_pack(int format, int64_t rows, int64_t k, const uint8_t* stored, int64_t row_bytes, uint8_t* panels,
+                           int64_t first) {
+    Layout layout = {1, 1, 0};
+    bool w8a8 = format == UPWELL_W8A8;
+    if (!w8a8 && !layout_of(format, &layout)) return UPWELL_BAD_FORMAT;
+    if (rows < 0 || k < 0 || first < 0) return UPWELL_BAD_COUNT;
+    if (!stored || !panels) return UPWELL_BAD_ADDRESS;
+    int64_t spans = k / layout.span, panel = w8a8 ? w8a8_scales_at(k) + 4 * kLanes : spans * layout.packed;
+    if (k % layout.span || row_bytes != spans * layout.stored + (w8a8 ? 4 : 0)) return UPWELL_BAD_ROW;
     for (int64_t r = 0; r < rows; r++) {
         const uint8_t* in = stored + r * row_bytes;
         uint8_t* out = panels + (first + r) / kLanes * panel;
-        for (int64_t s = 0; s < spans; s++)
+        if (w8a8) pack_w8a8(in, k, out, (first + r) % kLanes);
+        for (int64_t s = 0; s < spans && !w8a8; s++)
             pack_span(format, in + s * layout.stored, out + s * layout.packed, (first + r) % kLanes);
     }
+    return UPWELL_OK;
 }

@@ -13,6 +13,7 @@
 #include <climits>
 #include <cstring>
 
+#include "check.hpp"
 #include "isa.hpp"
 #include "layout.hpp"
 
@@ -204,6 +205,7 @@ extern "C" const char* upwell_isas(void) {
 }
 
 extern "C" int upwell_use(const char* name) {
+    if (!name) return 0;
     for (const Isa* each : kIsas)
         if (!strcmp(each->name, name) && each->works()) {
             isa = each;
@@ -235,6 +237,7 @@ extern "C" upwell_pool* upwell_pool_new(int threads) {
 }
 
 extern "C" void upwell_pool_free(upwell_pool* pool) {
+    if (!pool) return;
     pool->generation.store(-1, std::memory_order_release);
     futex(&pool->generation, FUTEX_WAKE, INT_MAX);
     for (int i = 1; i < pool->threads; i++) pthread_join(pool->ids[i], nullptr);
@@ -243,9 +246,11 @@ extern "C" void upwell_pool_free(upwell_pool* pool) {
     free(pool);
 }
 
-extern "C" void upwell_profile(upwell_pool* pool, const upwell_instr* program, int64_t count, const upwell_batch* batch,
-                               int64_t* nanoseconds) {
-    if (count > kMaxProgram) abort();  // Python refuses longer programs when it records them
+extern "C" int upwell_profile(upwell_pool* pool, const upwell_instr* program, int64_t count, const upwell_batch* batch,
+                              int64_t* nanoseconds) {
+    if (!isa) return UPWELL_NO_ISA;
+    if (!pool) return UPWELL_BAD_POOL;
+    if (int status = check(program, count, batch)) return status;
     pool->program = program;
     pool->count = count;
     pool->batch = batch;
@@ -267,20 +272,28 @@ extern "C" void upwell_profile(upwell_pool* pool, const upwell_instr* program, i
     if (threads > 1) note_waiting(pool, waited, now() - began);
     else if (pool->threads > 1) pool->rested++;
     pool->cpu.fetch_add(now(CLOCK_THREAD_CPUTIME_ID) - cpu_before, std::memory_order_relaxed);
+    return UPWELL_OK;
 }
 
-extern "C" void upwell_run(upwell_pool* pool, const upwell_instr* program, int64_t count, const upwell_batch* batch) {
-    upwell_profile(pool, program, count, batch, nullptr);
+extern "C" int upwell_run(upwell_pool* pool, const upwell_instr* program, int64_t count, const upwell_batch* batch) {
+    return upwell_profile(pool, program, count, batch, nullptr);
 }
 
-extern "C" int64_t upwell_pool_cpu(const upwell_pool* pool) { return pool->cpu.load(std::memory_order_relaxed); }
+extern "C" int64_t upwell_pool_cpu(const upwell_pool* pool) {
+    return pool ? pool->cpu.load(std::memory_order_relaxed) : -1;
+}
 
-extern "C" int64_t upwell_pool_rested(const upwell_pool* pool) { return pool->rested; }
+extern "C" int64_t upwell_pool_rested(const upwell_pool* pool) { return pool ? pool->rested : -1; }
 
 extern "C" int64_t upwell_cache_head_bytes(int kind, int64_t block_size, int64_t head_dim) {
+    if (kind < UPWELL_KV_F32 || kind > UPWELL_KV_I8 || block_size < 1 || head_dim < 1) return -1;
     return cache_head_bytes(kind, block_size, head_dim);
 }
 
-extern "C" void upwell_cache_read(const upwell_cache* cache, int64_t num_blocks, int is_value, float* out) {
+extern "C" int upwell_cache_read(const upwell_cache* cache, int64_t num_blocks, int is_value, float* out) {
+    if (!isa) return UPWELL_NO_ISA;
+    if (!cache || !out) return UPWELL_BAD_ADDRESS;
+    if (num_blocks < 0 || num_blocks > cache->num_blocks) return UPWELL_BAD_COUNT;
     isa->read_cache(*cache, num_blocks, is_value != 0, out);
+    return UPWELL_OK;
 }

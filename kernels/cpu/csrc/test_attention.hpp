@@ -9,7 +9,7 @@ struct Cache {
     upwell_cache cache;
     Cache(int kind, int blocks, int block_size, int kv_heads, int head_dim)
         : k(blocks * kv_heads * upwell_cache_head_bytes(kind, block_size, head_dim)), v(k.count()),
-          cache{kind, block_size, kv_heads, head_dim, k, v, k.count() / blocks / kv_heads} {}
+          cache{kind, block_size, kv_heads, head_dim, k, v, k.count() / blocks / kv_heads, blocks} {}
 };
 
 // Three sequences: a prompt of 20, one token after 1,099, and a chunk of 7 across the border of a tile. Then one token of

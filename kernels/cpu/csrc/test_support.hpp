@@ -204,7 +204,7 @@ class Pass {
         program_.push_back(instr);
     }
     void run(const upwell_batch& batch) {
-        upwell_run(pool_, program_.data(), (int64_t)program_.size(), &batch);
+        if (upwell_run(pool_, program_.data(), (int64_t)program_.size(), &batch)) fail("was refused");
         program_.clear();
     }
     void run(int64_t tokens) {

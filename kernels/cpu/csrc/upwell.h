@@ -6,7 +6,7 @@
 extern "C" {
 #endif
 
-#define UPWELL_ABI 5
+#define UPWELL_ABI 6
 #define UPWELL_BLOCK_BYTES 128  // of a block of 32 activations as int8: two planes (activation.hpp)
 #define UPWELL_TOKEN_HEADER_BYTES 32  // of a row of activations with one scale (w8a8.hpp)
 
@@ -47,6 +47,7 @@ typedef struct {
     uint8_t* k;
     uint8_t* v;
     int64_t head_bytes;  // of the keys, or the values, of one block and head
+    int64_t num_blocks;
 } upwell_cache;
 
 // What an instruction does, and what lies in its `a`, in order. Structs are given by address.
@@ -105,6 +106,31 @@ typedef struct {
     float* result;                  // f32[rows, hidden]
 } upwell_experts;
 
+// What was wrong with a call, which then has done nothing; kernels/cpu/abi.py has the words.
+enum upwell_status {
+    UPWELL_OK = 0,
+    UPWELL_NO_ISA = 1,       // upwell_use has chosen none
+    UPWELL_BAD_PROGRAM = 2,  // null, too long, or an instruction that is none or lacks an address
+    UPWELL_BAD_BATCH = 3,    // null
+    UPWELL_BAD_COUNT = 4,    // negative
+    UPWELL_BAD_TOKEN_IDS = 5,
+    UPWELL_BAD_POSITIONS = 6,
+    UPWELL_BAD_SLOTS = 7,
+    UPWELL_BAD_Q_STARTS = 8,
+    UPWELL_BAD_KV_LENS = 9,
+    UPWELL_BAD_BLOCK_TABLE = 10,
+    UPWELL_BAD_LOGIT_ROWS = 11,
+    UPWELL_BAD_TEMPERATURE = 12,
+    UPWELL_BAD_TOP_K = 13,
+    UPWELL_BAD_TOP_P = 14,
+    UPWELL_BAD_MIN_P = 15,
+    UPWELL_BAD_UNIFORM = 16,
+    UPWELL_BAD_POOL = 17,     // null
+    UPWELL_BAD_FORMAT = 18,   // of a weight or a cache
+    UPWELL_BAD_ADDRESS = 19,  // null
+    UPWELL_BAD_ROW = 20,      // of another size than its columns need
+};
+
 #pragma GCC visibility push(default)
 
 int upwell_abi(void);
@@ -116,11 +142,11 @@ int upwell_use(const char* isa);
 typedef struct upwell_pool upwell_pool;
 upwell_pool* upwell_pool_new(int threads);
 void upwell_pool_free(upwell_pool* pool);
-// Run a program over a batch: every thread of the pool and the caller work on it.
-void upwell_run(upwell_pool* pool, const upwell_instr* program, int64_t count, const upwell_batch* batch);
+// Run a program over a batch: every thread of the pool and the caller work on it. Returns an upwell_status.
+int upwell_run(upwell_pool* pool, const upwell_instr* program, int64_t count, const upwell_batch* batch);
 // As upwell_run, writing the nanoseconds of each instruction.
-void upwell_profile(upwell_pool* pool, const upwell_instr* program, int64_t count, const upwell_batch* batch,
-                    int64_t* nanoseconds);
+int upwell_profile(upwell_pool* pool, const upwell_instr* program, int64_t count, const upwell_batch* batch,
+                   int64_t* nanoseconds);
 
 // CPU nanoseconds that all threads have spent in programs so far, waiting for each other inside of one included, but not
 // the moment that they spin before they sleep between two.
@@ -128,13 +154,15 @@ int64_t upwell_pool_cpu(const upwell_pool* pool);
 // Programs that the caller has run alone so far, since the other threads did not get a processor.
 int64_t upwell_pool_rested(const upwell_pool* pool);
 
+// Negative where there is no such format or size.
 int64_t upwell_packed_bytes(int format, int64_t n, int64_t k);
-// Interleave rows of a stored weight into panels, from row `first` on.
-void upwell_pack(int format, int64_t rows, int64_t k, const uint8_t* stored, int64_t row_bytes, uint8_t* panels,
-                 int64_t first);
+// Interleave rows of a stored weight into panels, from row `first` on. Returns an upwell_status.
+int upwell_pack(int format, int64_t rows, int64_t k, const uint8_t* stored, int64_t row_bytes, uint8_t* panels,
+                int64_t first);
+// Negative where there is no such kind or size.
 int64_t upwell_cache_head_bytes(int kind, int64_t block_size, int64_t head_dim);
-// Read a cache back as f32[num_blocks, block_size, kv_heads, head_dim].
-void upwell_cache_read(const upwell_cache* cache, int64_t num_blocks, int is_value, float* out);
+// Read a cache back as f32[num_blocks, block_size, kv_heads, head_dim]. Returns an upwell_status.
+int upwell_cache_read(const upwell_cache* cache, int64_t num_blocks, int is_value, float* out);
 
 #pragma GCC visibility pop
 
