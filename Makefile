@@ -69,7 +69,7 @@ format: .venv/.lint
 	@touch $@ .venv/.serve
 
 .venv/.lint: pyproject.toml | .venv/bin/python
-	$(PIP) install --quiet --editable '.[lint]'
+	$(PIP) install --quiet --editable '.[lint,bench]'
 	@touch $@ .venv/.serve
 
 clean:

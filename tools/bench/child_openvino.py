@@ -46,10 +46,10 @@ def run(pipeline: Any, load: dict[str, Any], first_number: int) -> dict[str, Any
     while waiting or live:
         while waiting and len(live) < load["concurrency"]:
             number, request = waiting.pop()
-            trace = {"began_s": time.perf_counter(), "stamps_s": [], "prompt_tokens": len(request["ids"])}
+            trace: dict[str, Any] = {"began_s": time.perf_counter(), "stamps_s": [], "num_tokens": 0}
+            trace["prompt_tokens"] = len(request["ids"])
             ids = ov.Tensor(np.array([request["ids"]], dtype=np.int64))
             live.append((pipeline.add_request(number, ids, generation(request["max_tokens"])), trace))
-            trace["num_tokens"] = 0
         pipeline.step()
         now_s = time.perf_counter()
         for handle, trace in list(live):
