@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 
 import pytest
 
@@ -58,6 +60,61 @@ async def test_answers_are_read_however_they_are_cut(piece):
 async def test_a_refusal_is_an_error():
     outcome = await load(b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 2\r\n\r\nno", jobs=1)
     assert "429" in outcome.traces[0].error
+
+
+class Closing:
+    """A server that closes a connection without an answer where ``answers`` says so, request by request."""
+
+    def __init__(self, *answers):
+        self._answers = iter(answers)
+        self.connections, self.arrived_s, self.ports = 0, [], []
+
+    async def serve(self, reader, writer):
+        self.connections += 1
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                self.arrived_s.append(time.perf_counter())
+                self.ports.append(writer.get_extra_info("peername")[1])
+                if not next(self._answers, True):
+                    break
+                writer.write(ANSWER)
+        writer.close()
+
+    async def run(self, jobs):
+        async with await asyncio.start_server(self.serve, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            outcome = await HttpLoad(f"http://127.0.0.1:{port}", "m", "/livez").run([Job("", [1], 3)] * jobs, 1)
+            await asyncio.sleep(0.01)
+        return outcome.traces
+
+
+async def test_a_kept_connection_that_was_being_closed_is_no_failure():
+    server = Closing(True, False, True, True)
+    traces = await server.run(3)
+    assert [(trace.error, trace.num_tokens) for trace in traces] == [(None, 3)] * 3
+    kept, closed, again, last = server.ports
+    assert (kept, again) == (closed, last)
+    assert kept != again
+    began_s = [trace.began_s for trace in traces]
+    assert began_s[1] < server.arrived_s[1], "counted from its first sending"
+    assert server.arrived_s[2] < traces[1].stamps_s[0]
+    assert server.arrived_s[2] < began_s[2]
+
+
+async def test_a_request_is_sent_again_once():
+    server = Closing(True, False, False, True)
+    traces = await server.run(3)
+    assert [trace.error is None for trace in traces] == [True, False, True]
+    assert (len(server.arrived_s), server.connections) == (4, 3)
+    assert traces[1].began_s < server.arrived_s[1]
+
+
+async def test_a_fresh_connection_that_is_closed_is_a_failure():
+    server = Closing(False, True)
+    traces = await server.run(2)
+    assert [trace.error is None for trace in traces] == [False, True]
+    assert (len(server.arrived_s), server.connections) == (2, 2)
+    assert summarise(Outcome(traces, 1.0))["errors"] == 1
 
 
 def test_prompts_have_their_length_and_share_no_first_word():

@@ -109,7 +109,7 @@ async def measure_workload(running: Running, workload: Workload) -> Result:
         "tokens": sum(job.max_tokens for job in workload.jobs),
     }
     figures["not_as_asked"] = [name for name, number in asked.items() if figures.get(name) != number]
-    if workload.pairs and figures["requests"]:
+    if workload.pairs and figures["requests"] == len(workload.jobs):  # or nobody knows which are the second ones
         figures |= {name: statistics.median(figures["first_ms"][i::2]) for i, name in enumerate(("cold_ms", "warm_ms"))}
     figures |= {"cpu_s": cpu_s, "client_share": client_s / outcome.wall_s, "other_share": other_s / outcome.wall_s}
     return figures | _told(told, await running.metrics())
