@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.specs.attention import attention_run, make_attention_case
-from tests.support.backends import TABLES, block_sizes
+from tests.support.backends import TABLES, block_sizes, new_table
 
 short = st.integers(1, 300).flatmap(lambda total: st.tuples(st.just(total), st.integers(1, total)))
 # Over several segments of the native backend, at their borders and next to them; one token alone is shared out by them.
@@ -35,6 +35,11 @@ def only(inputs, sequence, first_query, num_queries, block_size):
     return {**alone, "k": inputs["k"][tokens], "v": inputs["v"][tokens], "q": inputs["q"][start : start + num_queries]}
 
 
+def attend(table, inputs):
+    """Attention by new threads: three calls."""
+    return attention_run(new_table(table), inputs)
+
+
 @pytest.mark.parametrize("table", TABLES)
 @given(data=st.data())
 def test_attention_is_invariant(table, data):
@@ -44,12 +49,12 @@ def test_attention_is_invariant(table, data):
     window = data.draw(st.sampled_from([None, 1, 40, 130]))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     inputs = make_attention_case(rng, seqs, heads=heads, kv_heads=kv_heads, window=window)
-    whole = attention_run(ops, inputs)
+    whole = attend(table, inputs)
     for sequence, (_, num_new) in enumerate(seqs):
         first = data.draw(st.integers(0, num_new - 1))
         count = data.draw(st.integers(1, num_new - first))
         block_size = data.draw(st.sampled_from(block_sizes(ops)))
-        alone = attention_run(ops, only(inputs, sequence, first, count, block_size))
+        alone = attend(table, only(inputs, sequence, first, count, block_size))
         start = int(inputs["q_starts"][sequence]) + first
         np.testing.assert_array_equal(alone, whole[start : start + count])
 
@@ -61,19 +66,18 @@ def test_what_a_query_does_not_see_is_nothing_to_it(table, data):
 
     Who sees it shows it; but a key whose score is minus infinity has no weight.
     """
-    ops = TABLES[table]
     total, num_new = data.draw(short)
     window = data.draw(st.sampled_from([None, 1, 40, 130]))
     heads, kv_heads = data.draw(st.sampled_from([(1, 1), (6, 2)]))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     inputs = make_attention_case(rng, [(total, num_new)], heads=heads, kv_heads=kv_heads, window=window)
-    clean = attention_run(ops, inputs)
+    clean = attend(table, inputs)
     where, token = data.draw(st.sampled_from("kv")), data.draw(st.integers(0, total - 1))
     spoilt = {**inputs, where: inputs[where].copy()}
     column = data.draw(st.integers(0, inputs["k"].shape[2] - 1))
     bad = data.draw(st.sampled_from([np.inf, -np.inf, np.nan]))
     spoilt[where][token, 0, column] = bad
-    got = attention_run(ops, spoilt)
+    got = attend(table, spoilt)
     positions = np.arange(total - num_new, total)
     sees = (positions >= token) & (positions < token + (window or total))
     np.testing.assert_array_equal(got[~sees], clean[~sees])

@@ -7,13 +7,23 @@ from kernels.ops import BackendOptions, BackendUnavailable
 from kernels.resolve import BACKENDS
 
 
+def new_table(name):
+    """The table of a backend-cache, with threads of its own.
+
+    Native threads that waited for each other on a busy machine rest, and then one does all the work; the first three
+    calls of a new table are by all of them.
+    """
+    backend, dtype = name.split("-")
+    return BACKENDS[backend](BackendOptions(threads=2, kv_cache_dtype=dtype))
+
+
 def tables():
     """backend-cache -> its table."""
     found = {}
-    for backend, make in BACKENDS.items():
+    for backend in BACKENDS:
         for dtype in CACHE_DTYPES:
             try:
-                found[f"{backend}-{dtype}"] = make(BackendOptions(threads=2, kv_cache_dtype=dtype))
+                found[f"{backend}-{dtype}"] = new_table(f"{backend}-{dtype}")
             except BackendUnavailable:
                 continue
     return found
