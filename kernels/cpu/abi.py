@@ -11,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from kernels.cpu.threads import MAX_THREADS
 from kernels.formats import CacheDtype, WeightFormat
 
 ABI_VERSION = 6
@@ -23,7 +26,7 @@ MAX_GROUP = 48
 """Query heads that share a key head, at most."""
 MAX_EXPERTS = 1024
 MAX_COLUMNS = 98_304
-"""Of a weight: a thread has room for the wide blocks of so many (``kMaxParts`` of ``linear.hpp``), and what W8A8 sums,
+"""Of a weight: a thread has room for the wide blocks of so many (``kMaxParts`` of ``layout.hpp``), and what W8A8 sums,
 127 * 128 times as many, fits 32 bits."""
 MAX_PROGRAM = 1 << 14
 """Instructions of a program, at most."""
@@ -171,11 +174,38 @@ class Batch(ctypes.Structure):
     )
 
 
+INSTRUCTION = np.dtype([("op", np.int32), ("flags", np.int32), ("a", np.int64, 15)])
+"""``upwell_instr``."""
+
+
+class Constant(ctypes.Structure):
+    """``upwell_constant``."""
+
+    _fields_ = (("name", ctypes.c_char_p), ("value", ctypes.c_int64))
+
+
+def constants() -> dict[str, int]:
+    """What the library must have too (``upwell_constants``)."""
+    structures = (Matrix, Rows, Cache, Experts, Batch)
+    return {
+        "BLOCK_BYTES": BLOCK_BYTES,
+        "TOKEN_HEADER_BYTES": TOKEN_HEADER_BYTES,
+        "MAX_HEAD_DIM": MAX_HEAD_DIM,
+        "MAX_GROUP": MAX_GROUP,
+        "MAX_EXPERTS": MAX_EXPERTS,
+        "MAX_COLUMNS": MAX_COLUMNS,
+        "MAX_PROGRAM": MAX_PROGRAM,
+        "MAX_THREADS": MAX_THREADS,
+        **{f"bytes of {each.__name__}": ctypes.sizeof(each) for each in structures},
+        "bytes of INSTRUCTION": INSTRUCTION.itemsize,
+    }
+
+
 class Library:
     """The shared library, its functions typed. They raise a ValueError that names the argument they refuse.
 
     Raises:
-        OSError: it cannot be loaded, or is not of this version.
+        OSError: it cannot be loaded, or is not of this version, or has other sizes or limits than this module.
     """
 
     def __init__(self, path: Path) -> None:
@@ -184,6 +214,7 @@ class Library:
         version = self._function("upwell_abi", i32)()
         if version != ABI_VERSION:
             raise OSError(f"{path} is of version {version}, not {ABI_VERSION}; install Upwell again")
+        self._compare_constants(path)
         self.isas: Callable[[], bytes] = self._function("upwell_isas", ctypes.c_char_p)
         self.use: Callable[[bytes], int] = self._function("upwell_use", i32, ctypes.c_char_p)
         self.pool_new: Callable[[int], int | None] = self._function("upwell_pool_new", pointer, i32)
@@ -216,6 +247,21 @@ class Library:
         function = self._function(name, ctypes.c_int64, *arguments)
         function.errcheck = _refuse_negative
         return function
+
+    def _compare_constants(self, path: Path) -> None:
+        there: dict[str, int] = {}
+        for constant in self._function("upwell_constants", ctypes.POINTER(Constant))():
+            if constant.name is None:
+                break
+            there[constant.name.decode()] = constant.value
+        here = constants()
+        differ = [
+            f"{name} is {there.get(name)} in it, {here.get(name)} in Python"
+            for name in sorted(here.keys() | there.keys())
+            if here.get(name) != there.get(name)
+        ]
+        if differ:
+            raise OSError(f"{path} is of another version: {'; '.join(differ)}; install Upwell again")
 
     def _function(self, name: str, result: Any, *arguments: Any) -> Any:
         function = getattr(self._dll, name)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from kernels.cpu import graph as g
 from kernels.cpu.abi import (
     BLOCK_BYTES,
+    INSTRUCTION,
     MAX_GROUP,
     MAX_PROGRAM,
     NO_BARRIER,
@@ -34,8 +35,6 @@ from kernels.ops import NoKernel
 
 PARTIAL_BYTES = 1 << 20
 """Where threads leave segments of a sequence's attention for each other; what needs more of it is not shared out."""
-INSTRUCTION = np.dtype([("op", np.int32), ("flags", np.int32), ("a", np.int64, 15)])
-"""``upwell_instr``."""
 FLOATS, BLOCKS, TOKENS = (frozenset({form}) for form in (Form.FLOATS, Form.BLOCKS, Form.TOKENS))
 NOTHING: frozenset[Form] = frozenset()
 ROWS_FIELD = {Form.FLOATS: "x", Form.BLOCKS: "q", Form.TOKENS: "tokens"}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+
+import numpy as np
 import pytest
 
-from kernels.cpu import backend, library
+from kernels.cpu import abi, backend, library
 from kernels.ops import BackendOptions, BackendUnavailable
 from kernels.resolve import resolve
+from tests.support.backends import DEVICES
 
 
 @pytest.fixture
@@ -37,4 +41,27 @@ def test_without_a_library_auto_takes_the_reference_and_says_why(places):
 def test_a_file_that_is_no_library_is_told(places):
     (places[0] / "libupwell.so").write_text("not one")
     with pytest.raises(BackendUnavailable, match="cannot be loaded"):
+        backend.load_library()
+
+
+class WiderCache(ctypes.Structure):
+    _fields_ = (*abi.Cache._fields_, ("more", ctypes.c_int64))
+
+
+WiderCache.__name__ = "Cache"
+
+
+@pytest.mark.skipif("cpu" not in DEVICES, reason="no native library: .ci/run builds one and has it")
+@pytest.mark.parametrize(
+    ("name", "other", "told"),
+    [
+        *((name, abi.constants()[name] + 1, name) for name in abi.constants() if name.isidentifier()),
+        ("Cache", WiderCache, "bytes of Cache"),
+        ("INSTRUCTION", np.dtype([("op", np.int32), ("a", np.int64, 15)]), "bytes of INSTRUCTION"),
+        ("constants", lambda: {"MAX_NEW": 1}, "MAX_NEW is None in it, 1 in Python"),
+    ],
+)
+def test_a_library_with_other_sizes_or_limits_than_python_is_told(monkeypatch, name, other, told):
+    monkeypatch.setattr(abi, name, other)
+    with pytest.raises(BackendUnavailable, match=f"cannot be loaded.*{told}"):
         backend.load_library()

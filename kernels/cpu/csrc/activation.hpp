@@ -7,7 +7,7 @@
 #pragma once
 #include <cstdint>
 
-#include "upwell.h"
+#include "layout.hpp"
 
 namespace {
 
@@ -18,8 +18,6 @@ constexpr double kWide = 2.0;
 constexpr float kTiny = 1e-36f;
 
 // Blocks go through products in parts: first the codes of a part's blocks, then the low planes of those that are wide.
-constexpr int kPartBlocks = 24;
-
 struct Parts {
     int64_t blocks, count;
     explicit Parts(int64_t of) : blocks(of), count((of + kPartBlocks - 1) / kPartBlocks) {}

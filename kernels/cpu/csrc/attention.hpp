@@ -17,7 +17,6 @@ namespace {
 
 constexpr int kTile = 128;
 constexpr int kTileVectors = kTile / kLanes;
-constexpr int kQueryRows = 48;  // queries times heads of a group that share the load of a tile
 constexpr int64_t kSegment = 512;  // tokens: what a softmax is summed over before the sum joins that of what came before
 
 // What rows have summed up of their softmax: the greatest score, the weights' total, the weighted values.

@@ -17,8 +17,6 @@
 
 namespace {
 
-constexpr int64_t kMaxHead = 256;
-
 INLINE float key_range(int kind) { return kind == UPWELL_KV_I8 ? 127.0f : 8191.0f; }
 INLINE float value_range(int kind) { return kind == UPWELL_KV_I8 ? 127.0f : 2047.0f; }
 

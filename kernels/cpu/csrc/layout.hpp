@@ -1,10 +1,13 @@
-// Sizes that do not depend on an instruction set: what the kernels and the functions for Python agree on.
+// Sizes and limits that do not depend on an instruction set: what the kernels and the functions for Python agree on.
 #pragma once
 #include "upwell.h"
 
 namespace {
 
 constexpr int kLanes = 16;  // rows of a panel of weights, and floats of a vector
+constexpr int kPartBlocks = 24, kMaxParts = 128;  // blocks of a part of a row of activations, and parts of a row
+constexpr int64_t kMaxHead = 256, kMaxExperts = 1024;
+constexpr int kQueryRows = 48;  // queries times heads of a group that share the load of a tile
 
 constexpr int64_t padded_head(int64_t d) { return (d + kLanes - 1) / kLanes * kLanes; }
 constexpr int64_t cache_item_bytes(int kind) { return kind == UPWELL_KV_F32 ? 4 : kind == UPWELL_KV_I8 ? 1 : 2; }

@@ -6,6 +6,7 @@
 #pragma once
 #include "activation.hpp"
 #include "formats.hpp"
+#include "layout.hpp"
 #include "math.hpp"
 #include "w8a8.hpp"
 #include "work.hpp"
@@ -13,7 +14,6 @@
 namespace {
 
 constexpr int kBandRows = 256;  // rows that go through a staged pair of panels before the next pair
-constexpr int kMaxParts = 128;
 constexpr int kUnstagedRows = 2 * kTileRows;  // so few that unpacking a panel for each tile is cheaper than staging it
 
 // Where a product goes: 32 sums a row, those of two panels.

@@ -3,12 +3,11 @@
 // Tokens are gathered by expert, so that each expert's weights are read once a step. A token's sum goes over its experts
 // by rising index, whoever else went there.
 #pragma once
+#include "layout.hpp"
 #include "linear.hpp"
 #include "rows.hpp"
 
 namespace {
-
-constexpr int64_t kMaxExperts = 1024;
 
 static void route_token(const upwell_experts& e, const float* scores, int64_t token) {
     float chance[kMaxExperts], most = scores[0], sum = 0, kept = 0;

@@ -193,6 +193,27 @@ void* serve(void* argument) {
 
 extern "C" int upwell_abi(void) { return UPWELL_ABI; }
 
+extern "C" const upwell_constant* upwell_constants(void) {
+    static const upwell_constant constants[] = {
+        {"BLOCK_BYTES", UPWELL_BLOCK_BYTES},
+        {"TOKEN_HEADER_BYTES", UPWELL_TOKEN_HEADER_BYTES},
+        {"MAX_HEAD_DIM", kMaxHead},
+        {"MAX_GROUP", kQueryRows},
+        {"MAX_EXPERTS", kMaxExperts},
+        {"MAX_COLUMNS", kMaxParts * kPartBlocks * 32},
+        {"MAX_PROGRAM", kMaxProgram},
+        {"MAX_THREADS", kMaxThreads},
+        {"bytes of Matrix", sizeof(upwell_matrix)},
+        {"bytes of Rows", sizeof(upwell_rows)},
+        {"bytes of Cache", sizeof(upwell_cache)},
+        {"bytes of Experts", sizeof(upwell_experts)},
+        {"bytes of Batch", sizeof(upwell_batch)},
+        {"bytes of INSTRUCTION", sizeof(upwell_instr)},
+        {nullptr, 0},
+    };
+    return constants;
+}
+
 extern "C" const char* upwell_isas(void) {
     static char names[128];
     names[0] = 0;

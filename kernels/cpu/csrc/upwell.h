@@ -134,6 +134,12 @@ enum upwell_status {
 #pragma GCC visibility push(default)
 
 int upwell_abi(void);
+// Sizes and limits that Python repeats, to be compared when it loads the library; the last has no name.
+typedef struct {
+    const char* name;
+    int64_t value;
+} upwell_constant;
+const upwell_constant* upwell_constants(void);
 // The instruction sets that this machine and build have, best first, separated by spaces.
 const char* upwell_isas(void);
 // Choose one of them; 0 if there is none of that name.
