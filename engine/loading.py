@@ -52,7 +52,7 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None]) -> t
         progress(done, checkpoint.total_bytes)
 
     advance(0)
-    step_limits = StepLimits(limits.max_num_batched_tokens, limits.max_num_seqs)
+    step_limits = StepLimits(limits.max_num_batched_tokens, limits.max_num_seqs, max_model_len)
     try:
         model = model_class(model_config.architecture)(model_config, checkpoint, resolved.ops, max_model_len, advance)
         runner = ModelRunner(model, resolved.ops, cache, step_limits)

@@ -79,10 +79,11 @@ class StepInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class StepLimits:
-    """The largest step there will be: T <= ``max_tokens``; B and R <= ``max_rows``."""
+    """The largest step there will be: T <= ``max_tokens``; B and R <= ``max_rows``; kv_lens <= ``max_model_len``."""
 
     max_tokens: int
     max_rows: int
+    max_model_len: int
 
 
 class Scores(NamedTuple):

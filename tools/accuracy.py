@@ -120,7 +120,7 @@ class Scorer:
         config = checkpoint.config
         decoder = model_class(config.architecture)(config, checkpoint, ops, window, lambda _: None)
         cache = CacheConfig(num_blocks=window // BLOCK_SIZE, block_size=BLOCK_SIZE)
-        self._runner = ModelRunner(decoder, ops, cache, StepLimits(WINDOW, WINDOW))
+        self._runner = ModelRunner(decoder, ops, cache, StepLimits(WINDOW, WINDOW, window))
 
     def logits(self, ids: npt.NDArray[np.int32], start: int) -> F32:
         """f32[WINDOW, V], the scores after each of the tokens from ``start`` on; those before it have been computed."""

@@ -115,7 +115,7 @@ class ReadingRunner(InstantRunner):
                 x = ops.linear(x, product)
             return ops.logits(x, inputs.logit_rows, head)
 
-        self._step = ops.record(forward, StepLimits(num_seqs, num_seqs))
+        self._step = ops.record(forward, StepLimits(num_seqs, num_seqs, 1))
         self._native_wall_s = ops.native_wall_s
 
     def compute(self, batch: StepInputs, _logits: F32) -> F32:

@@ -56,7 +56,7 @@ def record(model: Path, ops: Ops, seqs: int, new: int, context: int) -> Recorded
     ]
     for cache in caches:
         fill(cache)
-    step = ops.record(lambda inputs: decoder.forward(inputs, caches), StepLimits(seqs * new, seqs))
+    step = ops.record(lambda inputs: decoder.forward(inputs, caches), StepLimits(seqs * new, seqs, context))
     if not isinstance(step, RecordedStep):
         raise TypeError("the native backend records its steps")
     return step

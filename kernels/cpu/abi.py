@@ -232,6 +232,9 @@ class Library:
             "upwell_pack", i32, i64, i64, pointer, i64, pointer, i64
         )
         self.cache_head_bytes: Callable[[int, int, int], int] = self._size("upwell_cache_head_bytes", i32, i64, i64)
+        self.partial_bytes: Callable[[int, int, int, int, int, int, int], int] = self._size(
+            "upwell_partial_bytes", i32, i64, i64, i64, i64, i64, i64
+        )
         self.cache_read: Callable[[Any, int, int, int], int] = self._checked(
             "upwell_cache_read", ctypes.POINTER(Cache), i64, i32, pointer
         )

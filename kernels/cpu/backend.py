@@ -274,7 +274,7 @@ class CpuBackend:
             )
         finally:
             self._nodes = None
-        return RecordedStep(lower(g.fuse(nodes), limits.max_tokens, limits.max_rows), self._runner, limits)
+        return RecordedStep(lower(g.fuse(nodes), self._library, self._runner.threads, limits), self._runner, limits)
 
     def _value(self, columns: int, rows: int, axis: g.Axis = g.Axis.TOKENS) -> g.Value:
         data = None if self._nodes is not None else np.zeros((rows, columns), dtype=np.float32)
@@ -292,7 +292,8 @@ class CpuBackend:
             self._nodes.append(node)
         else:
             num_rows = _length(arrays["logit_rows"]) if "logit_rows" in arrays else rows
-            program = Program([node], max(rows, 1), max(num_rows, 1))
+            limits = StepLimits(max(rows, 1), max(num_rows, 1), _longest(arrays))
+            program = Program([node], self._library, self._runner.threads, limits)
             self._runner.run(program, _batch(rows, num_rows, arrays))
         made = node.writes()
         return g.Tensor(made[0] if made else g.Value(0), 0, shape)
@@ -322,6 +323,10 @@ def _batch(num_tokens: int, num_rows: int, arrays: dict[str, Any]) -> Batch:
     for name, array in arrays.items():
         setattr(batch, name, address(array))
     return batch
+
+
+def _longest(arrays: dict[str, Any]) -> int:
+    return int(np.max(arrays.get("kv_lens", 0)))
 
 
 def _tensor(array: F32) -> g.Tensor:

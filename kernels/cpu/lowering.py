@@ -25,16 +25,15 @@ from kernels.cpu.abi import (
     ROWS_SAMPLED,
     TOKEN_HEADER_BYTES,
     Experts,
+    Library,
     Op,
     Rows,
 )
 from kernels.cpu.arena import Arena
 from kernels.cpu.memory import address, aligned
 from kernels.cpu.weights import Form, PackedLinear, struct_address
-from kernels.ops import NoKernel
+from kernels.ops import NoKernel, StepLimits
 
-PARTIAL_BYTES = 1 << 20
-"""Where threads leave segments of a sequence's attention for each other; what needs more of it is not shared out."""
 FLOATS, BLOCKS, TOKENS = (frozenset({form}) for form in (Form.FLOATS, Form.BLOCKS, Form.TOKENS))
 NOTHING: frozenset[Form] = frozenset()
 ROWS_FIELD = {Form.FLOATS: "x", Form.BLOCKS: "q", Form.TOKENS: "tokens"}
@@ -81,23 +80,26 @@ class Program:
         address: where its instructions lie.
         best: i32[max_rows], the greatest logit of each sampled row, once it has run.
         logits: f32[max_rows, V], likewise; None without a ``Logits`` node.
+        partial: where threads leave segments of a sequence's attention for each other.
     """
 
-    def __init__(self, nodes: Sequence[g.Node], max_tokens: int, max_rows: int, arena_bytes: int = 0) -> None:
-        """Lower nodes; ``arena_bytes`` as the same program told before, or 0 for memory in pieces.
+    def __init__(
+        self, nodes: Sequence[g.Node], library: Library, threads: int, limits: StepLimits, arena_bytes: int = 0
+    ) -> None:
+        """Lower nodes for so many threads; ``arena_bytes`` as the same program told before, or 0 for memory in pieces.
 
         Raises:
             NoKernel: there are too many, or one has a shape that the kernels do not have.
         """
-        self._max = {g.Axis.TOKENS: max_tokens, g.Axis.SAMPLED: max_rows}
+        self._max = {g.Axis.TOKENS: limits.max_tokens, g.Axis.SAMPLED: limits.max_rows}
         self._arena = Arena(arena_bytes)
-        self._partial = aligned(PARTIAL_BYTES)
+        self.partial = aligned(max((_partial_bytes(node, library, threads, limits) for node in nodes), default=0))
         self._kept: list[Any] = [nodes]  # with them the weights and caches they name
         self._storage: dict[g.Value, Storage] = {}
         self._scratch: list[Storage] = []
         self._calls: list[tuple[int, int, list[int]]] = []
         self._wants = _wants(nodes)
-        self.best = np.zeros(max_rows, dtype=np.int32)
+        self.best = np.zeros(limits.max_rows, dtype=np.int32)
         self.logits: npt.NDArray[np.float32] | None = None
         last_reader = {value: node for node in nodes for value in [*node.writes(), *node.reads()]}
         for node in nodes:
@@ -263,7 +265,7 @@ class Program:
         table, positions, norm, eps = self._path(node.path)
         self._call(
             Op.ATTENTION, node.cache, q, ld, out.rows(), heads, _bits(node.scale), node.window or 0,
-            table, positions, norm, eps, address(self._partial), len(self._partial),
+            table, positions, norm, eps, address(self.partial), len(self.partial),
         )  # fmt: skip
         self._mark(out)
 
@@ -315,14 +317,14 @@ class Program:
         self.logits = out.x
 
 
-def lower(nodes: Sequence[g.Node], max_tokens: int, max_rows: int) -> Program:
+def lower(nodes: Sequence[g.Node], library: Library, threads: int, limits: StepLimits) -> Program:
     """A program that stays: lowered twice, the second time in one piece of memory of the size that the first told.
 
     Raises:
         NoKernel: as ``Program`` does.
     """
-    measured = Program(nodes, max_tokens, max_rows)
-    return Program(nodes, max_tokens, max_rows, measured.arena_bytes)
+    measured = Program(nodes, library, threads, limits)
+    return Program(nodes, library, threads, limits, measured.arena_bytes)
 
 
 def one_call(op: Op, flags: int, *arguments: int) -> npt.NDArray[Any]:
@@ -350,6 +352,13 @@ def _wants(nodes: Sequence[g.Node]) -> dict[g.Value, frozenset[Form]]:
                 for value in node.reads():
                     note(g.Tensor(value, 0, (value.columns,)), FLOATS)
     return wants
+
+
+def _partial_bytes(node: g.Node, library: Library, threads: int, limits: StepLimits) -> int:
+    if not isinstance(node, g.Attention):
+        return 0
+    (heads, dim), window, kv_heads = node.q.shape, node.window or 0, node.cache.kv_heads
+    return library.partial_bytes(threads, limits.max_rows, limits.max_model_len, window, kv_heads, heads, dim)
 
 
 def _bits(value: float) -> int:

@@ -56,7 +56,7 @@ def steps(name, threads, *, recorded, kind="auto", quantization="none"):
     fill = inputs_of([(total, total) for total, _ in LENGTHS])
     batches = [fill, inputs_of(LENGTHS)]
     if recorded:
-        runner = ModelRunner(model, ops, CacheConfig(NUM_BLOCKS, BLOCK_SIZE), StepLimits(200, 8))
+        runner = ModelRunner(model, ops, CacheConfig(NUM_BLOCKS, BLOCK_SIZE), StepLimits(200, 8, 128))
         return [runner.forward(batch).logits.copy() for batch in batches]
     caches = [
         ops.memory.alloc_cache(NUM_BLOCKS, BLOCK_SIZE, config.num_kv_heads, config.head_dim)
@@ -93,7 +93,7 @@ def test_norms_rotations_and_activations_are_fused():
     config = checkpoint.config
     model = model_class(config.architecture)(config, checkpoint, ops, 64, lambda _: None)
     caches = [ops.memory.alloc_cache(4, 16, config.num_kv_heads, config.head_dim) for _ in range(config.num_layers)]
-    step = ops.record(lambda inputs: model.forward(inputs, caches), StepLimits(32, 4))
+    step = ops.record(lambda inputs: model.forward(inputs, caches), StepLimits(32, 4, 64))
     assert Op.ROPE not in step.program.ops
     assert Op.SILU_MUL not in step.program.ops
     assert step.program.ops.count(Op.WRITE_KV) == config.num_layers
@@ -104,7 +104,7 @@ def test_a_value_is_quantised_where_it_is_made_if_that_sees_the_whole_row():
     ops = BACKENDS["cpu"](BackendOptions(threads=1))
     checkpoint = quantised(open_checkpoint(GOLDEN / "tiny-mistral"), "w8a8")
     model = model_class(checkpoint.config.architecture)(checkpoint.config, checkpoint, ops, 64, lambda _: None)
-    runner = ModelRunner(model, ops, CacheConfig(4, 16), StepLimits(32, 4))
+    runner = ModelRunner(model, ops, CacheConfig(4, 16), StepLimits(32, 4, 64))
     calls = runner._step.program.ops
     assert Op.MARK not in calls
     before = [first for first, second in pairwise(calls) if second is Op.QUANTISE]
@@ -135,9 +135,9 @@ def test_a_product_gets_its_input_in_every_form_it_needs():
     again = ops.linear(ops.memory.upload(wanted), together)
     batch = AttentionBatch(np.array([0, 5], dtype=np.int32), np.array([5], dtype=np.int32), ids[None, :1])
     inputs = StepInputs(ids, ids, ids, batch, ids)
-    np.testing.assert_array_equal(ops.record(forward, StepLimits(8, 8))(inputs).logits, wanted)
+    np.testing.assert_array_equal(ops.record(forward, StepLimits(8, 8, 8))(inputs).logits, wanted)
     np.testing.assert_array_equal(
-        ops.record(twice, StepLimits(8, 8))(inputs).logits, ops.memory.download(ops.logits(again, ids, table))
+        ops.record(twice, StepLimits(8, 8, 8))(inputs).logits, ops.memory.download(ops.logits(again, ids, table))
     )
 
 
@@ -145,7 +145,7 @@ def test_a_step_larger_than_recorded_is_refused():
     ops = BACKENDS["cpu"](BackendOptions(threads=1))
     checkpoint = open_checkpoint(GOLDEN / "tiny-mistral")
     model = model_class(checkpoint.config.architecture)(checkpoint.config, checkpoint, ops, 128, lambda _: None)
-    runner = ModelRunner(model, ops, CacheConfig(NUM_BLOCKS, BLOCK_SIZE), StepLimits(60, 8))
+    runner = ModelRunner(model, ops, CacheConfig(NUM_BLOCKS, BLOCK_SIZE), StepLimits(60, 8, 128))
     with pytest.raises(ValueError, match="larger"):
         runner.forward(inputs_of(LENGTHS))
 

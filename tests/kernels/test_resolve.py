@@ -100,7 +100,7 @@ def test_a_step_is_recorded_once_and_scored():
         calls.append(inputs)
         return np.array([[1.0, 3.0, 3.0], [0.0, np.inf, 1.0], [np.nan, 0.0, 1.0]], dtype=np.float32)
 
-    step = reference_ops(BackendOptions()).record(forward, StepLimits(4, 4))
+    step = reference_ops(BackendOptions()).record(forward, StepLimits(4, 4, 4))
     scores = step("inputs")
     assert calls == ["inputs"]
     assert scores.best.tolist() == [1, -1, -1]

@@ -114,7 +114,7 @@ def gated_product(ops, i):
         return ops.logits(gated, inputs.logit_rows, ones)
 
     ids = np.arange(len(i["x"]), dtype=np.int32)
-    step = ops.record(forward, StepLimits(len(ids), len(ids)))
+    step = ops.record(forward, StepLimits(len(ids), len(ids), len(ids)))
     assert Op.SILU_LINEAR in step.program.ops
     batch = AttentionBatch(np.array([0, len(ids)], dtype=np.int32), ids[:1], ids[None, :1])
     return step(StepInputs(ids, ids, ids, batch, ids)).logits

@@ -12,6 +12,7 @@ from engine.weights.open import open_checkpoint
 from kernels.cpu.backend import Runner, load_library
 from kernels.ops import AttentionBatch, BackendOptions, StepInputs, StepLimits
 from kernels.resolve import BACKENDS
+from kernels.spec import f32_tensor
 from tests.support.backends import DEVICES
 from tests.support.tiny_models import GOLDEN
 
@@ -50,7 +51,7 @@ class Recorded:
         model = model_class(config.architecture)(config, checkpoint, ops, 1024, lambda _: None)
         self.pieces = config.num_kv_heads
         self._threads = threads
-        self._runner = ModelRunner(model, ops, CacheConfig(TABLE.size, BLOCK_SIZE), StepLimits(1024, 16))
+        self._runner = ModelRunner(model, ops, CacheConfig(TABLE.size, BLOCK_SIZE), StepLimits(1024, 16, 1024))
         for sequence, count in enumerate(CONTEXTS):
             self.run(new_tokens([sequence], [count]))
 
@@ -58,6 +59,49 @@ class Recorded:
         step = self._runner._step
         step.runner = Runner(load_library(), self._threads)
         return step(inputs).logits.copy()
+
+
+def attend_recorded(threads, heads, kv_heads, kv_lens, max_model_len, window=None):
+    """One token of each sequence through a recorded step of attention alone: its result, and whether it was shared out.
+
+    All blocks of a sequence are one block, so that no context is too long for a test.
+    """
+    rng = np.random.default_rng(4)
+    ops = BACKENDS["cpu"](BackendOptions(threads=threads, kv_cache_dtype="i8"))
+    num_seqs, dim = len(kv_lens), 128
+    cache = ops.memory.alloc_cache(1, BLOCK_SIZE, kv_heads, dim)
+    shape = (BLOCK_SIZE, kv_heads, dim)
+    k, v = (ops.memory.upload(rng.standard_normal(shape).astype(np.float32)) for _ in "kv")
+    ops.write_kv(cache, k, v, np.arange(BLOCK_SIZE, dtype=np.int32))
+    table = ops.prepare_linear([f32_tensor(rng.standard_normal((num_seqs, heads * dim)))], None)
+    scores = ops.prepare_linear([f32_tensor(rng.standard_normal((16, heads * dim)))], None)
+
+    def forward(inputs):
+        q = ops.embed(inputs.token_ids, table).reshape(-1, heads, dim)
+        out = ops.paged_attention(q, cache, inputs.attention, dim**-0.5, window)
+        return ops.logits(out.reshape(-1, heads * dim), inputs.logit_rows, scores)
+
+    step = ops.record(forward, StepLimits(num_seqs, num_seqs, max_model_len))
+    blocks = np.zeros((num_seqs, -(-max(kv_lens) // BLOCK_SIZE)), dtype=np.int32)
+    ids, lens = np.arange(num_seqs, dtype=np.int32), np.array(kv_lens, dtype=np.int32)
+    batch = AttentionBatch(np.arange(num_seqs + 1, dtype=np.int32), lens, blocks)
+    logits = step(StepInputs(ids, lens - 1, ids, batch, ids)).logits.copy()
+    return logits, bool(step.program.partial.any())
+
+
+@pytest.mark.parametrize(
+    ("threads", "heads", "kv_heads", "kv_lens", "window"),
+    [
+        pytest.param(3, 32, 8, [100_000], None, id="long"),
+        pytest.param(3, 8, 2, [3000] * 5, None, id="as many sequences as are shared out"),
+        pytest.param(4, 6, 3, [9000, 513, 8999], 1300, id="windows"),
+    ],
+)
+def test_whatever_a_step_was_recorded_for_is_shared_out(threads, heads, kv_heads, kv_lens, window):
+    together, is_shared = attend_recorded(threads, heads, kv_heads, kv_lens, max(kv_lens), window)
+    alone, alone_is_shared = attend_recorded(1, heads, kv_heads, kv_lens, max(kv_lens), window)
+    assert (is_shared, alone_is_shared) == (True, False)
+    np.testing.assert_array_equal(together, alone)
 
 
 @pytest.mark.parametrize("kind", ["f32", "i16"])

@@ -56,7 +56,8 @@ class OurModel:
         model = model_class(checkpoint.config.architecture)(
             checkpoint.config, checkpoint, ops, num_blocks * block_size, lambda _: None
         )
-        self._runner = ModelRunner(model, ops, CacheConfig(num_blocks, block_size), StepLimits(128, 128))
+        limits = StepLimits(128, 128, num_blocks * block_size)
+        self._runner = ModelRunner(model, ops, CacheConfig(num_blocks, block_size), limits)
         self._table = np.random.default_rng(5).permutation(num_blocks).astype(np.int32)
         self._block_size = block_size
         self._num_computed = 0

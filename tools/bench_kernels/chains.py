@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from kernels.cpu.abi import CACHE_KINDS, Batch, Op
-from kernels.cpu.lowering import PARTIAL_BYTES
 from kernels.cpu.memory import aligned
 from kernels.cpu.weights import Form
 from kernels.formats import CacheDtype, WeightFormat
@@ -40,10 +39,10 @@ def _attention(
     cache = operands.cache(kind, tokens, block_size, model.kv_heads, dim)
     queries = max(sum(new for _, new in step) for step in steps)
     q, out = operands.floats(queries, heads * dim), operands.rows(queries, heads * dim, Form.BLOCKS)
-    partial, table = (
-        aligned(PARTIAL_BYTES),
-        operands.floats(ROPE_POSITIONS, dim),
-    )  # as cosines and sines: [2, positions, d / 2]
+    longest, most = max(total for step in steps for total, _ in step), max(map(len, steps))
+    partial_bytes = operands.library.partial_bytes(operands.threads, most, longest, 0, model.kv_heads, heads, dim)
+    partial = aligned(partial_bytes)
+    table = operands.floats(ROPE_POSITIONS, dim)  # as cosines and sines: [2, positions, d / 2]
     chains = []
     for step in steps:
         (total, new), rows = step[0], sum(new for _, new in step)
@@ -57,7 +56,7 @@ def _attention(
         token_bytes = cache_token_bytes(operands, kind, block_size, model)
         label = Label("ATTENTION", kind, f"{model.head_shape}, {new} of {total}", rows)
         done = w.attention(step, heads, dim, token_bytes, integers=kind in {"i16", "i8"})
-        paths = (table, ROPE_POSITIONS, None, 0.0, partial, PARTIAL_BYTES)
+        paths = (table, ROPE_POSITIONS, None, 0.0, partial, partial_bytes)
         arguments = (cache.k.struct, q, heads * dim, out, heads, float(dim**-0.5), 0, *paths)
         chains.append(operands.chain([operands.call(Op.ATTENTION, *arguments, label=label, work=done)], batch))
     return chains

@@ -71,6 +71,7 @@ class Operands:
     def __init__(self, library: Library, runner: Runner) -> None:
         self.library = library
         self.rng = np.random.default_rng(0)
+        self.threads = runner.threads
         self._runner = runner
         self._weights = HugePages()
         self._kept: list[Any] = []

@@ -17,7 +17,6 @@ namespace {
 
 constexpr int kTile = 128;
 constexpr int kTileVectors = kTile / kLanes;
-constexpr int64_t kSegment = 512;  // tokens: what a softmax is summed over before the sum joins that of what came before
 
 // What rows have summed up of their softmax: the greatest score, the weights' total, the weighted values.
 struct Softmax {
@@ -399,13 +398,12 @@ static void attend(const AttentionCall& a, const Piece& piece, AttentionScratch*
 // Where a thread leaves a segment for whoever computes the last of its piece. The counters have a place of their own,
 // whatever the step: each is 0 between two calls.
 struct Partial {
-    static constexpr int64_t kMaxPieces = 4 * kMaxThreads;
     std::atomic<int64_t>* done;  // of each piece: segments that are there
     float* slots;
     int64_t group, d, slot;
     explicit Partial(const AttentionCall& a)
         : done((std::atomic<int64_t>*)a.partial), slots((float*)(a.partial + 8 * kMaxPieces)),
-          group(a.heads / a.cache->kv_heads), d(padded_head(a.cache->head_dim)), slot((group * (d + 2) + 15) / 16 * 16) {}
+          group(a.heads / a.cache->kv_heads), d(padded_head(a.cache->head_dim)), slot(partial_floats(group, d)) {}
     int64_t bytes(int64_t segments) const { return (uint8_t*)(slots + segments * slot) - (uint8_t*)done; }
     Softmax at(int64_t segment) const {
         float* first = slots + segment * slot;
@@ -435,7 +433,7 @@ static void attend_part(const AttentionCall& a, const Piece& piece, const Partia
 template <int KIND>
 static bool attend_in_parts(const Work& work, const upwell_batch& batch, const AttentionCall& a) {
     int64_t kv_heads = a.cache->kv_heads, pieces = batch.num_seqs * kv_heads, items = 0;
-    if (work.threads == 1 || batch.num_tokens != batch.num_seqs || pieces >= 4 * work.threads) return false;
+    if (work.threads == 1 || batch.num_tokens != batch.num_seqs || pieces >= kPiecesOfThread * work.threads) return false;
     auto piece_of = [&](int64_t b, int64_t head) {
         return Piece{batch.block_table + b * batch.max_blocks, head, b, b + 1, (int64_t)batch.kv_lens[b] - 1};
     };

@@ -1,6 +1,7 @@
 // Sizes and limits that do not depend on an instruction set: what the kernels and the functions for Python agree on.
 #pragma once
 #include "upwell.h"
+#include "work.hpp"
 
 namespace {
 
@@ -16,6 +17,15 @@ constexpr bool has_scales(int kind) { return kind == UPWELL_KV_I16 || kind == UP
 // Of the keys or the values of one block and head.
 constexpr int64_t cache_head_bytes(int kind, int64_t block_size, int64_t head_dim) {
     return padded_head(head_dim) * block_size * cache_item_bytes(kind) + (has_scales(kind) ? 4 * block_size : 0);
+}
+
+constexpr int64_t kSegment = 512;  // tokens: what a softmax is summed over before the sum joins that of what came before
+
+// A step of one token a sequence is so many pieces: key heads of sequences. Where threads have fewer of them than this,
+// they share out segments, through memory that holds a counter for each piece and then what each segment has summed.
+constexpr int64_t kPiecesOfThread = 4, kMaxPieces = kPiecesOfThread * kMaxThreads;
+constexpr int64_t partial_floats(int64_t group, int64_t head_dim) {
+    return (group * (padded_head(head_dim) + 2) + 15) / 16 * 16;
 }
 
 }  // namespace

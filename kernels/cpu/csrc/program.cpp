@@ -311,6 +311,15 @@ extern "C" int64_t upwell_cache_head_bytes(int kind, int64_t block_size, int64_t
     return cache_head_bytes(kind, block_size, head_dim);
 }
 
+extern "C" int64_t upwell_partial_bytes(int threads, int64_t seqs, int64_t context, int64_t window, int64_t kv_heads,
+                                        int64_t heads, int64_t head_dim) {
+    int64_t most = (kPiecesOfThread * threads - 1) / kv_heads, segments = (context + kSegment - 1) / kSegment;
+    if (seqs < most) most = seqs;
+    if (window && window / kSegment + 2 < segments) segments = window / kSegment + 2;
+    int64_t slots = threads > 1 && segments > 1 ? most * kv_heads * segments : 0;
+    return 8 * kMaxPieces + 4 * slots * partial_floats(heads / kv_heads, head_dim);
+}
+
 extern "C" int upwell_cache_read(const upwell_cache* cache, int64_t num_blocks, int is_value, float* out) {
     if (!isa) return UPWELL_NO_ISA;
     if (!cache || !out) return UPWELL_BAD_ADDRESS;

@@ -35,7 +35,7 @@ void attention(Pass& pass, int kind, int head_dim, bool plain) {
     batch.num_tokens = slots.count(), batch.positions = positions, batch.slots = slots;
     pass.run(batch);
 
-    Array<uint8_t> partial(1 << 16);
+    Array<uint8_t> partial(upwell_partial_bytes(pass.threads(), 3, kMost, 0, kKvHeads, kHeads, head_dim));
     Rows out(28, q_width, true, head_dim % 32 ? Kind::kFloats : Kind::kBlocks);
     pass.add(UPWELL_ATTENTION, {&cache.cache, q, q_width, out, kHeads, 1 / __builtin_sqrtf((float)head_dim),
                                 plain ? 0 : 37, rope, kMost, norm, 1e-6f, partial, partial.count()});
@@ -82,7 +82,7 @@ void shared_segments(Pass& pass, int kind) {
     batch.num_tokens = kMost, batch.slots = slots;
     pass.run(batch);
 
-    Array<uint8_t> partial(1 << 16);
+    Array<uint8_t> partial(upwell_partial_bytes(pass.threads(), kSeqs, kMost, 0, kKvHeads, kHeads, kDim));
     batch.max_blocks = kBlocks, batch.q_starts = starts, batch.kv_lens = kv_lens, batch.block_table = table;
     for (int seqs : {2, kSeqs}) {
         Rows out(seqs, kQWidth, true, Kind::kFloats);

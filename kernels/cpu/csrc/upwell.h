@@ -167,6 +167,10 @@ int upwell_pack(int format, int64_t rows, int64_t k, const uint8_t* stored, int6
                 int64_t first);
 // Negative where there is no such kind or size.
 int64_t upwell_cache_head_bytes(int kind, int64_t block_size, int64_t head_dim);
+// Of the memory with which ATTENTION shares out every step of one token for each of at most `seqs` sequences, at most
+// `context` tokens long.
+int64_t upwell_partial_bytes(int threads, int64_t seqs, int64_t context, int64_t window, int64_t kv_heads, int64_t heads,
+                             int64_t head_dim);
 // Read a cache back as f32[num_blocks, block_size, kv_heads, head_dim]. Returns an upwell_status.
 int upwell_cache_read(const upwell_cache* cache, int64_t num_blocks, int is_value, float* out);
 
