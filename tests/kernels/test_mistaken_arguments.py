@@ -275,7 +275,7 @@ STEP_CASES = [
 def test_a_mistaken_input_of_a_recorded_step_is_refused_and_nothing_is_written(ops, name, change):
     checkpoint = open_checkpoint(GOLDEN / "tiny-mistral")
     model = model_class(checkpoint.config.architecture)(checkpoint.config, checkpoint, ops, 64, lambda _: None)
-    runner = ModelRunner(model, ops, CacheConfig(4, 16), StepLimits(32, 8))
+    runner = ModelRunner(model, ops, CacheConfig(4, 16), StepLimits(32, 8, 64))
     step = inputs()
     runner.forward(step)
     before = [half.copy() for cache in runner._caches for half in ops.memory.read_cache(cache)]
@@ -295,7 +295,7 @@ def test_what_a_step_is_recorded_with_is_its_own_inputs(ops):
     weight = ops.prepare_linear([f32_weight(VOCAB, HIDDEN)], None)
     for choose in (lambda _: i32(1, 2), lambda step: step.positions):
         with pytest.raises(ValueError, match="ids must be the step's own token_ids"):
-            ops.record(lambda step, choose=choose: ops.embed(choose(step), weight), StepLimits(4, 4))
+            ops.record(lambda step, choose=choose: ops.embed(choose(step), weight), StepLimits(4, 4, 4))
 
 
 LIBRARY_CASES = {
