@@ -6,7 +6,8 @@
 The text is the language reference that comes with CPython (``pydoc_data.topics``), in windows. Each backend, cache
 format and quantisation computes the logits of every position; compared are the mean Kullback-Leibler divergence from
 the reference with the same weights, how often the likeliest token is the same, and perplexity. What was measured is
-kept in bench-results; ``--write-docs`` measures nothing, and rewrites the table in docs/accuracy.md from that.
+kept in bench-results, each section with its model, date and backend; ``--write-docs`` measures nothing, and rewrites
+the table in docs/accuracy.md from that. A table is of one model and one backend with its settings, or there is none.
 llama.cpp's row is measured with its own tool; the page says how.
 """
 
@@ -15,7 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pydoc_data import topics
@@ -201,14 +203,52 @@ def missed(figures: Figures, reference: Figures) -> str:
     return ", ".join(name for name, reached in aims if not reached) or "-"
 
 
+class Refused(Exception):
+    """What was asked for cannot be done; the message says why, and the way out."""
+
+
+def settings_of(model: Path) -> dict[str, str]:
+    """What all sections of a table share."""
+    backends = (resolve(device, BackendOptions()).ops.info for device in ("cpu", "reference"))
+    return {"model": model.name, "backend": "; ".join(f"{info.name}: {info.description}" for info in backends)}
+
+
+def shared_settings(measured: Mapping[str, Any]) -> tuple[str, str]:
+    """Model and backend of all sections.
+
+    Raises:
+        Refused: they are not the same everywhere, or not known.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, each in measured.items():
+        found.setdefault((each.get("model", ""), each.get("backend", "")), []).append(name)
+    if len(found) == 1 and all(settings := next(iter(found))):
+        return settings
+    lines = [
+        f"  {', '.join(names)}: model {model or 'unknown'}, backend {backend or 'unknown'}"
+        for (model, backend), names in found.items()
+    ]
+    raise Refused(
+        f"one table cannot show sections of different or unknown models and backends, but {RESULTS} would have\n"
+        + "\n".join(lines)
+        + "\nMeasure those that differ again with the model and settings of the others (--only NAMES --model PATH), or "
+        "all of them (without --only)."
+    )
+
+
 def table(measured: Mapping[str, Any]) -> str:
-    """As Markdown; ``measured`` is section -> positions and figures."""
+    """As Markdown; ``measured`` is section -> model, date, backend, positions and figures.
+
+    Raises:
+        Refused: sections differ in model or backend.
+    """
+    measured = {name: measured[name] for name in SECTIONS if name in measured}
+    model, backend = shared_settings(measured)
     head = ("weights", "window", "what computes", "mean KL", "99th percentile", "same likeliest token", "perplexity")
     lines = [f"| {' | '.join((*head, 'against reference', 'misses'))} |", "|---" * (len(head) + 2) + "|"]
-    for name, section in SECTIONS.items():
-        if name not in measured:
-            continue
-        reference, *others = [Figures(**figures) for figures in measured[name]["figures"]]
+    for name, kept in measured.items():
+        section = SECTIONS[name]
+        reference, *others = [Figures(**figures) for figures in kept["figures"]]
         weights = "the file's" if section.weights is None else section.weights.name
         where = f"| {weights} | {section.window:,} "
         lines.append(where + f"| {reference.name} | 0 | 0 | 100% | {reference.perplexity:.4f} | | |")
@@ -217,15 +257,18 @@ def table(measured: Mapping[str, Any]) -> str:
             f"| {f.perplexity:.4f} | {f.perplexity / reference.perplexity - 1:+.3%} | {missed(f, reference)} |"
             for f in others
         ]
-    counts = sorted({measured[name]["positions"] for name in SECTIONS if name in measured}, reverse=True)
-    return f"{' or '.join(f'{count:,}' for count in counts)} positions a row\n\n" + "\n".join(lines)
+    counts = sorted({each["positions"] for each in measured.values()}, reverse=True)
+    positions = " or ".join(f"{count:,}" for count in counts)
+    dates = ", ".join(sorted({each["date"] for each in measured.values()}))
+    return f"`{model}`; {backend}; measured on {dates}; {positions} positions a row\n\n" + "\n".join(lines)
 
 
 def measure(model: Path, section: Section, positions: int) -> dict[str, Any]:
-    """The figures of a section, and of how many positions."""
+    """The figures of a section, of how many positions, and what they were measured with, and when."""
     text = windows(model, round(positions * section.share), section.window)
     figures = compare(model, section.variants, text, section.weights)
-    return {"positions": text.size, "figures": [asdict(each) for each in figures]}
+    told = settings_of(model) | {"date": time.strftime("%Y-%m-%d"), "positions": text.size}
+    return told | {"figures": [asdict(each) for each in figures]}
 
 
 def write_docs(text: str) -> None:
@@ -233,6 +276,42 @@ def write_docs(text: str) -> None:
     page = DOCS.read_text()
     marked = re.compile(r"(<!-- table -->\n).*?(\n<!-- end -->)", re.DOTALL)
     DOCS.write_text(marked.sub(lambda found: found[1] + text + found[2], page))
+
+
+def kept_results() -> dict[str, Any]:
+    """What was measured so far, by section."""
+    kept: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return kept
+
+
+def rewrite() -> None:
+    """The page's table, from what was measured.
+
+    Raises:
+        Refused: a section was not, or they differ in model or backend.
+    """
+    measured = kept_results()
+    if missing := SECTIONS.keys() - measured.keys():
+        raise Refused(f"not measured yet: {', '.join(sorted(missing))}; run it without --write-docs first")
+    write_docs(table(measured))
+
+
+def measured_table(model: Path, names: Sequence[str], positions: int) -> str:
+    """Measure these sections anew; the table of them and of those that were measured before.
+
+    Raises:
+        Refused: there is no such section, or those measured before differ in model or backend; nothing was measured.
+    """
+    if unknown := set(names) - SECTIONS.keys():
+        raise Refused(f"--only: there is no {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    measured = kept_results()
+    stays = {name: each for name, each in measured.items() if name in SECTIONS.keys() - set(names)}
+    shared_settings(stays | dict.fromkeys(names, settings_of(model)))
+    RESULTS.parent.mkdir(exist_ok=True)
+    for name in names:
+        measured[name] = measure(model, SECTIONS[name], positions)
+        RESULTS.write_text(json.dumps(measured, indent=1))
+    return table(measured)
 
 
 def main() -> None:
@@ -243,21 +322,15 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(SECTIONS), help="some of %(default)s; the others stay as measured")
     parser.add_argument("--write-docs", action="store_true", help="only write docs/accuracy.md from what was measured")
     options = parser.parse_args()
-    measured = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    if options.write_docs:
-        if missing := SECTIONS.keys() - measured.keys():
-            parser.error(f"not measured yet: {', '.join(sorted(missing))}; run it without --write-docs first")
-        write_docs(table(measured))
-        return
-    if options.model is None:
-        parser.error("no model: run `upwell pull smollm2-135m` first, or give --model")
-    if unknown := set(options.only.split(",")) - SECTIONS.keys():
-        parser.error(f"--only: there is no {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
-    RESULTS.parent.mkdir(exist_ok=True)
-    for name in options.only.split(","):
-        measured[name] = measure(options.model, SECTIONS[name], options.positions)
-        RESULTS.write_text(json.dumps(measured, indent=1))
-    print(table(measured))
+    try:
+        if options.write_docs:
+            rewrite()
+        elif options.model is None:
+            parser.error("no model: run `upwell pull smollm2-135m` first, or give --model")
+        else:
+            print(measured_table(options.model, options.only.split(","), options.positions))
+    except Refused as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
