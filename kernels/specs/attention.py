@@ -148,7 +148,11 @@ def _attention_cases(rng: np.random.Generator) -> Iterator[Case]:
     yield Case("values beyond float16", {**inputs, "v": np.float32(1e5) * inputs["v"]})
 
 
-_INTEGERS = (2.0**-11, "queries of 12 bits and probabilities of 13 meet the cache's integers")
+_INTEGERS = (
+    2.0**-11,
+    "weights of 14 bits meet the cache's integers, queries of 14 (i8) or 13, 12, 11 (i16, heads up to 64, 128, 256), "
+    "signs included: half a step of the coarsest",
+)
 
 PAGED_ATTENTION = OpSpec(
     name="paged_attention",
