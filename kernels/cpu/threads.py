@@ -38,7 +38,7 @@ def default_threads(root: Path = _ROOT) -> ThreadCount:
     Args:
         root: where ``proc`` and ``sys`` lie.
     """
-    cores = len({_siblings(root, cpu) for cpu in os.sched_getaffinity(0)})
+    cores = len(one_of_each_core(root))
     quota = cpu_quota(root)
     if quota is not None and quota < cores:
         granted = ThreadCount(max(1, int(quota)), f"CPU quota of {quota:.4g}")
@@ -47,6 +47,12 @@ def default_threads(root: Path = _ROOT) -> ThreadCount:
     if granted.count > MAX_THREADS:
         return ThreadCount(MAX_THREADS, "the most there can be")
     return granted
+
+
+def one_of_each_core(root: Path = _ROOT) -> list[int]:
+    """Of the processors this process may run on the first one of each physical core, in order."""
+    by_core = {_siblings(root, cpu): cpu for cpu in sorted(os.sched_getaffinity(0), reverse=True)}
+    return sorted(by_core.values())
 
 
 def cpu_quota(root: Path = _ROOT) -> float | None:

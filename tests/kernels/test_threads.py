@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from kernels.cpu.threads import MAX_THREADS, ThreadCount, cpu_quota, default_threads
+from kernels.cpu.threads import MAX_THREADS, ThreadCount, cpu_quota, default_threads, one_of_each_core
 from kernels.ops import BackendOptions
 from kernels.resolve import BACKENDS
 from tests.support.backends import DEVICES
@@ -31,7 +31,9 @@ def machine(tmp_path, monkeypatch):
 
 
 def test_one_thread_a_core(machine):
-    assert default_threads(machine(8, {})) == ThreadCount(4, "physical cores")
+    root = machine(8, {})
+    assert default_threads(root) == ThreadCount(4, "physical cores")
+    assert one_of_each_core(root) == [0, 2, 4, 6]
 
 
 def test_one_thread_a_processor_where_the_topology_is_not_told(tmp_path, monkeypatch):

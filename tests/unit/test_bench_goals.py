@@ -223,11 +223,12 @@ def test_all_systems_get_the_same_number_of_threads(monkeypatch, tmp_path):
     monkeypatch.setattr(peers, "InProcess", lambda command, log: started.append(command))
     settings = peers.PeerSettings(tmp_path / "m.gguf", tmp_path, str(tmp_path / "llama-server"), 7, tmp_path)
     monkeypatch.setattr(peers.os, "sched_getaffinity", lambda _: set(range(4, 24)))
+    monkeypatch.setattr(peers, "one_of_each_core", lambda: [4, 6, 8])
     found = [systems.upwell("m", [], 7, tmp_path), *peers.find_peers(settings)]
     assert [one.name for one in found] == ["upwell", "llama.cpp", "openvino", "vllm", "transformers"]
     for one in found:
         one.start(False)
-    said = ["'7'", "'-t', '7', '-tb', '7'", "'7'", "4,5,6,7,8,9,10'", "'OMP_NUM_THREADS': '7'"]
+    said = ["'7'", "'-t', '7', '-tb', '7'", "'7'", "4,6,8,5,7,9,10'", "'OMP_NUM_THREADS': '7'"]
     for words, command in zip(said, started, strict=True):
         assert words in str(command), command
     with pytest.raises(ValueError, match="same for all"):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from kernels.cpu.threads import one_of_each_core
 from tools.bench.systems import Command, HttpServer, InProcess, Plan, Running, System
 
 HERE = Path(__file__).parent
@@ -134,11 +135,17 @@ def _vllm(settings: PeerSettings) -> System:
     environment = {
         "HF_HUB_OFFLINE": "1",
         "VLLM_CPU_KVCACHE_SPACE": "4",
-        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0))[: settings.threads])),
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, processors(settings.threads))),
         "LD_PRELOAD": ":".join(map(str, libraries)),
     }
     plan = Plan(command, "bench", ready_path="/health", probe_path="/health", environment=environment)
     return System("vllm", "bf16", None, _starter("vllm", plan, settings))
+
+
+def processors(threads: int) -> list[int]:
+    """Where so many threads are bound to: each to a core of its own as long as there are any."""
+    cores = one_of_each_core()
+    return [*cores, *sorted(os.sched_getaffinity(0).difference(cores))][:threads]
 
 
 def _transformers(settings: PeerSettings) -> System:
