@@ -135,7 +135,8 @@ def keys_and_values_swapped(ops):
 
 def attention_misses_the_newest_key(ops):
     def attend(q, cache, batch, scale, window):
-        short = AttentionBatch(batch.q_starts, np.maximum(batch.kv_lens - 1, 1), batch.block_table)
+        kv_lens = np.maximum(batch.kv_lens - 1, np.diff(batch.q_starts))  # no fewer than queries: that is refused
+        short = AttentionBatch(batch.q_starts, kv_lens, batch.block_table)
         return ops.paged_attention(q, cache, short, scale, window)
 
     return {"paged_attention": attend}
