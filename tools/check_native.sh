@@ -82,8 +82,8 @@ from_python() {
   }
   guarded -c "$past_the_end" 2>&1 | tee "$copy/past_the_end" || true
   grep -q 'heap-buffer-overflow' "$copy/past_the_end"
-  guarded -m pytest -q -s -p no:cacheprovider --hypothesis-profile few tests/kernels | tee "$copy/tests"
-  if grep -F 'skipped' "$copy/tests"; then exit 1; fi # without its library, a test would be
+  guarded -m pytest -q -s -p no:cacheprovider --hypothesis-profile few tests/kernels | tee "$copy/tests.log"
+  if grep -F 'skipped' "$copy/tests.log"; then exit 1; fi # without its library, a test would be
 }
 past_the_end='
 import numpy as np
