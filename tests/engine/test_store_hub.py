@@ -89,7 +89,8 @@ class TestHuggingFace:
                 if noted.exists() and noted.read_text().count("\n") >= 3:
                     break
                 time.sleep(0.01)
-            assert noted.exists()
+            else:
+                pytest.fail("the file was never noted as whole")
             process.kill()
             process.communicate()
             assert {path.name for path in folder.iterdir()} == {"partial", ".lock"}

@@ -37,8 +37,8 @@ static_assert(kOps == UPWELL_DRAW + 1);
 
 bool sound(const upwell_instr& instr) {
     if (instr.op < 0 || instr.op >= kOps) return false;
-    for (int i = 0; i < 15; i++)
-        if (kAddresses[instr.op] >> i & 1 && !instr.a[i]) return false;
+    for (unsigned bits = kAddresses[instr.op]; bits; bits &= bits - 1)
+        if (!instr.a[__builtin_ctz(bits)]) return false;
     return true;
 }
 

@@ -101,9 +101,12 @@ extern "C" int upwell_pack(int format, int64_t rows, int64_t k, const uint8_t* s
     for (int64_t r = 0; r < rows; r++) {
         const uint8_t* in = stored + r * row_bytes;
         uint8_t* out = panels + (first + r) / kLanes * panel;
-        if (w8a8) pack_w8a8(in, k, out, (first + r) % kLanes);
-        for (int64_t s = 0; s < spans && !w8a8; s++)
-            pack_span(format, in + s * layout.stored, out + s * layout.packed, (first + r) % kLanes);
+        int64_t lane = (first + r) % kLanes;
+        if (w8a8) {
+            pack_w8a8(in, k, out, lane);
+            continue;
+        }
+        for (int64_t s = 0; s < spans; s++) pack_span(format, in + s * layout.stored, out + s * layout.packed, lane);
     }
     return UPWELL_OK;
 }
