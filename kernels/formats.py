@@ -8,6 +8,7 @@ W8A8 has one scale a row, which lies before the row's int8 codes: f32, then i8[c
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -79,3 +80,8 @@ class RawTensor:
     def nbytes(self) -> int:
         """Size as stored."""
         return int(self.data.nbytes)
+
+
+def fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
+    """Whether a shape is the wanted one, of any size where that says None."""
+    return len(shape) == len(wanted) and all(want in {None, got} for want, got in zip(wanted, shape, strict=True))

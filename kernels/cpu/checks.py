@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from kernels.cpu import graph as g
+from kernels.formats import fits
 
 
 def tensor(name: str, x: object, *shape: int | None) -> int | None:
@@ -22,7 +23,7 @@ def tensor(name: str, x: object, *shape: int | None) -> int | None:
     """
     if not isinstance(x, g.Tensor):
         raise TypeError(f"{name} must be a tensor of this backend, but is a {type(x).__name__}; upload it")
-    if len(x.shape) != len(shape) or any(want not in {None, got} for want, got in zip(shape, x.shape, strict=True)):
+    if not fits(x.shape, shape):
         raise ValueError(f"{name} must be f32{_shown('T', *shape)}, but is f32{_shown('T', *x.shape)}")
     if x.value.axis is not g.Axis.TOKENS:
         raise ValueError(f"{name} must have a row for each token, not for each that is sampled")
@@ -39,8 +40,7 @@ def array(name: str, x: object, dtype: type[np.generic], *shape: int | None) -> 
     wanted = f"{np.dtype(dtype)}{_shown(*shape)}"
     if not isinstance(x, np.ndarray):
         raise TypeError(f"{name} must be {wanted}, but is a {type(x).__name__}")
-    fits = len(x.shape) == len(shape) and all(want in {None, got} for want, got in zip(shape, x.shape, strict=True))
-    if x.dtype != dtype or not fits:
+    if x.dtype != dtype or not fits(x.shape, shape):
         raise ValueError(f"{name} must be {wanted}, but is {x.dtype}{_shown(*x.shape)}")
     if not x.flags.c_contiguous:
         raise ValueError(f"{name} must be contiguous")

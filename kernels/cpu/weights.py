@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from kernels.cpu.abi import FORMATS, MAX_COLUMNS, MAX_EXPERTS, Library, Matrix
 from kernels.cpu.memory import HugePages, address
-from kernels.formats import RawTensor, WeightFormat
+from kernels.formats import RawTensor, WeightFormat, fits
 from kernels.ops import NoKernel
 from kernels.reference.dequant import dequantise
 
@@ -163,7 +163,7 @@ def pack_experts(library: Library, memory: HugePages, gate: RawTensor, up: RawTe
 
 def _check(name: str, raw: RawTensor, *shape: int | None) -> None:
     """Native code trusts a weight's shape (None: any size) and that its data are those of the shape."""
-    if len(raw.shape) != len(shape) or any(want not in {None, got} for want, got in zip(shape, raw.shape, strict=True)):
+    if not fits(raw.shape, shape):
         wanted = ["any" if size is None else size for size in shape]
         raise ValueError(f"{name} must have the shape {wanted}, but has {list(raw.shape)}")
     stored = (*raw.shape[:-1], raw.format.row_bytes(raw.shape[-1]))
