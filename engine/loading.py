@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from engine.models.registry import model_class
 from engine.types import EngineReady
 from engine.weights.open import open_checkpoint
 from engine.weights.quantised import quantised
+from kernels.control_groups import memory_bytes
 from kernels.ops import BackendOptions, BackendUnavailable, NoKernel, Ops, StepLimits
 from kernels.resolve import Resolved, resolve
 
@@ -107,12 +107,13 @@ def size_cache(config: EngineConfig, model: ModelConfig, ops: Ops) -> tuple[Cach
             f"a context of {wanted} tokens needs {needed} bytes of KV cache, but there are {num_blocks * per_block}; "
             "raise --kv-cache-memory-bytes (or --num-blocks) or lower --max-model-len."
         )
-    machine_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    machine_bytes = memory_bytes()
     if num_blocks * per_block > machine_bytes:
         flag = "--kv-cache-memory-bytes" if config.num_blocks is None else "--num-blocks"
         raise ConfigError(
-            f"{num_blocks} blocks of KV cache need {num_blocks * per_block} bytes, but this machine has "
-            f"{machine_bytes} bytes of memory, for {machine_bytes // per_block} blocks at most; lower {flag}."
+            f"{num_blocks} blocks of KV cache need {num_blocks * per_block} bytes, but this process may fill "
+            f"{machine_bytes} bytes of memory (what the machine has, or its control group grants): "
+            f"{machine_bytes // per_block} blocks at most; lower {flag}."
         )
     return CacheConfig(num_blocks, config.block_size, config.enable_prefix_caching), min(wanted, capacity)
 

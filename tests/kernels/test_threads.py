@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from kernels.cpu.threads import MAX_THREADS, ThreadCount, cpu_quota, default_threads, one_of_each_core
+from kernels.control_groups import cpu_quota, memory_bytes
+from kernels.cpu.threads import MAX_THREADS, ThreadCount, default_threads, one_of_each_core
 from kernels.ops import BackendOptions
 from kernels.resolve import BACKENDS
 from tests.support.backends import DEVICES
@@ -140,3 +141,21 @@ def test_the_backend_says_how_many_threads_and_why():
     make = BACKENDS["cpu"]
     assert "2 threads (as asked)" in make(BackendOptions(threads=2)).info.description
     assert f"{default_threads()}, " in make(BackendOptions()).info.description
+
+
+@pytest.mark.parametrize(
+    ("files", "granted"),
+    [
+        ({}, None),
+        ({"sys/fs/cgroup/memory.max": "max\n"}, None),
+        ({"sys/fs/cgroup/memory.max": "536870912\n"}, 512 << 20),
+        ({"sys/fs/cgroup/memory.max": f"{1 << 62}\n"}, None),
+        ({"sys/fs/cgroup/memory/docker/c0ffee/memory.limit_in_bytes": "268435456\n"}, 256 << 20),
+        ({"sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
+    ],
+)
+def test_memory(machine, files, granted):
+    """What the groups grant if that is less than what the machine has."""
+    root = machine(2, {"proc/self/cgroup": "5:memory:/docker/c0ffee\n0::/\n", **files})
+    machine_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert memory_bytes(root) == (granted or machine_bytes)
