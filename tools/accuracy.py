@@ -63,20 +63,25 @@ class Section:
     Attributes:
         weights: the format that matrices are put into; None leaves them as the file has them.
         share: of the positions that were asked for.
+        begin: the first position of a window that counts; a multiple of ``WINDOW`` or less than that.
     """
 
     variants: Variants
     window: int = WINDOW
     weights: WeightFormat | None = None
     share: float = 1.0
+    begin: int = 0
 
 
 SECTIONS = {
     "file": Section(VARIANTS),
+    "halves": Section(DEFAULT, begin=WINDOW // 2, share=2.0),
     "long": Section(VARIANTS[1:4], window=2048),
     "q8_0": Section(DEFAULT, weights=WeightFormat.Q8_0, share=0.5),
     "q4_0": Section(DEFAULT, weights=WeightFormat.Q4_0, share=0.5),
     "bf16": Section(DEFAULT, weights=WeightFormat.BF16, share=0.5),
+    "f16": Section(DEFAULT, weights=WeightFormat.F16, share=0.5),
+    "f32": Section(DEFAULT, weights=WeightFormat.F32, share=0.5),
 }
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -170,21 +175,20 @@ class Sums:
         )
 
 
-def compare(
-    model: Path, variants: Variants, text: npt.NDArray[np.int32], weights: WeightFormat | None = None
-) -> list[Figures]:
+def compare(model: Path, section: Section, text: npt.NDArray[np.int32]) -> list[Figures]:
     """The reference's figures, then those of each variant, all with the same weights."""
-    window = text.shape[1]
-    reference = Scorer(model, ("reference", "auto", "none"), window, weights)
-    scorers = [Scorer(model, variant, window, weights) for variant in variants]
-    sums = [Sums(name) for name in ("reference, float32", *(_name(*variant) for variant in variants))]
+    window, begin = section.window, section.begin
+    reference = Scorer(model, ("reference", "auto", "none"), window, section.weights)
+    scorers = [Scorer(model, variant, window, section.weights) for variant in section.variants]
+    sums = [Sums(name) for name in ("reference, float32", *(_name(*variant) for variant in section.variants))]
     for ids in text:
         for start in range(0, window, WINDOW):
             wanted = log_softmax(reference.logits(ids, start))
             next_ids = ids[start + 1 : start + 1 + WINDOW]
+            skipped = max(0, begin - start)
             for each, scorer in zip(sums, [None, *scorers], strict=True):
                 got = wanted if scorer is None else log_softmax(scorer.logits(ids, start))
-                each.add(wanted, got, next_ids)
+                each.add(wanted[skipped:], got[skipped:], next_ids[skipped:])
     return [each.figures() for each in sums]
 
 
@@ -250,7 +254,8 @@ def table(measured: Mapping[str, Any]) -> str:
         section = SECTIONS[name]
         reference, *others = [Figures(**figures) for figures in kept["figures"]]
         weights = "the file's" if section.weights is None else section.weights.name
-        where = f"| {weights} | {section.window:,} "
+        of_window = f"{section.window:,}" + (f", from {section.begin}" if section.begin else "")
+        where = f"| {weights} | {of_window} "
         lines.append(where + f"| {reference.name} | 0 | 0 | 100% | {reference.perplexity:.4f} | | |")
         lines += [
             where + f"| {f.name} | {f.divergence:.2e} | {f.divergence_p99:.2e} | {f.agreement:.2%} "
@@ -266,8 +271,11 @@ def table(measured: Mapping[str, Any]) -> str:
 def measure(model: Path, section: Section, positions: int) -> dict[str, Any]:
     """The figures of a section, of how many positions, and what they were measured with, and when."""
     text = windows(model, round(positions * section.share), section.window)
-    figures = compare(model, section.variants, text, section.weights)
-    told = settings_of(model) | {"date": time.strftime("%Y-%m-%d"), "positions": text.size}
+    figures = compare(model, section, text)
+    told = settings_of(model) | {
+        "date": time.strftime("%Y-%m-%d"),
+        "positions": len(text) * (section.window - section.begin),
+    }
     return told | {"figures": [asdict(each) for each in figures]}
 
 

@@ -46,10 +46,22 @@ def to_bf16(x: F32) -> U8:
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2").view(np.uint8)
 
 
+def to_f16(x: F32) -> U8:
+    """Halves, to nearest, ties to even."""
+    return x.astype("<f2").view(np.uint8)
+
+
+def to_f32(x: F32) -> U8:
+    """As they are."""
+    return x.astype("<f4").view(np.uint8)
+
+
 QUANTISERS: dict[WeightFormat, Callable[[F32], U8]] = {
     WeightFormat.Q8_0: to_q8_0,
     WeightFormat.Q4_0: to_q4_0,
     WeightFormat.BF16: to_bf16,
+    WeightFormat.F16: to_f16,
+    WeightFormat.F32: to_f32,
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.backends import DEVICES
 from tests.support.server_process import running_server
-from tools.accuracy import compare, windows
+from tools.accuracy import Section, compare, windows
 
 pytestmark = pytest.mark.skipif("cpu" not in DEVICES, reason="no native library: .ci/run builds one and has it")
 
@@ -25,7 +25,7 @@ MIN_AGREEMENT = 0.97
 def test_its_likeliest_tokens_are_the_references(default_model):
     """Every position of a window of real text after the text's own tokens, with the cache that is the default."""
     text = windows(default_model, 512)
-    reference, cpu = compare(default_model, (("cpu", "auto", "none"),), text)
+    reference, cpu = compare(default_model, Section((("cpu", "auto", "none"),)), text)
     assert (reference.divergence, reference.agreement) == (0, 1)
     assert 1e-5 < cpu.divergence < MAX_DIVERGENCE
     assert cpu.agreement > MIN_AGREEMENT

@@ -30,8 +30,8 @@ class Tool:
         monkeypatch.setattr(accuracy, "compare", self.compare)
         monkeypatch.setattr(accuracy, "settings_of", lambda model: {"model": model.name, "backend": self.backend})
 
-    def compare(self, model, variants, text, weights):
-        self.compared.append((text.shape, weights))
+    def compare(self, model, section, text):
+        self.compared.append((text.shape, section.weights))
         return [Figures("reference", 0.0, 0.0, 1.0, 10.0), Figures("cpu", 1e-3, 1e-2, 0.99, 10.01)]
 
     def run(self, *arguments):
@@ -92,7 +92,7 @@ def test_no_table_mixes_models_or_backends(tool, change, told):
     spoil(tool, change)
     said = tool.refused("--write-docs")
     assert told in said
-    assert "  file, long, q8_0, bf16: model a.gguf, backend avx512, 2 threads" in said
+    assert "  file, halves, long, q8_0, bf16, f16, f32: model a.gguf, backend avx512, 2 threads" in said
     assert "--only NAMES --model PATH" in said
     assert tool.page.read_text() == PAGE
     tool.run("--model", "/models/a.gguf", "--only", "q4_0")  # the way out
@@ -112,5 +112,13 @@ def test_a_section_that_would_not_fit_the_others_is_not_measured(tool):
 
 def test_what_is_missing_or_unknown_is_named(tool):
     tool.run("--model", "/models/a.gguf", "--only", "long,file")
-    assert "not measured yet: bf16, q4_0, q8_0" in tool.refused("--write-docs")
-    assert "there is no short; there are file, long" in tool.refused("--model", "/m", "--only", "short")
+    assert "not measured yet: bf16, f16, f32, halves, q4_0, q8_0" in tool.refused("--write-docs")
+    assert "there is no short; there are file, halves, long" in tool.refused("--model", "/m", "--only", "short")
+
+
+def test_where_only_the_ends_of_windows_count(tool):
+    """As llama.cpp's own tool counts: as many positions as were asked for, of twice as much text."""
+    shown = tool.run("--model", "/models/a.gguf", "--positions", "1024", "--only", "halves")
+    assert tool.compared == [((4, 512), None)]
+    assert tool.kept()["halves"]["positions"] == 1024
+    assert "| the file's | 512, from 256 | cpu | 1.00e-03 |" in shown

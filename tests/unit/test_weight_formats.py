@@ -10,7 +10,13 @@ from kernels.formats import RawTensor, WeightFormat
 from kernels.reference.dequant import dequantise
 from tools.weight_formats import QUANTISERS
 
-STEP = {WeightFormat.Q8_0: 1 / 127, WeightFormat.Q4_0: 1 / 8, WeightFormat.BF16: 2**-8}
+STEP = {
+    WeightFormat.Q8_0: 1 / 127,
+    WeightFormat.Q4_0: 1 / 8,
+    WeightFormat.BF16: 2**-8,
+    WeightFormat.F16: 2**-11,
+    WeightFormat.F32: 0,
+}
 """Of a format, as a share of the largest magnitude of a block."""
 
 
@@ -23,4 +29,4 @@ def test_what_is_made_is_as_close_as_the_gguf_package_makes_it(fmt):
     judged = gguf.quants.dequantize(gguf.quants.quantize(x, kind), kind)
     peak = np.abs(x.reshape(-1, 32)).max(axis=1).repeat(32).reshape(x.shape)
     assert (np.abs(got - x) <= STEP[fmt] * peak).all()
-    assert np.abs(got - x).mean() == pytest.approx(np.abs(judged - x).mean(), rel=1e-3)
+    assert np.abs(got - x).mean() == pytest.approx(np.abs(judged - x).mean(), rel=1e-3, abs=0)
