@@ -14,8 +14,10 @@ llama.cpp's row is measured with its own tool; the page says how.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -44,6 +46,9 @@ DOCS = Path(__file__).parents[1] / "docs" / "accuracy.md"
 RESULTS = Path("bench-results/accuracy.json")
 MAX_DIVERGENCE, MIN_AGREEMENT, MAX_CHANGE = 2e-3, 0.98, 0.005
 """What is aimed at: mean KL divergence, share of positions with the same likeliest token, change of perplexity."""
+PEER_SECTION, PEER_MODEL = "halves", "SmolLM2-135M-Instruct.Q4_1.gguf"
+PEER_DIVERGENCE, PEER_AGREEMENT, PEER_CHANGE = 3.06e-3, 0.968, 0.0023
+"""What llama.cpp (release 11434) showed for this file in those windows, by its own tool: docs/accuracy.md says how."""
 VARIANTS = (
     ("cpu", "f32", "none"),
     ("cpu", "f16", "none"),
@@ -196,11 +201,11 @@ def _name(device: str, cache: str, quantization: str) -> str:
     return f"{device}, {cache} cache" + ("" if quantization == "none" else f", {quantization}")
 
 
-def missed(figures: Figures, reference: Figures) -> str:
-    """What a variant does not reach of what is aimed at."""
+def missed(figures: Figures, reference: Figures, most: float = MAX_DIVERGENCE) -> str:
+    """What a variant does not reach of what is aimed at; ``most`` is the greatest mean KL divergence."""
     change = abs(figures.perplexity / reference.perplexity - 1)
     aims = (
-        ("KL", figures.divergence <= MAX_DIVERGENCE),
+        ("KL", figures.divergence <= most),
         ("likeliest token", figures.agreement >= MIN_AGREEMENT),
         ("perplexity", change <= MAX_CHANGE),
     )
@@ -214,26 +219,27 @@ class Refused(Exception):
 def settings_of(model: Path) -> dict[str, str]:
     """What all sections of a table share."""
     backends = (resolve(device, BackendOptions()).ops.info for device in ("cpu", "reference"))
-    return {"model": model.name, "backend": "; ".join(f"{info.name}: {info.description}" for info in backends)}
+    backend = "; ".join(f"{info.name}: {info.description}" for info in backends)
+    return {"model": model.name, "backend": backend, "text": hashlib.sha256(real_text().encode()).hexdigest()[:12]}
 
 
-def shared_settings(measured: Mapping[str, Any]) -> tuple[str, str]:
-    """Model and backend of all sections.
+def shared_settings(measured: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Model, backend and the text's SHA-256 of all sections. Python's versions come with different texts.
 
     Raises:
         Refused: they are not the same everywhere, or not known.
     """
-    found: dict[tuple[str, str], list[str]] = {}
+    found: dict[tuple[str, str, str], list[str]] = {}
     for name, each in measured.items():
-        found.setdefault((each.get("model", ""), each.get("backend", "")), []).append(name)
+        found.setdefault((each.get("model", ""), each.get("backend", ""), each.get("text", "")), []).append(name)
     if len(found) == 1 and all(settings := next(iter(found))):
         return settings
     lines = [
-        f"  {', '.join(names)}: model {model or 'unknown'}, backend {backend or 'unknown'}"
-        for (model, backend), names in found.items()
+        f"  {', '.join(names)}: model {model or 'unknown'}, backend {backend or 'unknown'}, text {text or 'unknown'}"
+        for (model, backend, text), names in found.items()
     ]
     raise Refused(
-        f"one table cannot show sections of different or unknown models and backends, but {RESULTS} would have\n"
+        f"one table cannot show sections of different or unknown models, backends and texts, but {RESULTS} would have\n"
         + "\n".join(lines)
         + "\nMeasure those that differ again with the model and settings of the others (--only NAMES --model PATH), or "
         "all of them (without --only)."
@@ -247,25 +253,33 @@ def table(measured: Mapping[str, Any]) -> str:
         Refused: sections differ in model or backend.
     """
     measured = {name: measured[name] for name in SECTIONS if name in measured}
-    model, backend = shared_settings(measured)
+    model, backend, text = shared_settings(measured)
     head = ("weights", "window", "what computes", "mean KL", "99th percentile", "same likeliest token", "perplexity")
     lines = [f"| {' | '.join((*head, 'against reference', 'misses'))} |", "|---" * (len(head) + 2) + "|"]
     for name, kept in measured.items():
         section = SECTIONS[name]
         reference, *others = [Figures(**figures) for figures in kept["figures"]]
         weights = "the file's" if section.weights is None else section.weights.name
+        beside_peer = (name, model) == (PEER_SECTION, PEER_MODEL)
+        most = min(MAX_DIVERGENCE, PEER_DIVERGENCE) if beside_peer else MAX_DIVERGENCE
         of_window = f"{section.window:,}" + (f", from {section.begin}" if section.begin else "")
         where = f"| {weights} | {of_window} "
         lines.append(where + f"| {reference.name} | 0 | 0 | 100% | {reference.perplexity:.4f} | | |")
         lines += [
             where + f"| {f.name} | {f.divergence:.2e} | {f.divergence_p99:.2e} | {f.agreement:.2%} "
-            f"| {f.perplexity:.4f} | {f.perplexity / reference.perplexity - 1:+.3%} | {missed(f, reference)} |"
+            f"| {f.perplexity:.4f} | {f.perplexity / reference.perplexity - 1:+.3%} | {missed(f, reference, most)} |"
             for f in others
         ]
+        if beside_peer:
+            lines.append(
+                where + f"| llama.cpp | {PEER_DIVERGENCE:.2e} | | {PEER_AGREEMENT:.2%} | | {PEER_CHANGE:+.3%} | |"
+            )
     counts = sorted({each["positions"] for each in measured.values()}, reverse=True)
     positions = " or ".join(f"{count:,}" for count in counts)
     dates = ", ".join(sorted({each["date"] for each in measured.values()}))
-    return f"`{model}`; {backend}; measured on {dates}; {positions} positions a row\n\n" + "\n".join(lines)
+    commits = ", ".join(sorted({each.get("commit", "") or "unknown" for each in measured.values()}))
+    told = f"`{model}`; {backend}; measured on {dates} at {commits}; {positions} positions a row, of text {text}"
+    return told + "\n\n" + "\n".join(lines)
 
 
 def measure(model: Path, section: Section, positions: int) -> dict[str, Any]:
@@ -276,7 +290,13 @@ def measure(model: Path, section: Section, positions: int) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "positions": len(text) * (section.window - section.begin),
     }
-    return told | {"figures": [asdict(each) for each in figures]}
+    return told | {"commit": commit(), "figures": [asdict(each) for each in figures]}
+
+
+def commit() -> str:
+    """The checkout's, with a ``+`` if something in it has changed since."""
+    told = subprocess.run(("git", "describe", "--always", "--dirty=+"), capture_output=True, text=True, check=False)
+    return told.stdout.strip()
 
 
 def write_docs(text: str) -> None:

@@ -28,7 +28,10 @@ class Tool:
             accuracy, "windows", lambda model, positions, window: np.zeros((positions // window, window))
         )
         monkeypatch.setattr(accuracy, "compare", self.compare)
-        monkeypatch.setattr(accuracy, "settings_of", lambda model: {"model": model.name, "backend": self.backend})
+        monkeypatch.setattr(accuracy, "commit", lambda: "c0ffee1")
+        monkeypatch.setattr(
+            accuracy, "settings_of", lambda model: {"model": model.name, "backend": self.backend, "text": "c0ffee"}
+        )
 
     def compare(self, model, section, text):
         self.compared.append((text.shape, section.weights))
@@ -59,7 +62,8 @@ def test_each_section_keeps_what_it_was_measured_with_and_when(tool):
     for each in tool.kept().values():
         assert (each["model"], each["backend"]) == ("a.gguf", "avx512, 2 threads")
         assert re.fullmatch(r"\d{4}-\d\d-\d\d", each["date"])
-    assert printed.startswith(f"`a.gguf`; avx512, 2 threads; measured on {tool.kept()['file']['date']}; 4,096 or 2,048")
+    date = tool.kept()["file"]["date"]
+    assert printed.startswith(f"`a.gguf`; avx512, 2 threads; measured on {date} at c0ffee1; 4,096 or 2,048 positions")
     tool.run("--write-docs")
     assert tool.page.read_text() == PAGE.replace("old", printed.strip())
 
@@ -121,4 +125,15 @@ def test_where_only_the_ends_of_windows_count(tool):
     shown = tool.run("--model", "/models/a.gguf", "--positions", "1024", "--only", "halves")
     assert tool.compared == [((4, 512), None)]
     assert tool.kept()["halves"]["positions"] == 1024
-    assert "| the file's | 512, from 256 | cpu | 1.00e-03 |" in shown
+    assert "| the file's | 512, from 256 | cpu | 1.00e-03 | 1.00e-02 | 99.00% | 10.0100 | +0.100% | - |" in shown
+    assert "llama.cpp" not in shown
+
+
+@pytest.mark.parametrize(("peer", "misses"), [(1.1e-3, "-"), (0.9e-3, "KL")])
+def test_beside_llama_cpp_its_divergence_is_the_limit(tool, monkeypatch, peer, misses):
+    """With the model that it was measured with, in the same windows; elsewhere there is the limit alone."""
+    monkeypatch.setattr(accuracy, "PEER_DIVERGENCE", peer)
+    shown = tool.run("--model", f"/models/{accuracy.PEER_MODEL}", "--only", "file,halves")
+    assert f"| the file's | 512, from 256 | llama.cpp | {peer:.2e} |" in shown
+    assert f"512, from 256 | cpu | 1.00e-03 | 1.00e-02 | 99.00% | 10.0100 | +0.100% | {misses} |" in shown
+    assert "512 | cpu | 1.00e-03 | 1.00e-02 | 99.00% | 10.0100 | +0.100% | - |" in shown
