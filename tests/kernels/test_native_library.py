@@ -12,7 +12,7 @@ import pytest
 from kernels.cpu import abi, backend, library
 from kernels.ops import BackendOptions, BackendUnavailable
 from kernels.resolve import resolve
-from tests.support.backends import DEVICES
+from tests.support.backends import DEVICES, tables
 
 
 @pytest.fixture
@@ -74,6 +74,13 @@ def test_a_damaged_library_is_passed_over_and_told(tmp_path, monkeypatch, how, t
     assert re.fullmatch(rf"cpu: the native library cannot be loaded: .*{told}.*\. Install Upwell again\.", note)
     with pytest.raises(BackendUnavailable, match="cannot be loaded"):
         resolve("cpu", BackendOptions())
+
+
+def test_tests_are_left_out_without_a_library_but_not_because_it_is_damaged(places):
+    assert set(tables()) == {"reference-f32"}
+    damaged(places[0] / "libupwell.so", "text")
+    with pytest.raises(BackendUnavailable, match="cannot be loaded"):
+        tables()
 
 
 class WiderCache(ctypes.Structure):
