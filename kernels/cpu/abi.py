@@ -17,7 +17,7 @@ import numpy as np
 from kernels.cpu.threads import MAX_THREADS
 from kernels.formats import CacheDtype, WeightFormat
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 BLOCK_BYTES = 128
 """Of a block of 32 quantised activations."""
 TOKEN_HEADER_BYTES = 32
@@ -67,6 +67,8 @@ REFUSALS = (
     "format: there is none of that number",
     "address: null",
     "row_bytes must be those of a whole number of the format's blocks",
+    "pool: in use by another call",
+    "pool: made by another process; this one must make its own",
 )
 """``upwell_status``, in words."""
 
