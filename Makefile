@@ -16,8 +16,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # What an installation is built from; Python files are taken from where they are. Where the kernels do not compile, the
-# reference backend serves and is tested, and pytest says which tests were left out; benchmarks want kernels that compile,
-# and so does UPWELL_REQUIRE_NATIVE=1.
+# reference backend serves. Tests and benchmarks want kernels that compile, and so does UPWELL_REQUIRE_NATIVE=1; where there
+# is no compiler, the reference backend is tested, and pytest says which tests were left out.
 BUILT := $(wildcard pyproject.toml CMakeLists.txt kernels/cpu/csrc/*)
 NATIVE_IF_COMPILER = $(if $(shell command -v c++ || command -v g++ || command -v clang++),UPWELL_REQUIRE_NATIVE=1)
 
@@ -61,7 +61,7 @@ format: .venv/.lint
 	@touch $@
 
 .venv/.test: $(BUILT) | .venv/bin/python
-	$(PIP) install --quiet --editable '.[test]'
+	$(NATIVE_IF_COMPILER) $(PIP) install --quiet --editable '.[test]'
 	@touch $@ .venv/.serve
 
 .venv/.bench: $(BUILT) | .venv/bin/python

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from kernels.cpu.threads import MAX_THREADS
 from kernels.formats import CacheDtype, WeightFormat
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 BLOCK_BYTES = 128
 """Of a block of 32 quantised activations."""
 TOKEN_HEADER_BYTES = 32
@@ -66,8 +67,13 @@ REFUSALS = (
     "format: there is none of that number",
     "address: null",
     "row_bytes must be those of a whole number of the format's blocks",
+    "pool: in use by another call",
+    "pool: made by another process; this one must make its own",
 )
 """``upwell_status``, in words."""
+
+_ELF_HEADER = struct.Struct("<40xQ10xHH2x")
+"""Of 64 bits and little-endian: where its table of sections begins, the bytes of an entry, and their number."""
 
 
 class Op(enum.IntEnum):
@@ -205,15 +211,17 @@ class Library:
     """The shared library, its functions typed. They raise a ValueError that names the argument they refuse.
 
     Raises:
-        OSError: it cannot be loaded, or is not of this version, or has other sizes or limits than this module.
+        OSError: it cannot be loaded, or is not whole, or lacks a function, or is not of this version, or has other
+            sizes or limits than this module.
     """
 
     def __init__(self, path: Path) -> None:
+        _check_whole(path)
         self._dll = ctypes.CDLL(str(path))
         i32, i64, pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
         version = self._function("upwell_abi", i32)()
         if version != ABI_VERSION:
-            raise OSError(f"{path} is of version {version}, not {ABI_VERSION}; install Upwell again")
+            raise OSError(f"{path} is of version {version}, not {ABI_VERSION}")
         self._compare_constants(path)
         self.isas: Callable[[], bytes] = self._function("upwell_isas", ctypes.c_char_p)
         self.use: Callable[[bytes], int] = self._function("upwell_use", i32, ctypes.c_char_p)
@@ -264,12 +272,30 @@ class Library:
             if here.get(name) != there.get(name)
         ]
         if differ:
-            raise OSError(f"{path} is of another version: {'; '.join(differ)}; install Upwell again")
+            raise OSError(f"{path} is of another version: {'; '.join(differ)}")
 
     def _function(self, name: str, result: Any, *arguments: Any) -> Any:
-        function = getattr(self._dll, name)
+        try:
+            function = getattr(self._dll, name)
+        except AttributeError as error:
+            raise OSError(str(error)) from error
         function.restype, function.argtypes = result, arguments
         return function
+
+
+def _check_whole(path: Path) -> None:
+    """The dynamic linker maps a file that was cut short, and the process dies where it touches what is not there.
+
+    The table of sections is the last thing in a library that a linker wrote. What is no such file, the linker tells.
+    """
+    with path.open("rb") as file:
+        header = file.read(_ELF_HEADER.size)
+    if len(header) < _ELF_HEADER.size or not header.startswith(b"\x7fELF\x02\x01"):
+        return
+    offset, entry_bytes, num_entries = _ELF_HEADER.unpack(header)
+    whole, there = offset + entry_bytes * num_entries, path.stat().st_size
+    if there < whole:
+        raise OSError(f"{path} is cut short: it has {there} bytes of {whole}")
 
 
 def _refuse(status: int, _function: Any, _arguments: Any) -> int:

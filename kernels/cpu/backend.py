@@ -311,7 +311,7 @@ def load_library() -> Library:
     try:
         return Library(path)
     except OSError as error:
-        raise BackendUnavailable(f"the native library cannot be loaded: {error}") from error
+        raise BackendUnavailable(f"the native library cannot be loaded: {error}. Install Upwell again.") from error
 
 
 def _batch(num_tokens: int, num_rows: int, arrays: dict[str, Any]) -> Batch:

@@ -24,7 +24,7 @@ I32 = np.dtype(np.int32)
 
 
 class Runner:
-    """The library and its threads.
+    """The library and its threads: for one call at a time, in the process that made it; others raise a ValueError.
 
     Attributes:
         wall_s: seconds that ``run`` and ``call`` have taken so far.
@@ -68,7 +68,7 @@ class Runner:
 
 
 class RecordedStep:
-    """A forward pass as one program."""
+    """A forward pass as one program, for one thread: a call writes its inputs where the last one's lie."""
 
     def __init__(self, program: Program, runner: Runner, limits: StepLimits) -> None:
         if program.logits is None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from kernels.cpu import abi, backend, library
 from kernels.ops import BackendOptions, BackendUnavailable
 from kernels.resolve import resolve
-from tests.support.backends import DEVICES
+from tests.support.backends import DEVICES, tables
 
 
 @pytest.fixture
@@ -38,10 +40,47 @@ def test_without_a_library_auto_takes_the_reference_and_says_why(places):
         resolve("cpu", BackendOptions())
 
 
-def test_a_file_that_is_no_library_is_told(places):
-    (places[0] / "libupwell.so").write_text("not one")
+NATIVE = pytest.mark.skipif("cpu" not in DEVICES, reason="no native library: .ci/run builds one and has it")
+
+
+def damaged(path, how):
+    """Write a library that is damaged so."""
+    if how == "text":
+        path.write_text("not one\n" * 100)
+    elif how == "another library's":
+        shutil.copy(np.random.mtrand.__file__, path)
+    elif how == "empty":
+        path.touch()
+    else:
+        path.write_bytes(how(library.find_library().read_bytes()))
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("text", "invalid ELF header"),
+        ("empty", "file too short"),
+        ("another library's", "undefined symbol: upwell_abi"),
+        pytest.param(lambda whole: whole[: len(whole) // 2], "cut short: it has .* bytes of", marks=NATIVE, id="half"),
+        pytest.param(lambda whole: whole[:-1], "cut short: it has .* bytes of", marks=NATIVE, id="all but a byte"),
+    ],
+)
+def test_a_damaged_library_is_passed_over_and_told(tmp_path, monkeypatch, how, told):
+    damaged(tmp_path / "libupwell.so", how)
+    monkeypatch.setattr(library, "_PLACES", (tmp_path,))
+    resolved = resolve("auto", BackendOptions())
+    assert resolved.ops.info.name == "reference"
+    (note,) = resolved.notes
+    assert re.fullmatch(rf"cpu: the native library cannot be loaded: .*{told}.*\. Install Upwell again\.", note)
     with pytest.raises(BackendUnavailable, match="cannot be loaded"):
-        backend.load_library()
+        resolve("cpu", BackendOptions())
+
+
+def test_tests_are_left_out_without_a_library_but_not_because_it_is_damaged(places):
+    assert set(tables()) == {"reference-f32"}
+    damaged(places[0] / "libupwell.so", "text")
+    with pytest.raises(BackendUnavailable, match="cannot be loaded"):
+        tables()
 
 
 class WiderCache(ctypes.Structure):
@@ -51,7 +90,7 @@ class WiderCache(ctypes.Structure):
 WiderCache.__name__ = "Cache"
 
 
-@pytest.mark.skipif("cpu" not in DEVICES, reason="no native library: .ci/run builds one and has it")
+@NATIVE
 @pytest.mark.parametrize(
     ("name", "other", "told"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kernels.cpu.library import find_library
 from kernels.formats import CACHE_DTYPES
 from kernels.ops import BackendOptions, BackendUnavailable
 from kernels.resolve import BACKENDS
@@ -18,14 +19,20 @@ def new_table(name):
 
 
 def tables():
-    """backend-cache -> its table."""
+    """backend-cache -> its table.
+
+    Raises:
+        BackendUnavailable: the native library that is there does not work; its tests would be left out as if there were
+            none.
+    """
     found = {}
     for backend in BACKENDS:
         for dtype in CACHE_DTYPES:
             try:
                 found[f"{backend}-{dtype}"] = new_table(f"{backend}-{dtype}")
             except BackendUnavailable:
-                continue
+                if backend == "cpu" and find_library():
+                    raise
     return found
 
 

@@ -62,6 +62,8 @@ int64_t now(clockid_t clock = CLOCK_MONOTONIC) {
 
 struct upwell_pool {
     int threads;  // the caller included
+    pid_t process;           // that made it: a fork of it has none of the threads
+    std::atomic<bool> busy;  // with a call, whose program and counters lie below
     pthread_t ids[kMaxThreads];
     uint8_t* scratch[kMaxThreads];
     std::atomic<int64_t>* taken;  // one counter a thread and instruction
@@ -240,6 +242,7 @@ extern "C" upwell_pool* upwell_pool_new(int threads) {
     upwell_pool* pool = (upwell_pool*)aligned_alloc(64, (sizeof(upwell_pool) + 63) / 64 * 64);
     if (!pool) return nullptr;
     memset((void*)pool, 0, sizeof(*pool));
+    pool->process = getpid();
     pool->taken = (std::atomic<int64_t>*)calloc((size_t)(threads * kMaxProgram), sizeof(int64_t));
     bool sound = pool->taken != nullptr;
     for (int i = 0; i < threads && sound; i++)
@@ -259,9 +262,11 @@ extern "C" upwell_pool* upwell_pool_new(int threads) {
 
 extern "C" void upwell_pool_free(upwell_pool* pool) {
     if (!pool) return;
-    pool->generation.store(-1, std::memory_order_release);
-    futex(&pool->generation, FUTEX_WAKE, INT_MAX);
-    for (int i = 1; i < pool->threads; i++) pthread_join(pool->ids[i], nullptr);
+    if (pool->process == getpid()) {
+        pool->generation.store(-1, std::memory_order_release);
+        futex(&pool->generation, FUTEX_WAKE, INT_MAX);
+        for (int i = 1; i < pool->threads; i++) pthread_join(pool->ids[i], nullptr);
+    }
     for (uint8_t* scratch : pool->scratch) free(scratch);
     free((void*)pool->taken);
     free(pool);
@@ -271,7 +276,9 @@ extern "C" int upwell_profile(upwell_pool* pool, const upwell_instr* program, in
                               int64_t* nanoseconds) {
     if (!isa) return UPWELL_NO_ISA;
     if (!pool) return UPWELL_BAD_POOL;
+    if (pool->process != getpid()) return UPWELL_FORKED_POOL;
     if (int status = check(program, count, batch)) return status;
+    if (pool->busy.exchange(true, std::memory_order_acquire)) return UPWELL_BUSY_POOL;
     pool->program = program;
     pool->count = count;
     pool->batch = batch;
@@ -293,6 +300,7 @@ extern "C" int upwell_profile(upwell_pool* pool, const upwell_instr* program, in
     if (threads > 1) note_waiting(pool, waited, now() - began);
     else if (pool->threads > 1) pool->rested++;
     pool->cpu.fetch_add(now(CLOCK_THREAD_CPUTIME_ID) - cpu_before, std::memory_order_relaxed);
+    pool->busy.store(false, std::memory_order_release);
     return UPWELL_OK;
 }
 

@@ -6,7 +6,7 @@
 extern "C" {
 #endif
 
-#define UPWELL_ABI 6
+#define UPWELL_ABI 7
 #define UPWELL_BLOCK_BYTES 128  // of a block of 32 activations as int8: two planes (activation.hpp)
 #define UPWELL_TOKEN_HEADER_BYTES 32  // of a row of activations with one scale (w8a8.hpp)
 
@@ -129,6 +129,8 @@ enum upwell_status {
     UPWELL_BAD_FORMAT = 18,   // of a weight or a cache
     UPWELL_BAD_ADDRESS = 19,  // null
     UPWELL_BAD_ROW = 20,      // of another size than its columns need
+    UPWELL_BUSY_POOL = 21,    // with the call of another thread
+    UPWELL_FORKED_POOL = 22,  // made by the process that this one was forked from
 };
 
 #pragma GCC visibility push(default)
@@ -146,7 +148,11 @@ const char* upwell_isas(void);
 int upwell_use(const char* isa);
 
 typedef struct upwell_pool upwell_pool;
+// Threads that wait for programs. A pool runs one program at a time: a second call, made meanwhile by another thread, is
+// refused with UPWELL_BUSY_POOL. It belongs to the process that made it: a fork has a copy of its memory but none of its
+// threads, so calls there are refused with UPWELL_FORKED_POOL, and may be made of a new pool. Several pools may run at once.
 upwell_pool* upwell_pool_new(int threads);
+// Not while a program runs. In a fork, memory alone is freed.
 void upwell_pool_free(upwell_pool* pool);
 // Run a program over a batch: every thread of the pool and the caller work on it. Returns an upwell_status.
 int upwell_run(upwell_pool* pool, const upwell_instr* program, int64_t count, const upwell_batch* batch);

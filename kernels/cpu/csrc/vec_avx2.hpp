@@ -28,17 +28,30 @@ INLINE __m256i first_lanes(int n) { return _mm256_loadu_si256((const __m256i*)(k
 INLINE __m256i next_lanes(int n) { return _mm256_loadu_si256((const __m256i*)(kLaneMasks + 24 - n)); }
 
 INLINE F fload(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
-INLINE F fload_n(const float* p, int n) {
-    return {_mm256_maskload_ps(p, first_lanes(n)), _mm256_maskload_ps(p + 8, next_lanes(n))};
-}
 INLINE void fstore(float* p, F x) {
     _mm256_storeu_ps(p, x.lo);
     _mm256_storeu_ps(p + 8, x.hi);
+}
+#if defined(UPWELL_SANITIZED)  // sanitizers do not see what masked instructions touch
+INLINE F fload_n(const float* p, int n) {
+    float lanes[16] = {};
+    for (int i = 0; i < n; i++) lanes[i] = p[i];
+    return fload(lanes);
+}
+INLINE void fstore_n(float* p, F x, int n) {
+    float lanes[16];
+    fstore(lanes, x);
+    for (int i = 0; i < n; i++) p[i] = lanes[i];
+}
+#else
+INLINE F fload_n(const float* p, int n) {
+    return {_mm256_maskload_ps(p, first_lanes(n)), _mm256_maskload_ps(p + 8, next_lanes(n))};
 }
 INLINE void fstore_n(float* p, F x, int n) {
     _mm256_maskstore_ps(p, first_lanes(n), x.lo);
     _mm256_maskstore_ps(p + 8, next_lanes(n), x.hi);
 }
+#endif
 INLINE F fset(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 INLINE F fadd(F a, F b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
 INLINE F fsub(F a, F b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }

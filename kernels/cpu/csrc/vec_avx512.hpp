@@ -15,9 +15,22 @@ constexpr int kTileRows = 6;  // by 2 panels: 12 integer and 12 float accumulato
 constexpr bool kSignedWeights = false;  // dot4 wants unsigned weights
 
 INLINE F fload(const float* p) { return _mm512_loadu_ps(p); }
-INLINE F fload_n(const float* p, int n) { return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
 INLINE void fstore(float* p, F x) { _mm512_storeu_ps(p, x); }
+#if defined(UPWELL_SANITIZED)  // sanitizers do not see what masked instructions touch
+INLINE F fload_n(const float* p, int n) {
+    float lanes[16] = {};
+    for (int i = 0; i < n; i++) lanes[i] = p[i];
+    return fload(lanes);
+}
+INLINE void fstore_n(float* p, F x, int n) {
+    float lanes[16];
+    fstore(lanes, x);
+    for (int i = 0; i < n; i++) p[i] = lanes[i];
+}
+#else
+INLINE F fload_n(const float* p, int n) { return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
 INLINE void fstore_n(float* p, F x, int n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), x); }
+#endif
 INLINE F fset(float x) { return _mm512_set1_ps(x); }
 INLINE F fadd(F a, F b) { return _mm512_add_ps(a, b); }
 INLINE F fsub(F a, F b) { return _mm512_sub_ps(a, b); }
