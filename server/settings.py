@@ -94,8 +94,8 @@ def _add_engine_flags(engine: Flags) -> None:
     _add(
         engine,
         "--quantization",
-        "Quantise linear layers as they are loaded: w8a8 makes weights and activations int8; none takes the weights as "
-        "stored.",
+        "Quantise linear layers as they are loaded: w8a8 makes weights and activations int8 where they are not yet; "
+        "none takes the weights as stored.",
         default="none",
     )
     _add(

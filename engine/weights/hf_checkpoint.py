@@ -1,7 +1,9 @@
 """A Hugging Face folder as a ``Checkpoint``: ``config.json`` and safetensors.
 
 Used by ``open_checkpoint``. Opening checks every tensor's shape against the configuration. A tensor is a view of its
-file; experts that lie one by one are stacked when they are asked for. Nothing in the folder is ever run or unpickled.
+file; experts that lie one by one are stacked when they are asked for, and int8 rows are put behind their scales, which
+lie in a tensor of their own (``up_proj.weight_scale`` beside ``up_proj.weight``). Nothing in the folder is ever run or
+unpickled.
 """
 
 from __future__ import annotations
@@ -16,13 +18,15 @@ from engine.errors import MalformedModel, ModelNotFound, UnsupportedModel
 from engine.hf_vocabulary import read_tokenizer_json, read_vocabulary
 from engine.token_table import TokenTable
 from engine.weights.hf_config import read_config
+from engine.weights.hf_quantization import read_quantization
 from engine.weights.mapped import shown
 from engine.weights.safetensors import TensorInfo, open_folder
 from engine.weights.shapes import Shape, check_no_others, check_shapes, expected_shapes
-from kernels.formats import RawTensor
+from kernels.formats import RawTensor, WeightFormat
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
+_LINEAR = re.compile(r"lm_head\.weight|model\.layers\.\d+\.(?:.+_proj|mlp\.gate)\.weight")
 _EXPERTS = re.compile(r"(model\.layers\.\d+\.mlp\.experts)\.(gate|up|down)_proj\.weight")
 
 
@@ -31,7 +35,7 @@ class HFCheckpoint:
 
     Attributes:
         config: the model's configuration, complete and checked.
-        total_bytes: bytes of all tensors that the model needs, as stored.
+        total_bytes: bytes of all tensors that the model needs, as they are handed out.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,14 +49,19 @@ class HFCheckpoint:
         self._folder = folder
         self._name = folder.name or str(folder)
         self.config = read_config(folder)
+        self._has_int8 = read_quantization(folder)
         _refuse_pickles(folder)
         self._files = open_folder(folder)
         check_shapes(self._name, self.config, self._shape)
         names = expected_shapes(self.config)
         used = {part for name in names for part in self._parts(name)}
+        int8 = sorted(part for part in used if self._info(part).format is None)
+        for part in int8:
+            self._check_int8(part)
+        used.update(map(_scales_of, int8))
         others = (name for name in self._files if name not in used and not self._is_spare(name))
         check_no_others(self._name, self.config.architecture, others)
-        self.total_bytes = sum(prod(shape) * self._info(name).format.block_bytes for name, shape in names.items())
+        self.total_bytes = sum(self._num_bytes(name, shape) for name, shape in names.items())
 
     def tensor(self, name: str) -> RawTensor:
         """The tensor of that name.
@@ -63,7 +72,7 @@ class HFCheckpoint:
         parts = self._parts(name)
         if not parts:
             raise MalformedModel(f"{self._name}: tensor {shown(name)} is missing.")
-        raws = [self._files[part].raw(part) for part in parts]
+        raws = [self._raw(part) for part in parts]
         if parts == [name]:
             return raws[0]
         if _are_fused(parts):
@@ -95,7 +104,7 @@ class HFCheckpoint:
         parts = self._parts(name)
         if not parts:
             return None
-        infos = [self._files[part].tensors[part] for part in parts]
+        infos = [self._info(part) for part in parts]
         if parts == [name]:
             return infos[0].shape
         if _are_fused(parts):
@@ -104,14 +113,45 @@ class HFCheckpoint:
             raise MalformedModel(f"{self._name}: the experts of {name} are not all of one shape and type.")
         return (len(infos), *infos[0].shape)
 
-    def _info(self, name: str) -> TensorInfo:
-        part = self._parts(name)[0]
+    def _info(self, part: str) -> TensorInfo:
         return self._files[part].tensors[part]
+
+    def _num_bytes(self, name: str, shape: Shape) -> int:
+        """Size of the tensor of that name as it is handed out."""
+        *outer, columns = shape
+        return prod(outer) * (self._info(self._parts(name)[0]).format or WeightFormat.W8A8).row_bytes(columns)
+
+    def _raw(self, part: str) -> RawTensor:
+        if self._info(part).format is not None:
+            return self._files[part].raw(part)
+        scales = _scales_of(part)
+        return self._files[part].w8a8(part, self._files[scales].raw(scales))
+
+    def _check_int8(self, part: str) -> None:
+        """Check that int8 codes are a linear layer's of a folder that says so, and have a scale for each row."""
+        source = f"{self._name}: tensor {part}"
+        if not self._has_int8:
+            raise UnsupportedModel(f"{source} is int8, but config.json has no quantization_config that says how.")
+        if not _LINEAR.fullmatch(part):
+            raise UnsupportedModel(f"{source} is int8; only linear layers that lie one by one are read so.")
+        scales, rows = _scales_of(part), self._info(part).shape[0]
+        if scales not in self._files:
+            raise MalformedModel(f"{self._name}: tensor {scales} is missing; {part} is int8 and needs a scale a row.")
+        info = self._info(scales)
+        if info.shape != (rows, 1):
+            raise MalformedModel(f"{self._name}: tensor {scales} has shape {info.shape}, but {part} needs {(rows, 1)}.")
+        if info.format is None:
+            raise MalformedModel(f"{self._name}: tensor {scales} is int8, but scales must be F32, F16 or BF16.")
 
     def _is_spare(self, name: str) -> bool:
         """Tensors that say nothing new: frequencies that older files store, and a tied head stored all the same."""
         tied = self.config.tie_word_embeddings and name == "lm_head.weight"
         return tied or name.endswith("rotary_emb.inv_freq")
+
+
+def _scales_of(part: str) -> str:
+    """What compressed-tensors calls the scales of a weight's rows."""
+    return f"{part}_scale"
 
 
 def _refuse_pickles(folder: Path) -> None:

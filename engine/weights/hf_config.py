@@ -2,7 +2,8 @@
 
 Used by ``hf_checkpoint``. Both the older keys (``rope_theta``, ``rope_scaling``) and those of transformers 5
 (``rope_parameters``, ``layer_types``) are read. A missing key means what transformers' own configuration class takes it
-for; sizes that say what the model is must be there. ``auto_map`` and other code beside a model are never looked at.
+for; sizes that say what the model is must be there. ``auto_map`` and other code beside a model are never looked at, and
+``quantization_config`` is read by ``hf_quantization``.
 """
 
 from __future__ import annotations
@@ -53,8 +54,6 @@ def read_config(folder: Path) -> ModelConfig:
     values = read_json(folder / "config.json", dict[str, object])
     architecture = _architecture(Fields("config.json", values))
     fields = Fields("config.json", {**DEFAULTS[architecture], **values})
-    if fields.has("quantization_config"):
-        _refuse_quantised(fields)
     if fields.text("hidden_act", "silu") != "silu":
         fields.refuse("hidden_act", "only silu is supported")
     num_layers = fields.integer("num_hidden_layers", 1, MAX_LAYERS)
@@ -101,15 +100,6 @@ def _architecture(fields: Fields) -> str:
             return str(name)
     raise UnsupportedModel(
         f"config.json: architecture {shown(names[0])} is not supported; these are: {', '.join(DEFAULTS)}."
-    )
-
-
-def _refuse_quantised(fields: Fields) -> None:
-    config = fields.get("quantization_config")
-    method = config.get("quant_method") if isinstance(config, dict) else None
-    raise UnsupportedModel(
-        f"config.json: weights quantised by {shown(method)} are not supported; take the model's unquantised folder or "
-        "a GGUF file of it."
     )
 
 

@@ -1,7 +1,8 @@
 """Weights quantised as they are loaded: ``--quantization``.
 
 ``w8a8`` makes every linear layer of the decoder W8A8, whatever its file holds: the projections of attention, of MLPs,
-of routed experts. Embedding, output layer and router stay as stored, as vLLM and compressed-tensors have it too.
+of routed experts. One that is W8A8 already is taken as it is. Embedding, output layer and router stay as stored, as
+vLLM and compressed-tensors have it too.
 """
 
 from __future__ import annotations

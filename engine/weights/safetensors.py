@@ -17,11 +17,13 @@ from types import MappingProxyType
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from engine.errors import MalformedModel, ModelNotFound, UnsupportedModel
 from engine.weights.json_file import MAX_BYTES, decode_json, read_json
 from engine.weights.mapped import map_file, shown
 from kernels.formats import RawTensor, WeightFormat
+from kernels.reference.dequant import dequantise
 
 MAX_RANK = 8
 INDEX = "model.safetensors.index.json"
@@ -29,6 +31,7 @@ SINGLE = "model.safetensors"
 
 _LENGTH = struct.Struct("<Q")
 _FORMATS = {"F32": WeightFormat.F32, "F16": WeightFormat.F16, "BF16": WeightFormat.BF16}
+_CODES = "I8"
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,10 +50,10 @@ class _Index(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies in its file."""
+    """Where a tensor lies in its file, and what as: ``format`` is None for int8 codes, whose scales lie elsewhere."""
 
     shape: tuple[int, ...]
-    format: WeightFormat
+    format: WeightFormat | None
     offset: int
     nbytes: int
 
@@ -75,7 +78,7 @@ class SafetensorsFile:
         Raises:
             ModelNotFound: there is no such file.
             MalformedModel: the file contradicts its format or its size.
-            UnsupportedModel: a tensor of a type other than F32, F16 and BF16.
+            UnsupportedModel: a tensor of a type other than F32, F16, BF16 and I8.
         """
         return cls(path.name, map_file(path, min_bytes=_LENGTH.size))
 
@@ -84,13 +87,37 @@ class SafetensorsFile:
 
         Raises:
             MalformedModel: it is not there.
+            UnsupportedModel: it is int8 codes, which say nothing without their scales.
         """
+        info = self._info(name)
+        if info.format is None:
+            raise UnsupportedModel(f"{self.name}: tensor {shown(name)} is of type {_CODES}, and not with scales.")
+        row_bytes = info.format.row_bytes(prod(info.shape[-1:]))
+        return RawTensor(info.shape, info.format, self._bytes(info).reshape(*info.shape[:-1], row_bytes))
+
+    def w8a8(self, name: str, scales: RawTensor) -> RawTensor:
+        """The int8 codes of that name and the scales of their rows, as one tensor, copied.
+
+        Shapes: codes i8[N,K], scales float[N,1] in any float format -> W8A8 [N,K].
+
+        Raises:
+            MalformedModel: it is not there, is no matrix of codes, or is one of another number of rows.
+        """
+        info = self._info(name)
+        if info.format is not None or len(info.shape) != 2 or scales.shape != (info.shape[0], 1):
+            raise MalformedModel(f"{self.name}: tensor {shown(name)} is not int8 codes of {scales.shape[0]} rows.")
+        head = dequantise(scales).astype("<f4").view(np.uint8)
+        data = np.concatenate([head, self._bytes(info).reshape(info.shape)], axis=1)
+        return RawTensor(info.shape, WeightFormat.W8A8, data)
+
+    def _info(self, name: str) -> TensorInfo:
         info = self.tensors.get(name)
         if info is None:
             raise MalformedModel(f"{self.name}: tensor {shown(name)} is missing.")
-        flat = np.frombuffer(self._data, dtype=np.uint8, count=info.nbytes, offset=info.offset)
-        row_bytes = info.format.row_bytes(prod(info.shape[-1:]))
-        return RawTensor(info.shape, info.format, flat.reshape(*info.shape[:-1], row_bytes))
+        return info
+
+    def _bytes(self, info: TensorInfo) -> npt.NDArray[np.uint8]:
+        return np.frombuffer(self._data, dtype=np.uint8, count=info.nbytes, offset=info.offset)
 
 
 def _read_header(name: str, data: mmap.mmap) -> dict[str, TensorInfo]:
@@ -121,14 +148,15 @@ def _read_header(name: str, data: mmap.mmap) -> dict[str, TensorInfo]:
 def _tensor_info(source: str, entry: _Entry, start: int) -> TensorInfo:
     """Check one entry by itself."""
     fmt = _FORMATS.get(entry.dtype)
-    if fmt is None:
+    if fmt is None and entry.dtype != _CODES:
         raise UnsupportedModel(
-            f"{source} is of type {shown(entry.dtype)}, which this build cannot read; it reads {', '.join(_FORMATS)}."
+            f"{source} is of type {shown(entry.dtype)}, which this build cannot read; it reads "
+            f"{', '.join((*_FORMATS, _CODES))}."
         )
     if len(entry.shape) > MAX_RANK or any(not 0 <= size < 1 << 63 for size in entry.shape):
         raise MalformedModel(f"{source} has a senseless shape.")
     begin, end = entry.data_offsets
-    nbytes = prod(entry.shape) * fmt.block_bytes
+    nbytes = prod(entry.shape) * (fmt.block_bytes if fmt is not None else 1)
     if not 0 <= begin <= end or end - begin != nbytes:
         raise MalformedModel(f"{source} has other data offsets than its type and shape ask for.")
     return TensorInfo(tuple(entry.shape), fmt, start + begin, nbytes)

@@ -233,8 +233,6 @@ class TestEndTokens:
 YARN: Json = {"rope_type": "yarn", "factor": 4.0}
 REFUSED: list[tuple[str, Json, type[ModelError], str]] = [
     (LLAMA, {"hidden_act": "gelu"}, UnsupportedModel, "'hidden_act' is 'gelu'"),
-    (LLAMA, {"quantization_config": {"quant_method": "gptq"}}, UnsupportedModel, "quantised by 'gptq'"),
-    (LLAMA, {"quantization_config": "x"}, UnsupportedModel, "quantised by None"),
     (LLAMA, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, UnsupportedModel, "'dynamic'"),
     (LLAMA, {"rope_parameters": {"rope_type": "longrope"}}, UnsupportedModel, "'longrope'"),
     (LLAMA, {"rope_parameters": {"full_attention": {"rope_type": "default"}}}, UnsupportedModel, "rope_parameters"),

@@ -125,7 +125,29 @@ def test_a_lie_ends_in_one_line(path: Path, content: bytes, match: str) -> None:
     assert "model.safetensors" in str(caught.value)
 
 
-@pytest.mark.parametrize("dtype", ["I8", "F64", "BOOL", "F8_E4M3", "SECRET"])
+class TestCodes:
+    def test_with_their_scales_they_are_w8a8(self, path: Path) -> None:
+        save_file(
+            {"a": torch.tensor([[-128, 5, 127], [1, 2, 3]], dtype=torch.int8), "s": torch.tensor([[0.5], [2]])}, path
+        )
+        file = SafetensorsFile.open(path)
+        assert file.tensors["a"].format is None
+        assert dequantise(file.w8a8("a", file.raw("s"))).tolist() == [[-64, 2.5, 63.5], [2, 4, 6]]
+
+    def test_without_they_say_nothing(self, path: Path) -> None:
+        save_file({"a": torch.ones((2, 3), dtype=torch.int8)}, path)
+        with pytest.raises(UnsupportedModel, match="'a' is of type I8"):
+            SafetensorsFile.open(path).raw("a")
+
+    @pytest.mark.parametrize("other", [torch.ones(2, 3), torch.ones(3, 3).char(), torch.ones(2).char()], ids=str)
+    def test_of_other_rows_or_no_codes(self, path: Path, other: torch.Tensor) -> None:
+        save_file({"a": other, "s": torch.ones(2, 1)}, path)
+        file = SafetensorsFile.open(path)
+        with pytest.raises(MalformedModel, match="'a' is not int8 codes of 2 rows"):
+            file.w8a8("a", file.raw("s"))
+
+
+@pytest.mark.parametrize("dtype", ["U8", "F64", "BOOL", "F8_E4M3", "SECRET"])
 def test_other_types_are_named(path: Path, dtype: str) -> None:
     with pytest.raises(UnsupportedModel, match=f"'a' is of type '{dtype}'"):
         SafetensorsFile.open(put(path, encode({"a": entry([8], 0, 8, dtype)}, bytes(8))))

@@ -19,21 +19,20 @@ from kernels.formats import RawTensor, WeightFormat
 from kernels.ops import AttentionBatch, BackendOptions, DrawParams, StepInputs, StepLimits
 from kernels.resolve import BACKENDS
 from kernels.spec import f32_tensor, random_tensor
-from tests.support.backends import DEVICES
+from tests.support.backends import DEVICES, ISAS, use_best_isa
 from tests.support.tiny_models import GOLDEN
 
 pytestmark = pytest.mark.skipif("cpu" not in DEVICES, reason="no native library: .ci/run builds one and has it")
 
-ISAS = load_library().isas().decode().split() if "cpu" in DEVICES else ["none"]
 T, HIDDEN, HEADS, KV_HEADS, DIM, BLOCKS, SIZE, POSITIONS, VOCAB, EXPERTS = 5, 64, 4, 2, 32, 3, 16, 40, 48, 4
 
 
-@pytest.fixture(params=ISAS)
+@pytest.fixture(params=ISAS or ["none"])
 def ops(request):
     table = BACKENDS["cpu"](BackendOptions(threads=2))
     assert load_library().use(request.param.encode())
     yield table
-    load_library().use(ISAS[0].encode())
+    use_best_isa()
 
 
 def i32(*numbers):
@@ -331,12 +330,12 @@ LIBRARY_CASES = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=ISAS)
+@pytest.fixture(params=ISAS or ["none"])
 def library(request):
     library = load_library()
     assert library.use(request.param.encode())
     yield library
-    library.use(ISAS[0].encode())
+    use_best_isa()
 
 
 @pytest.mark.parametrize("case", LIBRARY_CASES)

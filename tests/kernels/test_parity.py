@@ -1,4 +1,4 @@
-"""Every operation of every backend against its specification; a backend with a planted defect fails."""
+"""Every operation of every backend, under every instruction set, against its specification; planted defects fail."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kernels.reference.dequant import dequantise
 from kernels.spec import deviation, f32_tensor
 from kernels.specs import ALL_SPECS
 from kernels.specs.rounding import rounded_activations
-from tests.support.backends import TABLES, can_run, new_table
+from tests.support.backends import TABLES, can_run, new_table, use_best_isa, with_isas
 
 BY_NAME = {spec.name: spec for spec in ALL_SPECS}
 
@@ -24,11 +24,18 @@ def cases_of(spec):
 
 CASES = [
     pytest.param(table, spec, case, id=f"{table}-{spec.name}-{case.name}")
-    for table, ops in TABLES.items()
+    for name, ops in TABLES.items()
+    for table in with_isas(name)
     for spec in ALL_SPECS
     for case in cases_of(spec)
     if can_run(ops, case.inputs)
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def best_isa_afterwards():
+    yield
+    use_best_isa()
 
 
 def is_off(ops, spec, case):

@@ -1,4 +1,4 @@
-"""W8A8: what is rounded, that the integers are exact, and that both backends give the same bits."""
+"""W8A8: what is rounded, that integers are exact, and that backends and instruction sets give the same bits."""
 
 from __future__ import annotations
 
@@ -17,16 +17,24 @@ from kernels.reference.w8a8 import integer_product
 from kernels.resolve import BACKENDS
 from kernels.spec import f32_tensor, random_tensor, w8a8_tensor
 from kernels.specs.rounding import rounded_tokens
-from tests.support.backends import DEVICES
+from tests.support.backends import DEVICES, use_best_isa, use_isa_of, with_isas
 
+VARIANTS = [variant for device in DEVICES for variant in with_isas(device)]
 OPS = {device: BACKENDS[device](BackendOptions(threads=2)) for device in DEVICES}
 F32 = np.float32
 shapes = st.tuples(st.integers(1, 20), st.integers(1, 70), st.integers(1, 1700))
 """(tokens, outputs, columns): beyond a tile, a panel and a part of columns."""
 
 
-def product(device, x, weights, biases=None):
-    ops = OPS[device]
+@pytest.fixture(autouse=True, scope="module")
+def best_isa_afterwards():
+    yield
+    use_best_isa()
+
+
+def product(variant, x, weights, biases=None):
+    ops = OPS[variant.split("-")[0]]
+    use_isa_of(variant)
     return ops.memory.download(ops.linear(ops.memory.upload(x), ops.prepare_linear(weights, biases)))
 
 
@@ -103,23 +111,23 @@ def test_the_references_product_of_integers_is_exact(seed, shape, extreme):
     np.testing.assert_array_equal(integer_product(tokens.astype(F32), weight.astype(F32)), tokens @ weight.T)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("variant", VARIANTS)
 @given(seed=st.integers(0, 2**32), shape=shapes)
-def test_the_integer_part_is_numpys_bit_for_bit(device, seed, shape):
+def test_the_integer_part_is_numpys_bit_for_bit(variant, seed, shape):
     """With scales of 1, a result is the sum of the integers, which float32 holds whole: it is below 2**24."""
     (num_tokens, num_outputs, columns), rng = shape, np.random.default_rng(seed)
     x = rng.integers(-127, 128, (num_tokens, columns))
     x[:, 0] = 127
     weight = rng.integers(-128, 128, (num_outputs, columns), dtype=np.int8)
-    got = product(device, x.astype(F32), [w8a8_tensor(weight, np.ones(num_outputs, dtype=F32))])
+    got = product(variant, x.astype(F32), [w8a8_tensor(weight, np.ones(num_outputs, dtype=F32))])
     exact = x @ weight.astype(np.int64).T
     assert np.abs(exact).max() < 2**24
     same_bits(got, exact.astype(F32))
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("num_tokens", [1, 2, 3, 4, 5, 6, 7, 13])
-def test_the_longest_rows_do_not_overflow(device, num_tokens):
+def test_the_longest_rows_do_not_overflow(variant, num_tokens):
     """All products as great as they can be; then half of them the other way, and what is left is small."""
     x = np.full((num_tokens, MAX_COLUMNS), 127)
     weight = np.full((3, MAX_COLUMNS), -128, dtype=np.int8)
@@ -128,7 +136,7 @@ def test_the_longest_rows_do_not_overflow(device, num_tokens):
     weight[2, :7] = 1
     exact = x[:1].astype(np.int64) @ weight.astype(np.int64).T
     assert np.abs(exact).max() > 2**30
-    got = product(device, x.astype(F32), [w8a8_tensor(weight, np.ones(3, dtype=F32))])
+    got = product(variant, x.astype(F32), [w8a8_tensor(weight, np.ones(3, dtype=F32))])
     same_bits(got, np.repeat(exact, num_tokens, axis=0).astype(F32))
 
 
@@ -140,19 +148,19 @@ def test_backends_give_the_same_bits(seed, shape, biased, exponent):
     weights = [random_tensor(rng, (n, columns), WeightFormat.W8A8) for n in (num_outputs, 3)]
     biases = [f32_tensor(rng.standard_normal(n)) for n in (num_outputs, 3)] if biased else None
     with np.errstate(invalid="ignore"):
-        results = [product(device, x, weights, biases) for device in DEVICES]
+        results = [product(variant, x, weights, biases) for variant in VARIANTS]
     for result in results:
         np.testing.assert_array_equal(result, results[0])
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_a_row_of_weights_that_is_not_sound_makes_its_output_nan_and_no_other(device):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_row_of_weights_that_is_not_sound_makes_its_output_nan_and_no_other(variant):
     rng = np.random.default_rng(3)
     full = rng.standard_normal((40, 64)).astype(F32)
     x = rng.standard_normal((7, 64)).astype(F32)
-    clean = product(device, x, [to_w8a8(f32_tensor(full))])
+    clean = product(variant, x, [to_w8a8(f32_tensor(full))])
     full[17, 3] = np.inf
-    got = product(device, x, [to_w8a8(f32_tensor(full))])
+    got = product(variant, x, [to_w8a8(f32_tensor(full))])
     assert np.isnan(got[:, 17]).all()
     np.testing.assert_array_equal(np.delete(got, 17, axis=1), np.delete(clean, 17, axis=1))
 

@@ -1,21 +1,36 @@
-"""The backends that work on this machine, each with every KV cache it has: what tests of all backends run over."""
+"""The backends that work on this machine, each with every KV cache it has: what tests of all backends run over.
+
+The native library computes by the best instruction set of the machine, and has others for lesser ones. Tests of what an
+operation gives run over all of them: ``with_isas`` names them, ``new_table`` and ``use_isa_of`` take them up, and
+``use_best_isa`` ends it, since the choice is the whole process'.
+"""
 
 from __future__ import annotations
 
+from kernels.cpu.backend import load_library
 from kernels.cpu.library import find_library
 from kernels.formats import CACHE_DTYPES
 from kernels.ops import BackendOptions, BackendUnavailable
 from kernels.resolve import BACKENDS
 
 
+def use_isa_of(name):
+    """Compute by the instruction set that a name of ``with_isas`` ends in, if any."""
+    isa = name.split("-")[-1]
+    if "-" in name and isa not in CACHE_DTYPES:
+        assert load_library().use(isa.encode()), name
+
+
 def new_table(name):
-    """The table of a backend-cache, with threads of its own.
+    """The table of a backend-cache or backend-cache-isa, with threads of its own.
 
     Native threads that waited for each other on a busy machine rest, and then one does all the work; the first three
     calls of a new table are by all of them.
     """
-    backend, dtype = name.split("-")
-    return BACKENDS[backend](BackendOptions(threads=2, kv_cache_dtype=dtype))
+    backend, dtype, *_ = name.split("-")
+    ops = BACKENDS[backend](BackendOptions(threads=2, kv_cache_dtype=dtype))
+    use_isa_of(name)
+    return ops
 
 
 def tables():
@@ -39,6 +54,18 @@ def tables():
 TABLES = tables()
 DEVICES = sorted({ops.info.name for ops in TABLES.values()}, key=list(BACKENDS).index)
 """Those of BACKENDS that work here."""
+ISAS = load_library().isas().decode().split() if "cpu" in DEVICES else []
+"""Instruction sets that the native library has on this machine, best first."""
+
+
+def with_isas(name):
+    """A device or a backend-cache under each instruction set it has: the name with theirs behind it."""
+    return [f"{name}-{isa}" for isa in ISAS] if name.split("-")[0] == "cpu" else [name]
+
+
+def use_best_isa():
+    if ISAS:
+        load_library().use(ISAS[0].encode())
 
 
 def can_run(ops, inputs):
