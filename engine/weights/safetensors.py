@@ -47,7 +47,7 @@ class _Index(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies in its file."""
+    """Where a tensor lies in its file; ``offset`` is bytes from the file's start."""
 
     shape: tuple[int, ...]
     format: WeightFormat
