@@ -12,7 +12,7 @@ from kernels.ops import I32, AttentionBatch, StepInputs
 
 
 def build_batch(plan: Seq[ScheduledSeq], block_size: int) -> StepInputs:
-    """Lay out a non-empty plan, as NumPy arrays.
+    """Lay out a non-empty plan, as NumPy arrays, all i32 and of the shapes that ``StepInputs`` says.
 
     The rows of ``logit_rows`` belong to the plan's sequences that ``completes``, in the plan's order.
 

@@ -267,10 +267,10 @@ def _num_alike(left: list[int], right: list[int]) -> int:
 
 
 def root_hash(tenant: str) -> bytes:
-    """The name before a tenant's first block."""
+    """The name before a tenant's first block: SHA-256, 32 bytes."""
     return hashlib.sha256(b"upwell prefix cache\0" + tenant.encode()).digest()
 
 
 def chain_hash(parent: bytes, token_ids: list[int]) -> bytes:
-    """The name of a full block: over its predecessor's name and its own tokens."""
+    """The name of a full block: SHA-256 over its predecessor's name and its own tokens, as 32-bit integers."""
     return hashlib.sha256(parent + array("i", token_ids).tobytes()).digest()

@@ -46,7 +46,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         kv_cache_dtype: ``auto``, f32, f16, i16 or i8.
         quantization: of linear layers as they are loaded, one of ``QUANTIZATIONS``; ``none`` takes them as stored.
         max_model_len: None takes the model's own context length, cut to what the KV cache can hold.
+        max_num_seqs: as ``SchedulerConfig`` has it, like ``max_num_batched_tokens``.
+        block_size: tokens a block; divides 128.
         num_blocks: None sizes the KV cache by ``kv_cache_bytes``.
+        kv_cache_bytes: of all layers together, at most.
     """
 
     model_path: str
@@ -89,7 +92,11 @@ class RopeConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MoeConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Routed experts: softmax over all of them, the top k, their weights normalised if ``norm_topk_prob``."""
+    """Routed experts: softmax over all of them, the top k, their weights normalised if ``norm_topk_prob``.
+
+    Attributes:
+        intermediate_size: of one expert.
+    """
 
     num_experts: int
     num_experts_per_tok: int

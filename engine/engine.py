@@ -39,10 +39,13 @@ class Runner(Protocol):
         """Copy blocks of the cache, (from, to), one after the other."""
 
     def forward(self, batch: StepInputs) -> Scores:
-        """Write the batch's keys and values, and score the next tokens of ``batch.logit_rows``."""
+        """Write the batch's keys and values, and score the next tokens of ``batch.logit_rows``.
+
+        Batch-invariant. The scores hold until the next step.
+        """
 
     def draw(self, logits: F32, params: DrawParams) -> I32:
-        """One token a row, at random: f32[n,V] -> i32[n]."""
+        """One token a row, at random: f32[n,V] -> i32[n]. Batch-invariant; the logits may be overwritten."""
 
     def native_cpu_s(self) -> float:
         """CPU seconds that native code has spent in steps so far."""
@@ -55,7 +58,15 @@ class Runner(Protocol):
 
 
 class Engine:
-    """Schedule, run, sample, emit."""
+    """Schedule, run, sample, emit.
+
+    Args:
+        eos_ids: tokens that end an answer.
+        clock: monotonic seconds, the clock of ``GenerateRequest.arrived_at_s``.
+
+    Raises:
+        ConfigError: a step may have fewer tokens than sequences.
+    """
 
     def __init__(
         self,
@@ -89,7 +100,7 @@ class Engine:
         """Queue a request.
 
         Raises:
-            InvalidRequest: it can never be answered; nothing has changed.
+            InvalidRequest: it can never be answered (ContextLengthExceeded: for its length); nothing has changed.
         """
         self._check(request)
         detokenizer = IncrementalDetokenizer(self._vocabulary, request.sampling.stop)
@@ -107,7 +118,11 @@ class Engine:
             self._next_stats_s = 0.0  # the next step says what has become free
 
     def step(self) -> StepOutput:
-        """Compute one batch, and say what it added to each request."""
+        """Compute one batch, and say what it added to each request.
+
+        Batch-invariant: a request's tokens do not depend on what else runs. A NaN or an infinity among its logits ends
+        the request they are of with FinishReason.ERROR, and no other.
+        """
         plan = self.scheduler.schedule()
         if not plan:
             self._gaps.idle()

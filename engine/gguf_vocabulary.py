@@ -73,7 +73,11 @@ def _check_model(metadata: Mapping[str, object]) -> None:
 
 
 def strings(metadata: Mapping[str, object], name: str) -> list[str]:
-    """One of the tokenizer's arrays of texts."""
+    """One of the tokenizer's arrays of texts.
+
+    Raises:
+        MalformedModel: it is missing, empty or not of texts.
+    """
     value = metadata.get(f"tokenizer.ggml.{name}")
     if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
         raise MalformedModel(f"The GGUF file's tokenizer.ggml.{name} is not a list of texts.")
@@ -97,7 +101,11 @@ def _token_types(metadata: Mapping[str, object], count: int) -> list[int]:
 
 
 def optional_text(metadata: Mapping[str, object], key: str) -> str | None:
-    """A text that may be missing."""
+    """A text that may be missing.
+
+    Raises:
+        MalformedModel: it is something other than a text.
+    """
     value = metadata.get(key)
     if value is not None and not isinstance(value, str):
         raise MalformedModel(f"The GGUF file's {key} is not a text.")

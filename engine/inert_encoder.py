@@ -55,10 +55,10 @@ class InertEncoder:
         self._added = re.compile("|".join(_pattern(token) for token in longest_first if token.content) or "(?!)")
 
     def encode(self, text: str) -> list[int]:
-        """The ids of ``text`` with no control token among them.
+        """The ids of ``text`` with no control token among them, but those written by their secret names.
 
         Raises:
-            InvalidRequest: the text holds a lone surrogate.
+            InvalidRequest: the text holds a lone surrogate, or a character that is a control token.
         """
         ids: list[int] = []
         for token_id in encode_ids(self._copy, text):

@@ -28,6 +28,7 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None]) -> t
     Raises:
         ModelError: the model cannot be served.
         ConfigError: the settings do not fit the model, the device or each other.
+        MemoryError: the weights or the cache do not fit.
     """
     try:
         resolved = resolve(config.device, BackendOptions(config.threads, config.kv_cache_dtype))
@@ -76,7 +77,7 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None]) -> t
 
 
 def size_cache(config: EngineConfig, model: ModelConfig, ops: Ops) -> tuple[CacheConfig, int]:
-    """The KV cache and the context length that it leaves.
+    """The KV cache and the context length in tokens that it leaves.
 
     Without ``max_model_len`` the context is the model's own, cut to what the cache can hold.
 

@@ -11,7 +11,12 @@ class ModelRunner:
     """Owns the KV cache; implements ``engine.Runner``."""
 
     def __init__(self, model: Decoder, ops: Ops, cache: CacheConfig, limits: StepLimits) -> None:
-        """Allocate the cache, and record the forward pass for steps of at most ``limits``."""
+        """Allocate the cache, and record the forward pass for steps of at most ``limits``.
+
+        Raises:
+            NoKernel: the backend has none for the cache or the forward pass.
+            ValueError: it cannot have blocks of that size.
+        """
         config = model.config
         caches = [
             ops.memory.alloc_cache(cache.num_blocks, cache.block_size, config.num_kv_heads, config.head_dim)
@@ -37,11 +42,14 @@ class ModelRunner:
                 self._copy_block(cache, source, target)
 
     def forward(self, batch: StepInputs) -> Scores:
-        """Write the batch's keys and values, and score the next tokens of ``batch.logit_rows``."""
+        """Write the batch's keys and values, and score the next tokens of ``batch.logit_rows``.
+
+        Batch-invariant. The scores hold until the next step.
+        """
         return self._step(batch)
 
     def draw(self, logits: F32, params: DrawParams) -> I32:
-        """One token a row, at random: f32[n,V] -> i32[n]."""
+        """One token a row, at random: f32[n,V] -> i32[n]. Batch-invariant; the logits may be overwritten."""
         return self._draw(logits, params)
 
     def native_cpu_s(self) -> float:

@@ -57,7 +57,11 @@ class Link:
         self._readable.register(sock, select.POLLIN)
 
     def send(self, message: Outbound) -> None:
-        """Write one message; waits while the server does not read."""
+        """Write one message; waits while the server does not read.
+
+        Raises:
+            ConnectionError: the server is gone.
+        """
         self._socket.sendall(encode_frame(message))
 
     def frames(self, wait_s: float | None) -> list[bytes]:
@@ -65,6 +69,7 @@ class Link:
 
         Raises:
             EOFError: the server closed the socket.
+            BadFrame: it sent something that is not a frame.
         """
         if not self._readable.poll(None if wait_s is None else 1000 * wait_s):
             return []
@@ -78,7 +83,7 @@ class Link:
 
         Raises:
             EOFError: the server closed the socket.
-            BadFrame: it sent more than that one.
+            BadFrame: it sent more than that one, or something that is not a frame.
         """
         frames: list[bytes] = []
         while not frames:
@@ -89,7 +94,12 @@ class Link:
 
 
 def serve(link: Link, engine: Engine) -> None:
-    """Take requests and step, until the server closes the socket (EOFError)."""
+    """Take requests and step, until the server closes the socket.
+
+    Raises:
+        EOFError, ConnectionError: it has.
+        BadFrame: it sent something that is not a frame.
+    """
     decoder = msgspec.msgpack.Decoder(Inbound)
     while True:
         refused: list[TokenDelta] = []

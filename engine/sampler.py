@@ -196,7 +196,7 @@ def _draw_params(states: Sequence[SamplerState]) -> DrawParams:
 
 
 def logprobs_of(logits: F32, token_id: int, num_top: int) -> TokenLogprobs:
-    """Log probability of a token and of the ``num_top`` most likely ones under softmax(logits), f32[V], in float64."""
+    """Natural log probability of a token and of the ``num_top`` likeliest under softmax(logits), f32[V], in float64."""
     peak = float(logits.max())
     shares = logits.astype(np.float64)
     shares -= peak

@@ -81,6 +81,9 @@ class Scheduler:
     Running sequences that have one token to compute go first, then those in the middle of their prompt, then waiting
     ones. When a running sequence finds no block, the last in order gives up all of its own and waits again; its tokens
     are computed anew (or found in the prefix cache) when its turn comes, which cannot change what they are.
+
+    Raises:
+        ConfigError: a step may have fewer tokens than sequences.
     """
 
     def __init__(self, config: SchedulerConfig, pool: BlockPool) -> None:
@@ -100,7 +103,11 @@ class Scheduler:
         insort(self.waiting, seq, key=_order)
 
     def remove(self, seq: Sequence, *, forget: bool = False) -> None:
-        """Drop a sequence that has ended, in whatever state it is, and release its blocks."""
+        """Drop a sequence that has ended, in whatever state it is, and release its blocks.
+
+        Raises:
+            ValueError: it neither runs nor waits.
+        """
         if seq in self.running:
             self.running.remove(seq)
         else:

@@ -25,6 +25,8 @@ class Sequence:
         block_ids: the sequence's blocks, 32-bit integers, in order of position.
         block_hashes: the chained hashes of its full blocks, as far as they were needed.
         num_committed: how many of its blocks are offered to the prefix cache.
+        cached_tokens: prompt tokens found in the prefix cache at the first admission.
+        admitted_at_s: first admission, monotonic seconds, as ``first_token_at_s`` and ``last_token_at_s``.
     """
 
     __slots__ = (

@@ -116,7 +116,7 @@ class Tokenizer:
             mark: as ``guard`` returned it with those messages.
 
         Raises:
-            InvalidRequest: the text holds a lone surrogate.
+            InvalidRequest: the text holds a lone surrogate, or a client's character that is a control token.
         """
         if mark is None and not self._always_inert:
             return encode_ids(self._backend, rendered)

@@ -69,16 +69,24 @@ class RawTensor:
     data: npt.NDArray[np.uint8]
 
     def rows(self, index: npt.NDArray[np.intp]) -> RawTensor:
-        """The tensor with its outermost dimension reordered or picked by ``index``, still packed."""
+        """The tensor with its outermost dimension reordered or picked by ``index`` intp[n], still packed; a copy.
+
+        Raises:
+            IndexError: there is no such row.
+        """
         return RawTensor((len(index), *self.shape[1:]), self.format, self.data[index])
 
     def at(self, index: int) -> RawTensor:
-        """One entry of the outermost dimension, still packed."""
+        """One entry of the outermost dimension, still packed; a view.
+
+        Raises:
+            IndexError: there is no such entry.
+        """
         return RawTensor(self.shape[1:], self.format, self.data[index])
 
     @property
     def nbytes(self) -> int:
-        """Size as stored."""
+        """Bytes as stored."""
         return int(self.data.nbytes)
 
 

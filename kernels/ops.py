@@ -122,12 +122,14 @@ class Memory:
     """The device as an allocator.
 
     Attributes:
-        alloc_cache: (num_blocks, block_size, kv_heads, head_dim) -> an empty LayerCache.
+        alloc_cache: (num_blocks, block_size, kv_heads, head_dim) -> an empty LayerCache. Raises ValueError for a block
+            size that it cannot have, NoKernel for a head size.
         read_cache: LayerCache -> its keys and values, each f32[num_blocks, block_size, kv_heads, head_dim].
         copy_block: (LayerCache, from, to) -> None; one block's keys and values also in another.
         cache_token_bytes: (kv_heads, head_dim) -> bytes of one token's keys and values in one layer's cache.
         block_multiple: block sizes must be a multiple of it.
-        upload: NumPy array -> Tensor; download: the reverse, synchronising; sync: wait for all work.
+        upload: NumPy array, f32 of rows or integers that fit i32 -> Tensor; download: the reverse, synchronising.
+        sync: wait for all work.
     """
 
     alloc_cache: Callable[[int, int, int, int], LayerCache]
@@ -184,6 +186,8 @@ class Ops:
 
     A step is recorded once and replayed; a backend that has nothing to record just calls. ``record`` takes the model's
     forward pass, from inputs to logits f32[R,V], and gives what runs it on inputs of NumPy arrays.
+
+    Tensors are f32 where nothing else is said. NoKernel comes from ``prepare_*``, ``record`` or an operation itself.
 
     Attributes:
         prepare_linear: (weights [N_i, K], biases [N_i] or none) -> Linear of their rows one below the other.

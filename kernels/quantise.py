@@ -19,7 +19,7 @@ def quantise_rows(x: F32) -> tuple[F32, F32]:
     """Each row as integers in [-127,127] and one scale: f32[n,K] -> whole numbers f32[n,K], f32[n].
 
     The scale is max|x| / 127, the integers are rint(x * (127 / max|x|)), ties to even, all in float32. A row with a NaN
-    or an infinity gets the scale NaN, so that whatever it enters is NaN too.
+    or an infinity gets the scale NaN, so that whatever it enters is NaN too. Batch-invariant: rows do not meet.
     """
     most = np.maximum(x.max(axis=1, initial=0), -x.min(axis=1, initial=0))
     sound = np.isfinite(most)
@@ -34,6 +34,9 @@ def to_w8a8(raw: RawTensor) -> RawTensor:
     """A weight in any format as W8A8, a scale for each of its rows (output channels); W8A8 is returned as it is.
 
     Shapes: [...,K] -> the same. Made in slabs of rows, so that the transient memory is small.
+
+    Raises:
+        ValueError: the data are not those of the shape.
     """
     if raw.format is WeightFormat.W8A8:
         return raw

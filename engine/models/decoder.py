@@ -18,7 +18,7 @@ from kernels.ops import Experts, LayerCache, Linear, Ops, StepInputs, Tensor
 
 @dataclass(frozen=True)
 class RoutedMlp:
-    """Router and experts of one layer."""
+    """Router [E,H] and experts of one layer."""
 
     router: Linear
     experts: Experts
@@ -34,7 +34,14 @@ class DenseMlp:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer's prepared weights. ``q_norm`` and ``k_norm`` are None without per-head norms."""
+    """One layer's prepared weights: H hidden size, d head dimension.
+
+    Attributes:
+        input_norm: [H]; post_norm: [H], before the MLP.
+        qkv: [(heads + 2 kv_heads) d, H]; out: [H, heads d].
+        q_norm: [d], or None without per-head norms; k_norm: likewise.
+        window: how many positions back it sees, its own included; None for all.
+    """
 
     input_norm: Tensor
     qkv: Linear
@@ -60,6 +67,11 @@ class Decoder:
             ops: the backend.
             max_model_len: how many positions there will be.
             progress: called with the bytes of each tensor, once it is laid out.
+
+        Raises:
+            MalformedModel: a tensor is missing.
+            UnsupportedModel: a rotary scaling we do not know.
+            NoKernel: the backend has none for a weight.
         """
         self.config = config
         self._ops = ops
@@ -72,7 +84,10 @@ class Decoder:
         self._head = self._embedding if config.tie_word_embeddings else load.linear("lm_head.weight")
 
     def forward(self, inputs: StepInputs, caches: list[LayerCache]) -> Tensor:
-        """Write the step's keys and values into ``caches``, one a layer, and return logits f32[R,V]."""
+        """Write the step's keys and values into ``caches``, one a layer, and return logits f32[R,V].
+
+        Batch-invariant, as the operations are.
+        """
         ops, eps = self._ops, self.config.rms_norm_eps
         residual = ops.embed(inputs.token_ids, self._embedding)
         hidden = ops.rms_norm(residual, self._layers[0].input_norm, eps)

@@ -31,7 +31,7 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class FileRecord(msgspec.Struct, frozen=True):
-    """What a whole file looks like."""
+    """What a whole file looks like: its length in bytes, and its hash in hexadecimal."""
 
     name: str
     size: int
@@ -79,6 +79,7 @@ class CacheEntry:
 
         Raises:
             ConfigError: the cache cannot be written, or has no room.
+            ModelError: as ``fetch`` does.
         """
         record = self.record(verify=verify)
         if record is not None:
@@ -140,7 +141,11 @@ class CacheEntry:
 
 
 def sha256_of(path: Path) -> str:
-    """A file's SHA-256 in hexadecimal."""
+    """A file's SHA-256 in hexadecimal.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -173,7 +178,11 @@ def no_room(folder: Path, needed_bytes: int | None) -> ConfigError:
 
 
 def copy_stream(read: Callable[[int], bytes], target: Path) -> int:
-    """Write a stream to a new file; return its length. The file is synced when it is put into place."""
+    """Write a stream to a new file; return its length in bytes. The file is synced when it is put into place.
+
+    Raises:
+        OSError: it is there already, or cannot be written.
+    """
     written = 0
     with target.open("xb") as file:
         while chunk := read(_CHUNK_BYTES):

@@ -78,7 +78,7 @@ class GGUFCheckpoint:
         """The tensor of that Hugging Face name.
 
         Raises:
-            MalformedModel: it is not there.
+            MalformedModel: it is not there, or is a bias in blocks whose order must change.
         """
         file_name = self._file_name(name)
         if file_name is None:

@@ -35,7 +35,9 @@ def fetch_repository(hub: str, repository: str, folder: Path, say: Say) -> list[
     Raises:
         ConfigError: the hub's client is not installed.
         ModelNotFound: no such repository, or no weights we read in it.
+        UnsupportedModel: several GGUF files.
         ModelError: the hub cannot be reached, or refuses.
+        OSError: there is no room.
     """
     client = _client(hub)
     say(f"Fetching {repository} from {'Hugging Face' if hub == 'hf' else 'ModelScope'}.")

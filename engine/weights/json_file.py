@@ -43,6 +43,8 @@ def read_json(path: Path, kind: type[T]) -> T:
 
     Raises:
         ModelNotFound: there is no such file.
+        MalformedModel: it is no regular file, or as ``decode_json``.
+        ModelError: it cannot be read.
     """
     data = map_file(path, min_bytes=1)
     return decode_json(path.name, data[: MAX_BYTES + 1], kind)

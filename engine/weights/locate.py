@@ -15,6 +15,7 @@ def model_path(path: Path) -> Path:
     Raises:
         ModelNotFound: nothing is there, or nothing that is a model.
         UnsupportedModel: a file in another format.
+        OSError: it cannot be read.
     """
     if path.is_dir():
         return _model_in(path)

@@ -20,6 +20,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         ModelNotFound: nothing is there, or nothing that is a model.
         MalformedModel: a file contradicts its format, its size or itself.
         UnsupportedModel: a model this build cannot run.
+        ModelError: it cannot be read.
     """
     try:
         path = model_path(path)

@@ -50,7 +50,10 @@ class _Index(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies in its file, and what as: ``format`` is None for int8 codes, whose scales lie elsewhere."""
+    """Where a tensor lies in its file; ``offset`` is bytes from the file's start.
+
+    ``format`` is None for int8 codes, whose scales lie elsewhere.
+    """
 
     shape: tuple[int, ...]
     format: WeightFormat | None

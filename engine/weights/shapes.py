@@ -15,7 +15,11 @@ Shape = tuple[int, ...]
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Name -> shape of every tensor the model needs, named as in ``checkpoint``, in the order of the layers."""
+    """Name -> shape of every tensor the model needs, named as in ``checkpoint``, in the order of the layers.
+
+    Raises:
+        ValueError: a layer has routed experts, but the configuration no sizes of them.
+    """
     vocab, hidden = config.vocab_size, config.hidden_size
     shapes: dict[str, Shape] = {"model.embed_tokens.weight": (vocab, hidden)}
     for index in range(config.num_layers):

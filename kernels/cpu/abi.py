@@ -208,7 +208,9 @@ def constants() -> dict[str, int]:
 
 
 class Library:
-    """The shared library, its functions typed. They raise a ValueError that names the argument they refuse.
+    """The shared library, its functions typed: ``upwell.h`` says what they take; sizes are bytes.
+
+    They raise a ValueError that names the argument they refuse, but ``use`` gives 0 and ``pool_new`` None instead.
 
     Raises:
         OSError: it cannot be loaded, or is not whole, or lacks a function, or is not of this version, or has other

@@ -26,7 +26,7 @@ class Arena:
         self._places: dict[int, int] = {}
 
     def take(self, num_bytes: int) -> npt.NDArray[np.uint8]:
-        """Aligned memory of that size, with anything in it."""
+        """Aligned memory u8[num_bytes], with anything in it."""
         size = _padded(num_bytes)
         index, (start, end) = next((i, gap) for i, gap in enumerate(self._gaps) if gap[1] - gap[0] >= size)
         self._gaps[index] = (start + size, end)
@@ -36,7 +36,11 @@ class Arena:
         return memory
 
     def give(self, memory: npt.NDArray[np.uint8]) -> None:
-        """Memory that ``take`` gave."""
+        """Take back memory that ``take`` gave.
+
+        Raises:
+            KeyError: it is none of that, or was given back.
+        """
         start = self._places.pop(address(memory))
         gaps: list[tuple[int, int]] = []
         for first, last in sorted([*self._gaps, (start, start + _padded(len(memory)))]):

@@ -87,7 +87,16 @@ def cpu_ops(options: BackendOptions) -> Ops:
 
 
 class CpuBackend:
-    """Appends nodes, and runs them."""
+    """Appends nodes, and runs them.
+
+    Operations take and give f32 tensors of this backend. They are batch-invariant, and the number of threads does not
+    change results either. They raise TypeError or ValueError for an argument that is not as they say, naming it; and
+    NoKernel for a shape that the kernels do not have, which ``record`` raises for those of a recording.
+
+    Raises:
+        BackendUnavailable: there is no native library here, or an option is not one of its own, or the threads cannot
+            be started.
+    """
 
     def __init__(self, options: BackendOptions) -> None:
         wanted = DEFAULT_CACHE if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
@@ -111,27 +120,31 @@ class CpuBackend:
         )
 
     def alloc_cache(self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> LayerCache:
-        """An empty cache."""
+        """An empty cache of what the options ask for. Raises as ``memory.alloc_cache`` does."""
         return alloc_cache(self._library, self._cache_kind, num_blocks, block_size, kv_heads, head_dim)
 
     def cache_token_bytes(self, kv_heads: int, head_dim: int) -> int:
-        """Bytes of one token's keys and values in one layer."""
+        """Bytes of one token's keys and values in one layer.
+
+        Raises:
+            ValueError: ``head_dim`` is below 1.
+        """
         head = self._library.cache_head_bytes(CACHE_KINDS[self._cache_kind], BLOCK_MULTIPLE, head_dim)
         return 2 * head * kv_heads // BLOCK_MULTIPLE
 
     def prepare_linear(self, weights: Sequence[RawTensor], biases: Sequence[RawTensor] | None) -> PackedLinear:
-        """Pack weights that share their input."""
+        """Pack weights that share their input: [N_i,K], biases [N_i] -> [N,K]. Raises as ``pack_linear`` does."""
         return pack_linear(self._library, self._weights, weights, biases)
 
     def prepare_experts(self, gate: RawTensor, up: RawTensor, down: RawTensor) -> PackedExperts:
-        """Pack routed experts."""
+        """Pack routed experts: gate and up [E,F,H], down [E,H,F]. Raises as ``pack_experts`` does."""
         return pack_experts(self._library, self._weights, gate, up, down)
 
     def upload(self, array: npt.NDArray[Any]) -> Any:
         """f32[T, ...] becomes a tensor, integers become contiguous i32.
 
         Raises:
-            ValueError: it is of another dtype, or a number does not fit it.
+            ValueError: it is of another dtype, or f32 of one axis, or a number does not fit i32.
         """
         if array.dtype == np.float32 and array.ndim > 1:
             return _tensor(array)
@@ -142,19 +155,19 @@ class CpuBackend:
         return np.ascontiguousarray(array, dtype=np.int32)
 
     def embed(self, ids: g.Integers, weight: PackedLinear) -> g.Tensor:
-        """Rows of the embedding."""
+        """Rows of the embedding [V,H]: ids i32[T] -> [T,H]."""
         self._integers("ids", ids, g.StepArray.TOKEN_IDS, None)
         out = self._value(weight.num_inputs, _length(ids))
         return self._append(g.Embed(ids, weight, out), (weight.num_inputs,), _length(ids), token_ids=ids)
 
     def rms_norm(self, x: g.Tensor, weight: F32, eps: float) -> g.Tensor:
-        """Over the last axis of x."""
+        """Over the last axis: x [T,...,H], weight f32[H] -> as x."""
         _check_norm(x, weight)
         out = self._value(x.columns, _rows(x))
         return self._append(g.Norm(x, None, weight, eps, out, None), x.shape, _rows(x))
 
     def add_rms_norm(self, x: g.Tensor, residual: g.Tensor, weight: F32, eps: float) -> tuple[g.Tensor, g.Tensor]:
-        """The norm of the sum, and the sum."""
+        """The norm of the sum, and the sum: x and residual [T,H], weight f32[H] -> twice [T,H]."""
         checks.tensor("x", x, None)
         _check_norm(x, weight)
         checks.same("residual", checks.tensor("residual", residual, *x.shape), _recorded_or(x), "rows")
@@ -163,13 +176,17 @@ class CpuBackend:
         return normed, g.Tensor(total, 0, x.shape)
 
     def linear(self, x: g.Tensor, weight: PackedLinear) -> g.Tensor:
-        """X W^T + b."""
+        """X W^T + b: [T,K] -> [T,N].
+
+        Before a block-quantised weight x is rounded to int8 with a scale for each 32 columns, before W8A8 with one
+        scale a token.
+        """
         checks.tensor("x", x, weight.num_inputs)
         out = self._value(weight.num_outputs, _rows(x))
         return self._append(g.Product(x, weight, out), (weight.num_outputs,), _rows(x))
 
     def rope(self, x: g.Tensor, positions: g.Integers, table: F32) -> g.Tensor:
-        """Rotary embedding of [T,heads,d]."""
+        """Rotary embedding: x [T,heads,d], positions i32[T], table f32[2,P,d/2] -> [T,heads,d]."""
         num_tokens = checks.tensor("x", x, None, None)
         self._integers("positions", positions, g.StepArray.POSITIONS, num_tokens)
         checks.array("table", table, np.float32, 2, None, x.shape[1] // 2)
@@ -178,7 +195,7 @@ class CpuBackend:
         return self._append(g.Rope(x, positions, table, out), x.shape, _rows(x), positions=positions)
 
     def write_kv(self, cache: LayerCache, k: g.Tensor, v: g.Tensor, slots: g.Integers) -> None:
-        """Keys and values into the cache."""
+        """Keys and values [T,kv_heads,d] into the cache, at slots i32[T], rounded to what it keeps."""
         struct = _struct(cache)
         num_tokens = checks.tensor("k", k, struct.kv_heads, struct.head_dim)
         checks.same("v", checks.tensor("v", v, struct.kv_heads, struct.head_dim), num_tokens, "rows")
@@ -189,7 +206,7 @@ class CpuBackend:
     def paged_attention(
         self, q: g.Tensor, cache: LayerCache, batch: AttentionBatch, scale: float, window: int | None
     ) -> g.Tensor:
-        """Attention over the cache."""
+        """Attention over the cache: q [T,heads,d] -> [T,heads,d]; ``batch`` as ``AttentionBatch`` says."""
         checks.tensor("q", q, None, _struct(cache).head_dim)
         self._integers("kv_lens", batch.kv_lens, g.StepArray.KV_LENS, None)
         num_seqs = None if self._nodes is not None else len(batch.kv_lens)
@@ -203,14 +220,14 @@ class CpuBackend:
         return self._append(node, q.shape, _rows(q), **arrays)
 
     def silu_mul(self, x: g.Tensor) -> g.Tensor:
-        """silu(gate) * up of [T,2F]."""
+        """silu(gate) * up: [T,2F] -> [T,F]."""
         checks.tensor("x", x, None)
         checks.same("x", x.columns % 2, 0, "columns left over from two halves")
         out = self._value(x.columns // 2, _rows(x))
         return self._append(g.SiluMul(x, out), (x.columns // 2,), _rows(x))
 
     def moe(self, x: g.Tensor, router: PackedLinear, experts: PackedExperts, top_k: int, normalise: bool) -> g.Tensor:
-        """Routed experts."""
+        """Routed experts: x [T,H], router [E,H] -> [T,H]."""
         checks.tensor("x", x, experts.hidden)
         checks.same(
             "router", (router.num_outputs, router.num_inputs), (len(experts.up), experts.hidden), "as its shape"
@@ -221,7 +238,7 @@ class CpuBackend:
         return self._append(g.Moe(x, router, experts, top_k, normalise, out), (x.columns,), _rows(x))
 
     def logits(self, x: g.Tensor, rows: g.Integers, weight: PackedLinear) -> g.Tensor:
-        """Scores of some rows."""
+        """Scores of some rows: x [T,H], rows i32[R], weight [V,H] -> [R,V]."""
         checks.tensor("x", x, weight.num_inputs)
         self._integers("rows", rows, g.StepArray.LOGIT_ROWS, None)
         out = self._value(weight.num_outputs, _length(rows), g.Axis.SAMPLED)
@@ -229,7 +246,11 @@ class CpuBackend:
         return self._append(node, (weight.num_outputs,), _rows(x), logit_rows=rows)
 
     def draw(self, logits: F32, params: DrawParams) -> I32:
-        """One token a row, at random, from what the parameters leave; overwrites the logits f32[n,V]."""
+        """One token a row, i32[n], at random, from what the parameters leave; overwrites the logits f32[n,V].
+
+        Raises:
+            ValueError: the logits are not f32[n,V], or a parameter is not of n rows, or out of bounds.
+        """
         logits = np.ascontiguousarray(logits)
         checks.array("logits", logits, np.float32, None, None)
         out = np.zeros(len(logits), dtype=np.int32)
@@ -258,7 +279,13 @@ class CpuBackend:
         return self._runner.rested()
 
     def record(self, forward: Callable[[StepInputs], g.Tensor], limits: StepLimits) -> Callable[[StepInputs], Scores]:
-        """Record a forward pass; what comes back runs it."""
+        """Record a forward pass; what comes back runs it.
+
+        Raises:
+            ValueError: it does not end in logits, or an operation refuses an argument.
+            TypeError: likewise.
+            NoKernel: it has too many native calls, or one of a shape that the kernels do not have.
+        """
         s = g.StepArray
         nodes: list[g.Node] = []
         self._nodes = nodes

@@ -108,7 +108,7 @@ class Node:
 
 @dataclass(eq=False)
 class Embed(Node):
-    """Rows of the embedding."""
+    """Rows of the embedding [V,H]: ids i32[T] -> [T,H]."""
 
     ids: Integers
     weight: PackedLinear
@@ -117,7 +117,7 @@ class Embed(Node):
 
 @dataclass(eq=False)
 class Norm(Node):
-    """rms_norm of each head of ``x``, or of ``x`` + ``residual``, whose sum is kept."""
+    """rms_norm of each head of ``x``, or of ``x`` + ``residual``, whose sum is kept; weight f32[columns of a head]."""
 
     x: Tensor
     residual: Tensor | None
@@ -134,7 +134,7 @@ class Norm(Node):
 
 @dataclass(eq=False)
 class Product(Node):
-    """``x`` times a weight."""
+    """``x`` [rows,K] times a weight [N,K], plus its bias."""
 
     x: Tensor
     weight: PackedLinear
@@ -152,7 +152,7 @@ class SiluProduct(Node):
 
 @dataclass(eq=False)
 class Rope(Node):
-    """Rotary embedding."""
+    """Rotary embedding of ``x`` [T,heads,d]; positions i32[T], table f32[2,P,d/2]."""
 
     x: Tensor
     positions: Integers
@@ -162,7 +162,7 @@ class Rope(Node):
 
 @dataclass(eq=False)
 class HeadPath:
-    """What happens to a head on its way to the cache or to attention: a norm, then a rotation, or neither."""
+    """What happens to a head on its way to the cache or to attention: a norm f32[d], then a rotation, or neither."""
 
     norm: F32 | None = None
     eps: float = 0.0
@@ -172,7 +172,7 @@ class HeadPath:
 
 @dataclass(eq=False)
 class WriteKv(Node):
-    """Keys and values into the cache."""
+    """Keys and values [T,kv_heads,d] into the cache, at slots i32[T]."""
 
     cache: Cache
     k: Tensor
@@ -183,7 +183,7 @@ class WriteKv(Node):
 
 @dataclass(eq=False)
 class Attention(Node):
-    """Paged attention."""
+    """Paged attention of ``q`` [T,heads,d]; the integers as in ``kernels.ops.AttentionBatch``."""
 
     cache: Cache
     q: Tensor
@@ -198,7 +198,7 @@ class Attention(Node):
 
 @dataclass(eq=False)
 class SiluMul(Node):
-    """silu(gate) * up."""
+    """silu(gate) * up: [T,2F] -> [T,F]."""
 
     x: Tensor
     out: Value
@@ -206,7 +206,7 @@ class SiluMul(Node):
 
 @dataclass(eq=False)
 class Moe(Node):
-    """Routed experts."""
+    """Routed experts: ``x`` [T,H], router [E,H] -> [T,H]."""
 
     x: Tensor
     router: PackedLinear
@@ -218,7 +218,7 @@ class Moe(Node):
 
 @dataclass(eq=False)
 class Logits(Node):
-    """Scores of the sampled rows."""
+    """Scores of the sampled rows i32[R] of ``x`` [T,H]: [R,V]."""
 
     x: Tensor
     rows: Integers
@@ -230,7 +230,7 @@ def fuse(nodes: list[Node]) -> list[Node]:
     """Nodes that do the same with fewer passes over memory; the results are equal to the last bit.
 
     A product whose only reader is silu_mul becomes one with it; head norms and rotations that only attention or cache
-    read are done by those.
+    read are done by those, whose nodes are changed in place.
     """
     readers: dict[Value, list[Node]] = {}
     for node in nodes:

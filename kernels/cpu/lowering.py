@@ -77,10 +77,11 @@ class Program:
     """Nodes, lowered.
 
     Attributes:
-        address: where its instructions lie.
+        instructions: ``INSTRUCTION[num_calls]``, one at least; address: where they lie.
+        num_calls: how many of them there are.
         best: i32[max_rows], the greatest logit of each sampled row, once it has run.
         logits: f32[max_rows, V], likewise; None without a ``Logits`` node.
-        partial: where threads leave segments of a sequence's attention for each other.
+        partial: u8, where threads leave segments of a sequence's attention for each other.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Program:
 
         Raises:
             NoKernel: there are too many, or one has a shape that the kernels do not have.
+            ValueError: a residual is not of whole rows.
         """
         self._max = {g.Axis.TOKENS: limits.max_tokens, g.Axis.SAMPLED: limits.max_rows}
         self._arena = Arena(arena_bytes)
@@ -124,7 +126,7 @@ class Program:
 
     @property
     def arena_bytes(self) -> int:
-        """Memory that its values take up together."""
+        """Bytes that its values take up together."""
         return self._arena.num_bytes
 
     @property
@@ -321,14 +323,14 @@ def lower(nodes: Sequence[g.Node], library: Library, threads: int, limits: StepL
     """A program that stays: lowered twice, the second time in one piece of memory of the size that the first told.
 
     Raises:
-        NoKernel: as ``Program`` does.
+        NoKernel, ValueError: as ``Program`` does.
     """
     measured = Program(nodes, library, threads, limits)
     return Program(nodes, library, threads, limits, measured.arena_bytes)
 
 
 def one_call(op: Op, flags: int, *arguments: int) -> npt.NDArray[Any]:
-    """A program of one call."""
+    """A program of one call: ``INSTRUCTION[1]``."""
     instructions = np.zeros(1, dtype=INSTRUCTION)
     instructions["op"], instructions["flags"] = op, flags
     instructions["a"][0, : len(arguments)] = arguments

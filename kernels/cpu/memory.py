@@ -20,17 +20,20 @@ BLOCK_MULTIPLE = 16
 
 
 def aligned(num_bytes: int) -> npt.NDArray[np.uint8]:
-    """Zeroed memory that begins at a multiple of ``ALIGNMENT``; pages are taken from the system as they are written."""
+    """u8[num_bytes] of zeros from a multiple of ``ALIGNMENT`` on; the system gives pages as they are written."""
     raw = np.zeros(num_bytes + ALIGNMENT, dtype=np.uint8)
     start = -address(raw) % ALIGNMENT
     return raw[start : start + num_bytes]
 
 
 def small_pages(num_bytes: int) -> npt.NDArray[np.uint8]:
-    """Zeroed memory of which only what is written takes up memory, page by page, even where pages may be huge.
+    """u8 of zeros, of which only what is written takes up memory, page by page, even where pages may be huge.
 
     A cache is many arrays, one a layer and half, that fill from their beginnings: huge pages (NumPy asks for them) are
     taken up to 2 MiB beyond each, 120 MiB for 30 layers, and reading keys and values is no faster for them.
+
+    Raises:
+        MemoryError: there is not so much.
     """
     return _mapped(num_bytes, "MADV_NOHUGEPAGE")
 
@@ -64,7 +67,11 @@ class HugePages:
         self._chunk = np.zeros(0, dtype=np.uint8)
 
     def take(self, num_bytes: int) -> npt.NDArray[np.uint8]:
-        """Memory that begins at a multiple of ``ALIGNMENT``; it lives for as long as the array does."""
+        """u8[num_bytes] that begins at a multiple of ``ALIGNMENT``; it lives for as long as the array does.
+
+        Raises:
+            MemoryError: there is not so much.
+        """
         size = -(-num_bytes // ALIGNMENT) * ALIGNMENT
         if size > len(self._chunk):
             self._chunk = _mapped(max(size, self.CHUNK_BYTES), "MADV_HUGEPAGE")
@@ -87,7 +94,7 @@ class CacheHalf:
         self._is_value = is_value
 
     def read(self) -> npt.NDArray[np.float32]:
-        """f32[num_blocks, block_size, kv_heads, head_dim]."""
+        """A copy, unpacked: f32[num_blocks, block_size, kv_heads, head_dim]."""
         shape = (self._num_blocks, self.struct.block_size, self.struct.kv_heads, self.struct.head_dim)
         out = np.empty(shape, dtype=np.float32)
         self._library.cache_read(ctypes.byref(self.struct), self._num_blocks, int(self._is_value), address(out))
@@ -107,7 +114,8 @@ def alloc_cache(
 
     Raises:
         ValueError: the block size is not a multiple of 16 that divides 128, or a count is below 1.
-        NoKernel: the heads are too big.
+        NoKernel: the heads are too big, or odd.
+        MemoryError: there is not so much memory.
     """
     if min(num_blocks, kv_heads, head_dim) < 1:
         raise ValueError(f"num_blocks {num_blocks}, kv_heads {kv_heads} and head_dim {head_dim} must be at least 1")

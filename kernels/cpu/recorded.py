@@ -28,6 +28,9 @@ class Runner:
 
     Attributes:
         wall_s: seconds that ``run`` and ``call`` have taken so far.
+
+    Raises:
+        BackendUnavailable: so many threads cannot be started.
     """
 
     def __init__(self, library: Library, threads: int) -> None:
@@ -49,11 +52,15 @@ class Runner:
         return self._library.pool_rested(self._pool)
 
     def run(self, program: Program, batch: Batch) -> None:
-        """Run a program to its end."""
+        """Run a program to its end.
+
+        Raises:
+            ValueError: the batch leads out of what the program reads; nothing has run.
+        """
         self._run(program.address, program.num_calls, batch)
 
     def call(self, instructions: npt.NDArray[Any], batch: Batch) -> None:
-        """Run instructions that are not part of a program."""
+        """Run instructions that are not part of a program. Raises as ``run`` does."""
         self._run(address(instructions), len(instructions), batch)
 
     def _run(self, instructions: int, count: int, batch: Batch) -> None:
@@ -62,13 +69,19 @@ class Runner:
         self.wall_s += time.monotonic() - began_s
 
     def profile(self, instructions: npt.NDArray[Any], batch: Batch, nanoseconds: npt.NDArray[np.int64]) -> None:
-        """Run instructions, adding to i64[n] what each of them took."""
+        """Run instructions, adding to ``nanoseconds`` i64[n] what each of them took. Raises as ``run`` does."""
         count = len(instructions)
         self._library.profile(self._pool, address(instructions), count, ctypes.byref(batch), address(nanoseconds))
 
 
 class RecordedStep:
-    """A forward pass as one program, for one thread: a call writes its inputs where the last one's lie."""
+    """A forward pass as one program, for one thread: a call writes its inputs where the last one's lie.
+
+    Batch-invariant, as the operations are.
+
+    Raises:
+        ValueError: it does not end in logits.
+    """
 
     def __init__(self, program: Program, runner: Runner, limits: StepLimits) -> None:
         if program.logits is None:
@@ -85,7 +98,7 @@ class RecordedStep:
         self._batch = Batch(0, 0, 0, 0, *map(address, (*arrays[:5], self._table, self._rows)))
 
     def __call__(self, inputs: StepInputs) -> Scores:
-        """Run it.
+        """Run it; the scores are views that hold until the next step.
 
         Raises:
             ValueError: the step is larger than what was recorded for, or an input is not i32 of its shape, or leads
@@ -98,7 +111,11 @@ class RecordedStep:
         return self._scores
 
     def batch(self, inputs: StepInputs) -> Batch:
-        """The struct of a step's inputs, which holds a copy of them until the next one is asked for."""
+        """The struct of a step's inputs, which holds a copy of them until the next one is asked for.
+
+        Raises:
+            ValueError: the step is larger than what was recorded for, or an input is not i32 of its shape.
+        """
         token_ids, positions, slots, (q_starts, kv_lens, table), rows = inputs
         num_tokens, num_seqs, num_rows = len(token_ids), len(kv_lens), len(rows)
         if num_tokens > self._limits.max_tokens or max(num_seqs, num_rows) > self._limits.max_rows:

@@ -35,7 +35,7 @@ class Form(enum.Enum):
 
 @dataclass(frozen=True)
 class PackedMatrix:
-    """One weight [n, k] in one format; ``struct`` points into ``panels`` and ``bias``."""
+    """One weight [n, k] in one format; ``struct`` points into ``panels`` and ``bias`` f32[n]."""
 
     struct: Matrix
     format: WeightFormat
@@ -109,7 +109,9 @@ def pack_matrix(
     biases: Sequence[RawTensor] | None = None,
     row_multiple: int = 1,
 ) -> PackedMatrix:
-    """Pack weights of one format, one below the other, each with zero rows up to ``row_multiple``.
+    """Pack weights [N_i,K] of one format, one below the other, each with zero rows up to ``row_multiple``.
+
+    Biases are [N_i] each; nothing is put between them.
 
     Raises:
         NoKernel: they have too many columns.
@@ -175,5 +177,5 @@ def _check(name: str, raw: RawTensor, *shape: int | None) -> None:
 
 
 def struct_address(struct: ctypes.Structure | ctypes.Array[Any]) -> int:
-    """Where a ctypes object lies; its owner keeps it alive."""
+    """The address of a ctypes object; its owner keeps it alive."""
     return ctypes.addressof(struct)

@@ -24,7 +24,7 @@ QUERY_TILE = 4
 
 
 def alloc_cache(num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> LayerCache:
-    """An empty cache: two f32[num_blocks, block_size, kv_heads, head_dim].
+    """A cache of zeros: two f32[num_blocks, block_size, kv_heads, head_dim].
 
     Raises:
         ValueError: ``block_size`` does not divide the key tile.
@@ -36,7 +36,7 @@ def alloc_cache(num_blocks: int, block_size: int, kv_heads: int, head_dim: int) 
 
 
 def read_cache(cache: LayerCache) -> tuple[F32, F32]:
-    """Keys and values, each f32[num_blocks, block_size, kv_heads, head_dim]."""
+    """Keys and values, each f32[num_blocks, block_size, kv_heads, head_dim]; the cache's own, not copies."""
     return cache.k, cache.v
 
 
@@ -46,7 +46,7 @@ def copy_block(cache: LayerCache, source: int, target: int) -> None:
 
 
 def cache_token_bytes(kv_heads: int, head_dim: int) -> int:
-    """Bytes of one token's keys and values in one layer."""
+    """Bytes of one token's keys and values in one layer, as f32."""
     return 2 * 4 * kv_heads * head_dim
 
 
@@ -63,7 +63,9 @@ def paged_attention(q: F32, cache: LayerCache, batch: AttentionBatch, scale: flo
     A query at position p sees positions max(0, p - window + 1) to p; all up to p without a window. Query head h reads
     key head h // (heads / kv_heads).
 
-    Shapes: q f32[T,heads,d] -> f32[T,heads,d].
+    Shapes: q f32[T,heads,d] -> f32[T,heads,d]; ``batch`` as ``AttentionBatch`` says.
+    Batch-invariant: see the module.
+    Source: Vaswani et al., "Attention Is All You Need" (2017), equation 1; of the online softmax, see the module.
     """
     out = np.empty_like(q)
     kv_lens, starts = np.asarray(batch.kv_lens), np.asarray(batch.q_starts)

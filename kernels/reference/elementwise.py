@@ -17,24 +17,35 @@ ROPE_SLAB = 4096
 
 
 def prepare_vector(raw: RawTensor) -> F32:
-    """A one-dimensional weight, unpacked."""
+    """A one-dimensional weight [H] of any format, unpacked: f32[H].
+
+    Raises:
+        ValueError: the data are not those of the shape.
+    """
     return dequantise(raw)
 
 
 def rms_norm(x: F32, weight: F32, eps: float) -> F32:
-    """X / sqrt(mean(x^2) + eps) * weight over the last axis: f32[...,H] -> f32[...,H]."""
+    """X / sqrt(mean(x^2) + eps) * weight over the last axis.
+
+    Shapes: x f32[...,H], weight f32[H] -> f32[...,H]. Batch-invariant: rows do not meet.
+    Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019), equation 4.
+    """
     mean_square = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
     return (x / np.sqrt(mean_square + np.float32(eps)) * weight).astype(np.float32, copy=False)
 
 
 def add_rms_norm(x: F32, residual: F32, weight: F32, eps: float) -> tuple[F32, F32]:
-    """rms_norm(x + residual) and x + residual, each f32[T,H]."""
+    """rms_norm(x + residual) and x + residual, each f32[T,H] like x and residual; weight f32[H].
+
+    Batch-invariant: rows do not meet.
+    """
     total = x + residual
     return rms_norm(total, weight, eps), total
 
 
 def prepare_rope(inv_freq: F64, scale: float, num_positions: int) -> F32:
-    """Cosines and sines of position * inv_freq, times scale: f64[d/2] -> f32[2, num_positions, d/2].
+    """Cosines and sines of position * inv_freq (radians), times scale: f64[d/2] -> f32[2, num_positions, d/2].
 
     The angle is computed in float64, so that a late position is as exact as an early one.
     """
@@ -48,7 +59,15 @@ def prepare_rope(inv_freq: F64, scale: float, num_positions: int) -> F32:
 
 
 def rope(x: F32, positions: I32, table: F32) -> F32:
-    """Rotate each pair (x[i], x[i + d/2]) by the angle of its position: f32[T,heads,d] -> f32[T,heads,d]."""
+    """Rotate each pair (x[i], x[i + d/2]) by the angle of its position.
+
+    Shapes: x f32[T,heads,d], positions i32[T], table as ``prepare_rope`` gives it -> f32[T,heads,d].
+    Batch-invariant: rows do not meet.
+    Source: Su et al., "RoFormer" (2021), section 3.2.2, with halves instead of neighbours.
+
+    Raises:
+        IndexError: a position lies beyond the table.
+    """
     cos, sin = table[0, positions][:, None, :], table[1, positions][:, None, :]
     half = x.shape[-1] // 2
     first, second = x[..., :half], x[..., half:]
@@ -56,7 +75,10 @@ def rope(x: F32, positions: I32, table: F32) -> F32:
 
 
 def silu_mul(gate_up: F32) -> F32:
-    """silu(gate) * up, the two halves of a row: f32[T,2F] -> f32[T,F]."""
+    """silu(gate) * up, the two halves of a row: f32[T,2F] -> f32[T,F]. Batch-invariant: rows do not meet.
+
+    Source: Shazeer, "GLU Variants Improve Transformer" (2020), SwiGLU.
+    """
     half = gate_up.shape[-1] // 2
     gate, up = gate_up[..., :half], gate_up[..., half:]
     with np.errstate(over="ignore"):  # exp(-gate) overflows to infinity where the result is 0, as it should be

@@ -41,20 +41,26 @@ class FloatWeight:
         return tiled_matmul(x, self.weight, self.row_tile)
 
     def rows(self, ids: I32) -> F32:
-        """Some of the weight's rows."""
+        """Some of the weight's rows: ids i32[n] -> f32[n,K]."""
         return self.weight[ids]
 
 
 @dataclass(frozen=True)
 class ReferenceLinear:
-    """Weights whose outputs stand side by side, and their bias f32[N] or None."""
+    """Weights [N_i,K] whose outputs stand side by side, and their bias f32[N] or None."""
 
     parts: tuple[FloatWeight | Int8Weight, ...]
     bias: F32 | None
 
 
 def prepare_linear(weights: Sequence[RawTensor], biases: Sequence[RawTensor] | None) -> ReferenceLinear:
-    """Unpack weights that share their input and stack their rows; what is W8A8 stays integers."""
+    """Unpack weights that share their input and stack their rows; what is W8A8 stays integers.
+
+    Shapes: weights [N_i,K], biases [N_i] -> [N,K], in the order given.
+
+    Raises:
+        ValueError: data are not those of their shape.
+    """
     runs = groupby(weights, key=lambda raw: raw.format is WeightFormat.W8A8)
     parts = tuple(_int8_weight(list(run)) if is_int8 else _float_weight(list(run)) for is_int8, run in runs)
     return ReferenceLinear(parts, np.concatenate([dequantise(part) for part in biases]) if biases else None)
@@ -77,7 +83,8 @@ def _int8_weight(weights: Sequence[RawTensor]) -> Int8Weight:
 def linear(x: F32, w: ReferenceLinear) -> F32:
     """X @ weight.T + bias.
 
-    Shapes: x f32[T,K] -> f32[T,N]. Batch-invariant: see the module.
+    Shapes: x f32[T,K] -> f32[T,N]. Before a W8A8 part, x is rounded to int8 with one scale a token.
+    Batch-invariant: see the module.
     """
     products = [part.product(x) for part in w.parts]
     out = products[0] if len(products) == 1 else np.concatenate(products, axis=1)
@@ -98,12 +105,15 @@ def embed(ids: I32, w: ReferenceLinear) -> F32:
 
 
 def logits(x: F32, rows: I32, w: ReferenceLinear) -> F32:
-    """Scores over the vocabulary for some rows: x f32[T,H], rows i32[B'] -> f32[B',V]."""
+    """Scores over the vocabulary for some rows: x f32[T,H], rows i32[R] -> f32[R,V]. Batch-invariant as ``linear``."""
     return linear(x[rows], w)
 
 
 def tiled_matmul(x: F32, weight: F32, row_tile: int) -> F32:
-    """X @ weight.T, ``row_tile`` rows at a time: f32[T,K], f32[N,K] -> f32[T,N]."""
+    """X @ weight.T, ``row_tile`` rows at a time: f32[T,K], f32[N,K] -> f32[T,N].
+
+    Batch-invariant with the ``row_tile`` that ``row_tile_for`` gives for the weight.
+    """
     num_rows, inner = x.shape
     num_tiles = -(-num_rows // row_tile)
     padded = np.zeros((num_tiles * row_tile, inner), dtype=np.float32)
@@ -114,7 +124,7 @@ def tiled_matmul(x: F32, weight: F32, row_tile: int) -> F32:
 
 
 def row_tile_for(weight: F32) -> int:
-    """ROW_TILE if this BLAS gives a row the same result wherever it stands in a tile, for that weight; else 1."""
+    """ROW_TILE if this BLAS gives a row the same result wherever it stands in a tile, for weight f32[N,K]; else 1."""
     row: F32 = np.random.default_rng(0).standard_normal((1, weight.shape[1]), dtype=np.float32)
     alone = np.zeros((ROW_TILE, weight.shape[1]), dtype=np.float32)
     alone[:1] = row

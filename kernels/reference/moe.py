@@ -23,7 +23,11 @@ class ReferenceExperts:
 
 
 def prepare_experts(gate: RawTensor, up: RawTensor, down: RawTensor) -> ReferenceExperts:
-    """Unpack stacked experts: gate and up [E,F,H], down [E,H,F]."""
+    """Unpack stacked experts: gate and up [E,F,H], down [E,H,F].
+
+    Raises:
+        ValueError: data are not those of their shape.
+    """
     experts = range(gate.shape[0])
     return ReferenceExperts(
         gate_up=tuple(prepare_linear([gate.at(e), up.at(e)], None) for e in experts),
@@ -37,7 +41,8 @@ def moe(x: F32, router: ReferenceLinear, experts: ReferenceExperts, top_k: int, 
     Experts are ranked by router probability, the lower index first on a tie, and added up by rising index, so that the
     order of the sum does not depend on other tokens.
 
-    Shapes: x f32[T,H] -> f32[T,H].
+    Shapes: x f32[T,H], router [E,H] -> f32[T,H]. Batch-invariant, as ``linear``.
+    Source: Qwen3 Technical Report (2025), section 2.
     """
     scores = linear(x, router)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))

@@ -27,7 +27,7 @@ def record(forward: Callable[[StepInputs], Tensor], _limits: StepLimits) -> Call
 
 
 def scores_of(logits: F32) -> Scores:
-    """Logits f32[R,V] with the best token of each row."""
+    """Logits f32[R,V], not copied, with the best token of each row i32[R], as ``Scores`` says."""
     best = logits.argmax(axis=1).astype(np.int32)
     best[~np.isfinite(logits).all(axis=1)] = -1
     return Scores(logits, best)
@@ -41,6 +41,10 @@ def draw(logits: F32, params: DrawParams) -> I32:
 
     Shapes: logits f32[n,V], -inf means never; params of n rows -> i32[n].
     Batch-invariant: rows do not meet.
+    Source: Holtzman et al. (2019), top_p; Fan et al. (2018), top_k; Nguyen et al. (2024), min_p.
+
+    Raises:
+        ValueError: the parameters are not of n rows.
     """
     columns = (params.temperature, params.top_k, params.top_p, params.min_p, params.uniform)
     rows = zip(logits, *(column.tolist() for column in columns), strict=True)
@@ -65,7 +69,7 @@ def _draw_row(logits: F64, temperature: float, top_k: int, top_p: float, min_p: 
 
 
 def highest(values: F32 | F64, count: int) -> Ids:
-    """Indices of the ``count`` highest values, highest first, the lower index first on a tie; all if fewer."""
+    """Indices of the ``count`` highest of values [V], highest first, the lower index first on a tie; all if fewer."""
     if count == 0:
         return np.empty(0, dtype=np.intp)
     if count < len(values):
@@ -77,7 +81,11 @@ def highest(values: F32 | F64, count: int) -> Ids:
 
 
 def nucleus(weights: F64, top_p: float) -> Ids:
-    """Indices of the smallest set of highest weights that holds at least ``top_p`` of the total, highest first."""
+    """Indices of the smallest set of highest weights that holds at least ``top_p`` of the total, highest first.
+
+    Weights f64[V] need not add up to 1; the lower index goes first on a tie.
+    Source: Holtzman et al., "The Curious Case of Neural Text Degeneration" (2019).
+    """
     goal = top_p * weights.sum()
     count = FIRST_GUESS
     while True:  # nearly always few tokens suffice, so do not sort the whole vocabulary

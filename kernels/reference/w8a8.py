@@ -37,12 +37,12 @@ class Int8Weight:
             return np.asarray(sums * (scales[:, None] * self.scales))
 
     def rows(self, ids: I32) -> F32:
-        """Some of the weight's rows, unpacked."""
+        """Some of the weight's rows, unpacked: ids i32[n] -> f32[n,K]."""
         return self.codes[ids] * self.scales[ids, None]
 
 
 def integer_product(tokens: F32, weight: F32) -> F64:
-    """The exact product of whole numbers of 8 bits: [T,K], [N,K] -> [T,N]."""
+    """The exact product of whole numbers of 8 bits, so batch-invariant: f32[T,K], f32[N,K] -> f64[T,N]."""
     out = np.zeros((len(tokens), len(weight)))
     for start in range(0, tokens.shape[1], EXACT_COLUMNS):
         part = slice(start, start + EXACT_COLUMNS)

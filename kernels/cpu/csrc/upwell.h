@@ -41,7 +41,7 @@ typedef struct {
     void* tokens;  // UPWELL_TOKEN_HEADER_BYTES + columns rounded up to 32 a row, or null
 } upwell_rows;
 
-// One layer's paged cache.
+// One layer's paged cache; k and v are u8[num_blocks, kv_heads, head_bytes].
 typedef struct {
     int32_t kind, block_size, kv_heads, head_dim;
     uint8_t* k;
@@ -50,7 +50,10 @@ typedef struct {
     int64_t num_blocks;
 } upwell_cache;
 
-// What an instruction does, and what lies in its `a`, in order. Structs are given by address.
+// What an instruction does, and what lies in its `a`, in order. Structs are given by address. Arrays are f32[rows, ld],
+// `ld` the floats from row to row; a norm's weight is f32[columns], a table of rotations f32[2, positions, head_dim / 2],
+// `best` i32[rows], -1 for a row that holds a NaN or an infinity; a window of 0 sees all. Of DRAW, top_k and out are
+// i32[rows], the other parameters f64[rows].
 enum upwell_op {
     UPWELL_EMBED = 0,          // matrix, out, ld
     UPWELL_NORM = 1,           // rows in, residual or null, weight, sum, rows out, columns, heads, eps
@@ -87,7 +90,9 @@ enum upwell_flags {
     UPWELL_NO_BARRIER = 2,    // the next operation reads nothing that this one writes
 };
 
-// What changes from step to step.
+// What changes from step to step, as kernels/ops.py explains it; an array that no instruction reads may be null.
+// token_ids, positions and slots are [num_tokens], q_starts [num_seqs + 1], kv_lens [num_seqs], block_table
+// [num_seqs, max_blocks], logit_rows [num_rows].
 typedef struct {
     int64_t num_tokens, num_seqs, max_blocks, num_rows;
     const int32_t *token_ids, *positions, *slots, *q_starts, *kv_lens, *block_table, *logit_rows;
@@ -112,7 +117,7 @@ enum upwell_status {
     UPWELL_NO_ISA = 1,       // upwell_use has chosen none
     UPWELL_BAD_PROGRAM = 2,  // null, too long, or an instruction that is none or lacks an address
     UPWELL_BAD_BATCH = 3,    // null
-    UPWELL_BAD_COUNT = 4,    // negative
+    UPWELL_BAD_COUNT = 4,    // negative, or more than there are
     UPWELL_BAD_TOKEN_IDS = 5,
     UPWELL_BAD_POSITIONS = 6,
     UPWELL_BAD_SLOTS = 7,
@@ -135,6 +140,7 @@ enum upwell_status {
 
 #pragma GCC visibility push(default)
 
+// UPWELL_ABI of the library.
 int upwell_abi(void);
 // Sizes and limits that Python repeats, to be compared when it loads the library; the last has no name.
 typedef struct {
@@ -142,42 +148,46 @@ typedef struct {
     int64_t value;
 } upwell_constant;
 const upwell_constant* upwell_constants(void);
-// The instruction sets that this machine and build have, best first, separated by spaces.
+// The instruction sets that this machine and build have, best first, separated by spaces. The library keeps the text.
 const char* upwell_isas(void);
-// Choose one of them; 0 if there is none of that name.
+// Choose one of them, for all pools; 1, or 0 if there is none of that name.
 int upwell_use(const char* isa);
 
 typedef struct upwell_pool upwell_pool;
 // Threads that wait for programs. A pool runs one program at a time: a second call, made meanwhile by another thread, is
 // refused with UPWELL_BUSY_POOL. It belongs to the process that made it: a fork has a copy of its memory but none of its
 // threads, so calls there are refused with UPWELL_FORKED_POOL, and may be made of a new pool. Several pools may run at once.
+// So many threads, the caller's own among them; null if they cannot be had, or are not 1 to MAX_THREADS.
 upwell_pool* upwell_pool_new(int threads);
-// Not while a program runs. In a fork, memory alone is freed.
+// End its threads; null is allowed. Not while a program runs. In a fork, memory alone is freed.
 void upwell_pool_free(upwell_pool* pool);
-// Run a program over a batch: every thread of the pool and the caller work on it. Returns an upwell_status.
+// Run a program over a batch: every thread of the pool and the caller work on it, for one caller at a time. Returns an
+// upwell_status. A row's result depends on its own sequence alone, not on the rest of the batch nor on the threads.
 int upwell_run(upwell_pool* pool, const upwell_instr* program, int64_t count, const upwell_batch* batch);
-// As upwell_run, writing the nanoseconds of each instruction.
+// As upwell_run, adding the nanoseconds of each instruction to i64[count], unless that is null.
 int upwell_profile(upwell_pool* pool, const upwell_instr* program, int64_t count, const upwell_batch* batch,
                    int64_t* nanoseconds);
 
 // CPU nanoseconds that all threads have spent in programs so far, waiting for each other inside of one included, but not
-// the moment that they spin before they sleep between two.
+// the moment that they spin before they sleep between two. -1 for null.
 int64_t upwell_pool_cpu(const upwell_pool* pool);
-// Programs that the caller has run alone so far, since the other threads did not get a processor.
+// Programs that the caller has run alone so far, since the other threads did not get a processor. -1 for null.
 int64_t upwell_pool_rested(const upwell_pool* pool);
 
-// Negative where there is no such format or size.
+// Bytes of the panels of a weight [n, k]. Negative where there is no such format or size.
 int64_t upwell_packed_bytes(int format, int64_t n, int64_t k);
-// Interleave rows of a stored weight into panels, from row `first` on. Returns an upwell_status.
+// Interleave u8[rows, row_bytes] of a stored weight of k columns into panels, from row `first` on; what no row fills
+// stays as it is. Returns an upwell_status.
 int upwell_pack(int format, int64_t rows, int64_t k, const uint8_t* stored, int64_t row_bytes, uint8_t* panels,
                 int64_t first);
-// Negative where there is no such kind or size.
+// Bytes of the keys, or the values, of one block and head. Negative where there is no such kind or size.
 int64_t upwell_cache_head_bytes(int kind, int64_t block_size, int64_t head_dim);
-// Of the memory with which ATTENTION shares out every step of one token for each of at most `seqs` sequences, at most
-// `context` tokens long.
+// Bytes of the memory with which ATTENTION shares out every step of one token for each of at most `seqs` sequences, at
+// most `context` tokens long; a window of 0 sees all. Arguments are not checked.
 int64_t upwell_partial_bytes(int threads, int64_t seqs, int64_t context, int64_t window, int64_t kv_heads, int64_t heads,
                              int64_t head_dim);
-// Read a cache back as f32[num_blocks, block_size, kv_heads, head_dim]. Returns an upwell_status.
+// Read a cache's keys, or with is_value its values, back as f32[num_blocks, block_size, kv_heads, head_dim]. Returns an
+// upwell_status.
 int upwell_cache_read(const upwell_cache* cache, int64_t num_blocks, int is_value, float* out);
 
 #pragma GCC visibility pop
