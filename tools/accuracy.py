@@ -14,6 +14,7 @@ llama.cpp's row is measured with its own tool; the page says how.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import re
@@ -293,8 +294,9 @@ def measure(model: Path, section: Section, positions: int) -> dict[str, Any]:
     return told | {"commit": commit(), "figures": [asdict(each) for each in figures]}
 
 
+@functools.cache
 def commit() -> str:
-    """The checkout's, with a ``+`` if something in it has changed since."""
+    """The checkout's, with a ``+`` if something in it has changed since; of when the process began to measure."""
     told = subprocess.run(("git", "describe", "--always", "--dirty=+"), capture_output=True, text=True, check=False)
     return told.stdout.strip()
 
@@ -336,6 +338,7 @@ def measured_table(model: Path, names: Sequence[str], positions: int) -> str:
     stays = {name: each for name, each in measured.items() if name in SECTIONS.keys() - set(names)}
     shared_settings(stays | dict.fromkeys(names, settings_of(model)))
     RESULTS.parent.mkdir(exist_ok=True)
+    commit()
     for name in names:
         measured[name] = measure(model, SECTIONS[name], positions)
         RESULTS.write_text(json.dumps(measured, indent=1))
