@@ -259,16 +259,17 @@ def page(monkeypatch, tmp_path):
 
 
 MISSED = run_of(system("upwell", d4=figures(10.0, 50.0)), system("peer", d4=figures(20.0, 60.0)))
+UNTOLD = "\n".join(f"- **{line.what}**: not measured." for line in judge(MISSED) if line.goals and line.reached is None)
 REASON = "- **4 streams, tokens/s**: the steps are short.\n  A second line | with a border."
 
 
 def test_the_page_keeps_what_was_written_by_hand(page, tmp_path):
     drawn = tmp_path / "plot.png"
     drawn.write_bytes(b"p")
-    kept = f"{REASON}\n- **4 streams, first token**: it waits.\n- **start until ready**: once slow."
+    kept = f"{REASON}\n- **4 streams, first token**: it waits.\n{UNTOLD}\n- **once a goal**: once slow."
     page.write_text(f"# Old\n{KEPT_BEGIN}\n{kept}\n{KEPT_END}\nold end\n")
     for _ in range(2):
-        assert write_docs(MISSED, [drawn]) == ["start until ready"]
+        assert write_docs(MISSED, [drawn]) == ["once a goal"]
     text = page.read_text()
     assert f"{KEPT_BEGIN}\n\n{kept}\n\n{KEPT_END}" in text
     assert "old end" not in text
@@ -282,7 +283,7 @@ def test_the_page_keeps_what_was_written_by_hand(page, tmp_path):
     "kept", ["", "- **4 streams, tokens/s**:\n- **4 streams, first token**:   ", f"{REASON}\n4 streams, first token: x"]
 )
 def test_the_page_is_not_written_without_a_reason_for_each_missed_goal(page, kept):
-    old = f"# Old\n{KEPT_BEGIN}\n{kept}\n{KEPT_END}\n"
+    old = f"# Old\n{KEPT_BEGIN}\n{kept}\n{UNTOLD}\n{KEPT_END}\n"
     page.write_text(old)
     with pytest.raises(Unexplained, match=r"(?s)Complete them.*- \*\*4 streams, first token\*\*: "):
         write_docs(MISSED, [])
@@ -291,3 +292,10 @@ def test_the_page_is_not_written_without_a_reason_for_each_missed_goal(page, kep
     with pytest.raises(Unexplained):
         write_docs(MISSED, [])
     assert not page.exists()
+
+
+def test_a_goal_that_could_not_be_told_needs_a_reason_too(page):
+    """A run of one system alone would otherwise put question marks in the place of what an older page says."""
+    page.write_text(f"{KEPT_BEGIN}\n{REASON}\n- **4 streams, first token**: it waits.\n{KEPT_END}\n")
+    with pytest.raises(Unexplained, match=r"(?s)could not be told.*- \*\*tiny requests, requests/s\*\*: "):
+        write_docs(MISSED, [])

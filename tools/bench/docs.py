@@ -23,19 +23,19 @@ from tools.bench.report import (
 
 PAGE = Path("docs/benchmarks.md")
 PLOTS = Path("docs/benchmarks")
-KEPT_BEGIN = "<!-- Kept by hand: a line `- **MEASURE**: why` for each goal that was not reached. -->"
+KEPT_BEGIN = "<!-- Kept by hand: a line `- **MEASURE**: why` for each goal that was not reached, or not told. -->"
 KEPT_END = "<!-- End of what is kept by hand. -->"
 
 
 class Unexplained(Exception):
-    """Goals were missed, and the page does not say why; the message says what to write, and where."""
+    """Goals were missed or not told, and the page does not say why; the message says what to write, and where."""
 
 
 def write_docs(run: dict[str, Any], drawn: Sequence[Path]) -> list[str]:
     """Write the page, and what was drawn beside it; returns what the page explains that was not missed.
 
     Raises:
-        Unexplained: a goal was missed for no reason that the page gives; nothing was written.
+        Unexplained: a goal was missed or not told for no reason that the page gives; nothing was written.
     """
     verdicts = judge(run)
     kept = kept_by_hand(PAGE.read_text() if PAGE.exists() else "")
@@ -43,8 +43,8 @@ def write_docs(run: dict[str, Any], drawn: Sequence[Path]) -> list[str]:
     if missing:
         lines = "\n".join(f"- **{name}**: " for name in missing)
         raise Unexplained(
-            f"{PAGE} is not written: it does not say why these goals were not reached. Complete them in it, between "
-            f"these two lines:\n\n{KEPT_BEGIN}\n{lines}\n{KEPT_END}"
+            f"{PAGE} is not written: it does not say why these goals were not reached, or could not be told. Complete "
+            f"them in it, between these two lines:\n\n{KEPT_BEGIN}\n{lines}\n{KEPT_END}"
         )
     PLOTS.mkdir(parents=True, exist_ok=True)
     plots = [Path(shutil.copy(path, PLOTS)) for path in drawn]
@@ -59,9 +59,9 @@ def kept_by_hand(page: str) -> str:
 
 
 def unexplained(kept: str, verdicts: Sequence[Verdict]) -> tuple[list[str], list[str]]:
-    """Names of missed goals that have no reason, and names that have one without having been missed."""
+    """Names of goals not reached, or not told, that have no reason, and names that have one although reached."""
     explained = set(re.findall(r"^- \*\*(.+?)\*\*: *\S", kept, re.MULTILINE))
-    missed = [verdict.what for verdict in verdicts if verdict.reached is False]
+    missed = [verdict.what for verdict in verdicts if verdict.goals and not verdict.reached]
     return [name for name in missed if name not in explained], sorted(explained.difference(missed))
 
 
