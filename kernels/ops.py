@@ -49,7 +49,8 @@ class AttentionBatch(NamedTuple):
     """Where the queries of a step's B sequences lie, and their keys.
 
     Attributes:
-        q_starts: i32[B+1]; queries of sequence b are rows q_starts[b] to q_starts[b+1], at the last positions of it.
+        q_starts: i32[B+1]; queries of sequence b are rows q_starts[b] to q_starts[b+1], at the last positions of it;
+            a sequence may have none.
         kv_lens: i32[B], tokens in the cache, those of this step included.
         block_table: i32[B,M], padded with -1.
     """

@@ -69,9 +69,10 @@ def paged_attention(q: F32, cache: LayerCache, batch: AttentionBatch, scale: flo
     """
     out = np.empty_like(q)
     kv_lens, starts = np.asarray(batch.kv_lens), np.asarray(batch.q_starts)
-    firsts = kv_lens - np.diff(starts)
-    one_tile = firsts // QUERY_TILE == (kv_lens - 1) // QUERY_TILE
-    groups = [np.flatnonzero(one_tile), *np.flatnonzero(~one_tile)[:, None]]
+    counts = np.diff(starts)
+    one_tile = (kv_lens - counts) // QUERY_TILE == (kv_lens - 1) // QUERY_TILE
+    asks = counts > 0
+    groups = [np.flatnonzero(asks & one_tile), *np.flatnonzero(asks & ~one_tile)[:, None]]
     for members in groups:  # sequences of one query tile go together, longer chunks one by one
         if len(members):
             _attend(q, out, members, cache, batch, scale, window)

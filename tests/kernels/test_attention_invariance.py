@@ -60,6 +60,19 @@ def test_attention_is_invariant(table, data):
 
 
 @pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("seqs", [[(0, 0), (1024, 2)], [(700, 2), (600, 0), (1025, 1)], [(40, 1), (8, 0)]], ids=str)
+def test_a_sequence_without_queries_is_nothing_to_the_others(table, seqs):
+    """Also where there are as many queries as sequences, as in a step of one token for each."""
+    inputs = make_attention_case(np.random.default_rng(0), seqs)
+    got = attend(table, inputs)
+    for sequence, (_, num_new) in enumerate(seqs):
+        if num_new:
+            start = int(inputs["q_starts"][sequence])
+            alone = attend(table, only(inputs, sequence, 0, num_new, 16))
+            np.testing.assert_array_equal(got[start : start + num_new], alone)
+
+
+@pytest.mark.parametrize("table", TABLES)
 @given(data=st.data())
 def test_what_a_query_does_not_see_is_nothing_to_it(table, data):
     """Neither an infinity nor a NaN, of a later token of its own chunk or from before its window.

@@ -438,7 +438,10 @@ static bool attend_in_parts(const Work& work, const upwell_batch& batch, const A
         return Piece{batch.block_table + b * batch.max_blocks, head, b, b + 1, (int64_t)batch.kv_lens[b] - 1};
     };
     auto num_of = [&](int64_t b) { return piece_of(b, 0).num_segments(a.window); };
-    for (int64_t b = 0; b < batch.num_seqs; b++) items += kv_heads * num_of(b);
+    for (int64_t b = 0; b < batch.num_seqs; b++) {
+        if (batch.q_starts[b] != b) return false;  // a sequence has none, another one more
+        items += kv_heads * num_of(b);
+    }
     Partial partial(a);
     if (items == pieces || partial.bytes(items) > a.partial_bytes) return false;
     int64_t before = 0, b = 0;
