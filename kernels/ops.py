@@ -65,7 +65,7 @@ class StepInputs(NamedTuple):
 
     Attributes:
         token_ids: i32[T].
-        positions: i32[T], absolute, from 0.
+        positions: i32[T], absolute, from 0: of each sequence the last ones in kv_lens.
         slots: i32[T], where each token's keys and values go: block * block_size + offset.
         attention: where the sequences lie among the tokens and in the cache.
         logit_rows: i32[R], which tokens' logits are wanted.

@@ -52,7 +52,7 @@ REFUSALS = (
     "batch: null",
     "counts of tokens, sequences, blocks, rows and columns must not be negative, nor more than there are",
     "token_ids must be rows of the embedding",
-    "positions must lie in the table of rotations",
+    "positions must lie in the table of rotations, and be those of each sequence's last tokens in kv_lens",
     "slots must lie in the cache",
     "q_starts must rise from 0 to the number of tokens",
     "kv_lens must hold each sequence's queries, and fit its block_table and the table of rotations",

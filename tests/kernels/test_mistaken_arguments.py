@@ -254,7 +254,7 @@ def inputs():
     return StepInputs(positions + 1, positions, slots, AttentionBatch(i32(0, 20, 21), i32(20, 17), table), i32(19, 20))
 
 
-STEP_FIELDS = {"token_ids": (3, -1, 1 << 20), "positions": (3, -1, 64), "slots": (3, -1, 4 * 16),
+STEP_FIELDS = {"token_ids": (3, -1, 1 << 20), "positions": (3, -1, 64, 4), "slots": (3, -1, 4 * 16),
                "q_starts": (1, -1, 22), "kv_lens": (1, 0, 33), "block_table": ((1, 1), -1, 4),
                "logit_rows": (1, -1, 21)}  # fmt: skip
 STEP_CASES = [

@@ -51,6 +51,7 @@ def _attention(
             num_tokens=rows, num_seqs=len(step), max_blocks=blocks,
             q_starts=operands.integers(np.arange(len(step) + 1) * new),
             kv_lens=operands.integers([total] * len(step)),
+            positions=operands.integers(np.tile(np.arange(total - new, total), len(step))),
             block_table=operands.integers(np.arange(len(step) * blocks)),
         )  # fmt: skip
         token_bytes = cache_token_bytes(operands, kind, block_size, model)

@@ -50,7 +50,11 @@ bool within(const int32_t* numbers, int64_t count, int64_t size) {
     return true;
 }
 
+// `positions` is how many the table of rotations has, if attention rotates: queries by kv_lens, as the keys of the same
+// tokens are rotated by the batch's positions, so these must agree.
 int check_sequences(const upwell_batch& b, const upwell_cache& c, int64_t positions) {
+    const bool rotates = positions < INT64_MAX;
+    if (rotates && b.num_tokens && !b.positions) return UPWELL_BAD_POSITIONS;
     if (!b.q_starts || b.q_starts[0] != 0 || b.q_starts[b.num_seqs] != b.num_tokens) return UPWELL_BAD_Q_STARTS;
     for (int64_t s = 0; s < b.num_seqs; s++)
         if (b.q_starts[s + 1] < b.q_starts[s]) return UPWELL_BAD_Q_STARTS;
@@ -60,6 +64,8 @@ int check_sequences(const upwell_batch& b, const upwell_cache& c, int64_t positi
         int64_t blocks = (length + c.block_size - 1) / c.block_size;
         if (length < queries || length > positions || blocks > b.max_blocks) return UPWELL_BAD_KV_LENS;
         if (!b.block_table || !within(b.block_table + s * b.max_blocks, blocks, c.num_blocks)) return UPWELL_BAD_BLOCK_TABLE;
+        for (int64_t i = 0; i < queries && rotates; i++)
+            if (b.positions[b.q_starts[s] + i] != length - queries + i) return UPWELL_BAD_POSITIONS;
     }
     return UPWELL_OK;
 }

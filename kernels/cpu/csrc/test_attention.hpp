@@ -41,8 +41,11 @@ void attention(Pass& pass, int kind, int head_dim, bool plain) {
                                 plain ? 0 : 37, rope, kMost, norm, 1e-6f, partial, partial.count()});
     if (out.rows.q) pass.add(UPWELL_MARK, {out, q_width});
     Array<int32_t> starts{0, queries[0], queries[0] + queries[1], 28}, kv_lens{lengths[0], lengths[1], lengths[2]};
+    Array<int32_t> asked(28);
+    for (int s = 0; s < 3; s++)
+        for (int i = 0; i < queries[s]; i++) asked[starts[s] + i] = lengths[s] - queries[s] + i;
     batch = {};
-    batch.num_tokens = 28, batch.num_seqs = 3, batch.max_blocks = max_blocks;
+    batch.positions = asked, batch.num_tokens = 28, batch.num_seqs = 3, batch.max_blocks = max_blocks;
     batch.q_starts = starts, batch.kv_lens = kv_lens, batch.block_table = table;
     pass.run(batch);
 
@@ -51,8 +54,8 @@ void attention(Pass& pass, int kind, int head_dim, bool plain) {
                                 plain ? 0 : 700, rope, kMost, norm, 1e-6f, partial, partial.count()});
     if (last.rows.q) pass.add(UPWELL_MARK, {last, q_width});
     batch.num_tokens = batch.num_seqs = 2;
-    Array<int32_t> each{0, 1, 2}, long_lens{lengths[1], lengths[2]};
-    batch.q_starts = each, batch.kv_lens = long_lens, batch.block_table = (int32_t*)table + max_blocks;
+    Array<int32_t> each{0, 1, 2}, long_lens{lengths[1], lengths[2]}, ends{lengths[1] - 1, lengths[2] - 1};
+    batch.positions = ends, batch.q_starts = each, batch.kv_lens = long_lens, batch.block_table = (int32_t*)table + max_blocks;
     pass.run(batch);
 
     Array<float> keys(3 * max_blocks * kSize * width), values(keys.count());
