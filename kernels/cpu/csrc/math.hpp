@@ -19,7 +19,8 @@ INLINE F exp2_(F x) {
     return zero_below(x, fset(-120.0f), fmul(y, exponent(whole)));
 }
 
-// 2**x for x <= 126: as precise, in half the instructions; never below 2**-125. A NaN stays one.
+// 2**x for x <= 126: as precise, in half the instructions; never below 2**-125. A NaN whose low nine bits are
+// zeros stays one, as those of arithmetic are; another may become a number.
 INLINE F exp2_quick(F x) {
     F bounded = fmax(fset(-125.0f), x), shift = fset(12582912.0f);  // 1.5 * 2**23: what is added to it is rounded
     F shifted = fadd(bounded, shift), t = fsub(bounded, fsub(shifted, shift));
@@ -33,7 +34,7 @@ INLINE F exp2_quick(F x) {
     return add_exponent(y, shifted);
 }
 
-INLINE F silu_times(F gate, F up) {
+INLINE F silu_times(F gate, F up) {  // the quotient is NaN where the gate is, whatever NaN that is
     F e = exp2_quick(fmin(fset(126.0f), fmul(gate, fset(-1.44269504089f))));
     return fmul(fdiv(gate, fadd(fset(1.0f), e)), up);
 }

@@ -78,8 +78,9 @@ void bands(Pass& pass, int format, int rows) {
 // Numbers that are not ordinary ones: they must come out the same too, and never as good numbers.
 void special_numbers(Pass& pass, int format) {
     pass.begin(std::string("special numbers ") + kFormatNames[format]);
-    const float kSpecial[] = {__builtin_nanf(""), __builtin_inff(), -__builtin_inff(), 1e-41f, -0.0f, 3e38f, 1e-38f, 0.0f};
-    int rows = 8, k = 256, n = 32;
+    const float kSpecial[] = {__builtin_nanf(""), __builtin_inff(), -__builtin_inff(), 1e-41f, -0.0f, 3e38f, 1e-38f, 0.0f,
+                              __builtin_nanf("1"), __builtin_nanf("0x3fffff"), -__builtin_nanf("0x3fffff")};
+    int rows = 11, k = 256, n = 32;
     Matrix matrix(format, n, k, false, pass.random), gates(format, 2 * n, k, false, pass.random);
     Rows in(rows, k, true, kind_of(format)), up(rows, n, true, Kind::kFloats);
     for (int r = 0; r < rows; r++) {
