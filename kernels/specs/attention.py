@@ -54,6 +54,12 @@ def _write_cases(rng: np.random.Generator) -> Iterator[Case]:
     yield Case("finite, and not so their sum", {
         "k": k, "v": -k, "slots": np.arange(2, dtype=np.int32), "num_blocks": 1, "block_size": 16,
     })  # fmt: skip
+    # The second would do for integers, if not in attention; the last is not a normal number.
+    most = np.array([2e-25, 0.9e-25, 1e-36, 1e-41])
+    k = (most[:, None, None] * np.linspace(-0.5, 1, 16)).astype(np.float32)
+    yield Case("too small for integers", {
+        "k": k, "v": -k, "slots": np.arange(4, dtype=np.int32), "num_blocks": 1, "block_size": 16,
+    })  # fmt: skip
 
 
 WRITE_KV = OpSpec(
@@ -146,6 +152,7 @@ def _attention_cases(rng: np.random.Generator) -> Iterator[Case]:
         yield Case(f"window {window}", inputs)
     inputs = make_attention_case(rng, [(300, 150), (5, 5)])
     yield Case("values beyond float16", {**inputs, "v": np.float32(1e5) * inputs["v"]})
+    yield Case("values of which some are too small for integers", {**inputs, "v": np.float32(5e-26) * inputs["v"]})
 
 
 _INTEGERS = (

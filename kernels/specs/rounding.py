@@ -17,6 +17,8 @@ WIDE = 2.0
 """A block is wide if its max|x| squared is more than this many times the mean over its row's blocks."""
 TINY = 1e-36
 """A token whose max|x| is not above this counts as zeros before a W8A8 weight: 127 / max|x| might be infinite."""
+TINY_HEAD = 1e-25
+"""A head's keys or values whose max|x| is not above this count as zeros in a cache of integers, for the same reason."""
 _FIRST_QUANT_BYTE = {WeightFormat.Q4_1: 4, WeightFormat.Q4_K: 16}
 """Where the codes begin in a block of the formats with an offset: w = d * (code - 8) + offset."""
 _WITHOUT_OFFSET = {WeightFormat.Q4_0, WeightFormat.Q8_0, WeightFormat.Q6_K}
@@ -99,7 +101,11 @@ def kept(k: Array, v: Array, cache: CacheDtype) -> tuple[Array, Array]:
     """
     if cache in _LEVELS:
         of_keys, of_values = _LEVELS[cache]
-        return rounded_rows(k, of_keys), rounded_rows(v, of_values)
+        return rounded_rows(_not_tiny(k), of_keys), rounded_rows(_not_tiny(v), of_values)
     if cache == "f16":
         k, v = (np.clip(x, -_F16_MAX, _F16_MAX).astype(np.float16) for x in (k, v))
     return k.astype(np.float64), v.astype(np.float64)
+
+
+def _not_tiny(x: Array) -> Array:
+    return np.where(np.abs(x).max(axis=-1, keepdims=True) > TINY_HEAD, x, np.float32(0))

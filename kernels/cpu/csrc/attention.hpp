@@ -18,6 +18,10 @@ namespace {
 constexpr int kTile = 128;
 constexpr int kTileVectors = kTile / kLanes;
 
+// Weights of a tile count as zeros if none, times its value's scale, is above this: 8191 / it might be infinite. Scales are
+// above kTinyHead / 2047, so weights that matter are too.
+constexpr float kTinyWeight = 1e-34f;
+
 // What rows have summed up of their softmax: the greatest score, the weights' total, the weighted values.
 struct Softmax {
     float *peak, *total, *out;
@@ -158,7 +162,7 @@ static void weigh(AttentionScratch* s, int r, int64_t from, int64_t to, int num_
     s->total[r] = s->total[r] * correction + fsum(over_tile(p, fadd));
     if (INTEGER) {
         float largest = fpeak(over_tile(x, fmax));
-        F inverse = fset(largest > 0 ? 8191.0f / largest : 0.0f);
+        F inverse = fset(largest > kTinyWeight ? 8191.0f / largest : 0.0f);
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; v++) store_i16(s->weights[r] + 16 * v, to_int(fmul(x[v], inverse)));
         s->weight_scale[r] = largest / 8191.0f;
@@ -351,7 +355,7 @@ static void prepare_queries(const AttentionCall& a, const Piece& piece, Attentio
             sound = fma(x, fset(0), sound);
         }
         float top = fpeak(peak);
-        F inverse = fset(top > 0 ? range / top : 0.0f);
+        F inverse = fset(top > kTinyHead ? range / top : 0.0f);
         for (int64_t i = 0; i < padded; i += kLanes)
             store_i16(s->query_ints[r] + i, to_int(fmul(fload(s->query[r] + i), inverse)));
         s->query_scale[r] = !has_scales(KIND) ? 1.0f : fsum(sound) == 0 ? top / range : __builtin_nanf("");

@@ -17,6 +17,10 @@
 
 namespace {
 
+// A head's row whose max|x| is not above this counts as zeros: the inverse of its scale might be infinite, and that of the
+// scale times a weight of attention (kTinyWeight), which may be a millionth and count yet.
+constexpr float kTinyHead = 1e-25f;
+
 INLINE float key_range(int kind) { return kind == UPWELL_KV_I8 ? 127.0f : 8191.0f; }
 INLINE float value_range(int kind) { return kind == UPWELL_KV_I8 ? 127.0f : 2047.0f; }
 
@@ -76,7 +80,7 @@ static void store_head_as(const upwell_cache& c, uint8_t* head, int64_t offset, 
     for (int64_t i = 0; i < d; i += kLanes)
         peak = fmax(peak, fabs_(fload(x + i))), sound = fma(fload(x + i), fset(0), sound);
     float range = is_value ? value_range(KIND) : key_range(KIND);
-    float top = fpeak(peak), inverse = top > 0 ? range / top : 0;
+    float top = fpeak(peak), inverse = top > kTinyHead ? range / top : 0;
     // A NaN among scores makes a weight NaN, and with it the weights' total. The greatest of the weighted scales of values
     // could lose a NaN, but no infinity, since the weight of what is seen is above 0.
     float spoilt = is_value ? __builtin_inff() : __builtin_nanf("");

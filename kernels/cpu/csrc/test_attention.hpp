@@ -98,16 +98,16 @@ void shared_segments(Pass& pass, int kind) {
     }
 }
 
-// Numbers at the ends of what a cache holds.
+// Numbers at the ends of what a cache holds, subnormal ones among them, and queries as small and as great.
 void extreme_cache(Pass& pass, int kind) {
     pass.begin(std::string("extreme cache ") + kCacheNames[kind]);
     Cache cache(kind, 2, 16, 1, 32);
     Array<int32_t> slots(32);
-    Array<float> k(32 * 32, pass.random), v(32 * 32, pass.random);
+    Array<float> k(32 * 32, pass.random), v(32 * 32, pass.random), q(32 * 32, pass.random);
     for (int i = 0; i < 32 * 32; i++) {
         slots[i % 32] = i % 32;
-        float factor = __builtin_ldexpf(1, i / 32 * 2 - 30);
-        k[i] *= factor, v[i] *= factor;
+        float factor = __builtin_ldexpf(1, i / 32 * 6 - 148);
+        k[i] *= factor, v[i] *= factor, q[i] *= factor;
     }
     pass.add(UPWELL_WRITE_KV, {&cache.cache, k, 32, v, 32, nullptr, 0, nullptr, 0.0f});
     upwell_batch batch = {};
@@ -115,6 +115,13 @@ void extreme_cache(Pass& pass, int kind) {
     pass.run(batch);
     pass.keep("k", cache.k);
     pass.keep("v", cache.v);
+
+    Array<int32_t> starts{0, 32}, kv_lens{32}, table{0, 1};
+    Rows out(32, 32, true, Kind::kFloats);
+    pass.add(UPWELL_ATTENTION, {&cache.cache, q, 32, out, 1, 1.0f, 0, nullptr, 0, nullptr, 0.0f, nullptr, 0});
+    batch.num_seqs = 1, batch.max_blocks = 2, batch.q_starts = starts, batch.kv_lens = kv_lens, batch.block_table = table;
+    pass.run(batch);
+    pass.keep(out);
 }
 
 }  // namespace
