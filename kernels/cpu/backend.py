@@ -253,6 +253,8 @@ class CpuBackend:
         """
         logits = np.ascontiguousarray(logits)
         checks.array("logits", logits, np.float32, None, None)
+        if not logits.shape[1]:
+            raise ValueError("logits must have a column for each token, but has none")
         out = np.zeros(len(logits), dtype=np.int32)
         columns = []
         for name, given in vars(params).items():
@@ -353,7 +355,7 @@ def _batch(num_tokens: int, num_rows: int, arrays: dict[str, Any]) -> Batch:
 
 
 def _longest(arrays: dict[str, Any]) -> int:
-    return int(np.max(arrays.get("kv_lens", 0)))
+    return int(np.max(arrays.get("kv_lens", 0), initial=0))
 
 
 def _tensor(array: F32) -> g.Tensor:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kernels.ops import AttentionBatch
 from kernels.specs.attention import attention_run, make_attention_case
 from tests.support.backends import TABLES, block_sizes, new_table
 
@@ -72,6 +73,16 @@ def test_a_sequence_without_queries_is_nothing_to_the_others(table, seqs):
             start = int(inputs["q_starts"][sequence])
             alone = attend(table, only(inputs, sequence, 0, num_new, 16))
             np.testing.assert_array_equal(got[start : start + num_new], alone)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_no_sequences_have_no_results(table):
+    ops = new_table(table)
+    cache = ops.memory.alloc_cache(2, 16, 1, 64)
+    none = np.zeros(0, dtype=np.int32)
+    batch = AttentionBatch(np.zeros(1, dtype=np.int32), none, none.reshape(0, 1))
+    q = ops.memory.upload(np.zeros((0, 1, 64), dtype=np.float32))
+    assert ops.memory.download(ops.paged_attention(q, cache, batch, 0.125, None)).shape == (0, 1, 64)
 
 
 @pytest.mark.parametrize("table", TABLES)
