@@ -354,11 +354,14 @@ static void prepare_queries(const AttentionCall& a, const Piece& piece, Attentio
             peak = fmax(peak, fabs_(x));
             sound = fma(x, fset(0), sound);
         }
+        const bool is_sound = fsum(sound) == 0;
+        if (!is_sound)
+            for (int64_t i = 0; i < d; i++) s->query[r][i] = one_nan(s->query[r][i]);
         float top = fpeak(peak);
         F inverse = fset(top > kTinyHead ? range / top : 0.0f);
         for (int64_t i = 0; i < padded; i += kLanes)
             store_i16(s->query_ints[r] + i, to_int(fmul(fload(s->query[r] + i), inverse)));
-        s->query_scale[r] = !has_scales(KIND) ? 1.0f : fsum(sound) == 0 ? top / range : __builtin_nanf("");
+        s->query_scale[r] = !has_scales(KIND) ? 1.0f : is_sound ? top / range : __builtin_nanf("");
     }
 }
 

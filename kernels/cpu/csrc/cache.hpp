@@ -70,7 +70,7 @@ static void store_head_as(const upwell_cache& c, uint8_t* head, int64_t offset, 
         if (KIND == UPWELL_KV_F16)
             for (int64_t i = 0; i < d; i += kLanes) hstore(halves + i, fload(x + i));
         for (int64_t i = 0, step = is_value ? 1 : 16; i < d; i++) {
-            if (KIND == UPWELL_KV_F32) ((float*)head)[at + i * step] = x[i];
+            if (KIND == UPWELL_KV_F32) ((float*)head)[at + i * step] = one_nan(x[i]);
             else ((uint16_t*)head)[at + i * step] = finite_half(halves[i], x[i]);
         }
         return;

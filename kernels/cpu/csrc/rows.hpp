@@ -54,8 +54,7 @@ struct RopeTable {
     const float* sine(int64_t p, int64_t d) const { return table + (positions + p) * (d / 2); }
 };
 
-// A head's row on its way to the cache or to attention: normalised if there is a weight, rotated if there is a table. All
-// NaNs become one, with zeros as low bits: those of scores come from here, and exp2_quick keeps no other.
+// A head's row on its way to the cache or to attention: normalised if there is a weight, rotated if there is a table.
 INLINE void prepare_head(const float* x, int64_t d, const float* norm, float eps, const RopeTable& rope, int64_t position,
                          float* out) {
     if (norm) {
@@ -64,7 +63,6 @@ INLINE void prepare_head(const float* x, int64_t d, const float* norm, float eps
     }
     if (rope.table) rotate(x, rope.cosine(position, d), rope.sine(position, d), d, out);
     else if (x != out) __builtin_memcpy(out, x, sizeof(float) * (size_t)d);
-    for (int64_t i = 0; i < d; i++) out[i] = __builtin_isnan(out[i]) ? __builtin_nanf("") : out[i];
 }
 
 // Writes y, a whole row of n numbers, as int8 if the rows have it.
