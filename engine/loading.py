@@ -11,6 +11,7 @@ from engine.errors import ConfigError, UnsupportedModel
 from engine.model_runner import ModelRunner, block_bytes
 from engine.models.registry import model_class
 from engine.types import EngineReady
+from engine.weights.checkpoint import Checkpoint
 from engine.weights.open import open_checkpoint
 from engine.weights.quantised import quantised
 from kernels.control_groups import memory_bytes
@@ -44,23 +45,8 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None]) -> t
         max_model_len=max_model_len,
         enough_prompt_tokens=moe.tokens_for(ENOUGH_ROWS) if moe else ENOUGH_ROWS,
     )
-
-    done = 0
-
-    def advance(num_bytes: int) -> None:
-        nonlocal done
-        done += num_bytes
-        progress(done, checkpoint.total_bytes)
-
-    advance(0)
     step_limits = StepLimits(limits.max_num_batched_tokens, limits.max_num_seqs, max_model_len)
-    try:
-        model = model_class(model_config.architecture)(model_config, checkpoint, resolved.ops, max_model_len, advance)
-        runner = ModelRunner(model, resolved.ops, cache, step_limits)
-    except NoKernel as error:
-        raise UnsupportedModel(
-            f"the {resolved.ops.info.name} backend cannot run this model: {error}; --device reference can."
-        ) from error
+    runner = _lay_out(checkpoint, resolved.ops, cache, step_limits, progress)
     engine = Engine(runner, checkpoint.vocabulary(), model_config.eos_token_ids, limits, cache)
     ready = EngineReady(
         architecture=model_config.architecture,
@@ -74,6 +60,27 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None]) -> t
         kv_cache_bytes=cache.num_blocks * block_bytes(model_config, resolved.ops, cache.block_size),
     )
     return engine, ready
+
+
+def _lay_out(
+    checkpoint: Checkpoint, ops: Ops, cache: CacheConfig, limits: StepLimits, progress: Callable[[int, int], None]
+) -> ModelRunner:
+    """The model on its backend."""
+    config, done = checkpoint.config, 0
+
+    def advance(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        progress(done, checkpoint.total_bytes)
+
+    advance(0)
+    try:
+        model = model_class(config.architecture)(config, checkpoint, ops, limits.max_model_len, advance)
+        return ModelRunner(model, ops, cache, limits)
+    except NoKernel as error:
+        raise UnsupportedModel(
+            f"the {ops.info.name} backend cannot run this model: {error}; --device reference can."
+        ) from error
 
 
 def size_cache(config: EngineConfig, model: ModelConfig, ops: Ops) -> tuple[CacheConfig, int]:

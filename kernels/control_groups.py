@@ -35,7 +35,7 @@ def cpu_quota(root: Path = _ROOT) -> float | None:
 
 def _group_folders(root: Path, controller: str) -> Iterator[Path]:
     """The folders of this process' groups that may limit it in this, and of all groups around them."""
-    for line in (_text(root / "proc/self/cgroup") or "").splitlines():
+    for line in (text_of(root / "proc/self/cgroup") or "").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers and controller not in controllers.split(","):
             continue
@@ -57,22 +57,22 @@ def _seen_from(top: Path, group: PurePosixPath) -> PurePosixPath:
 
 def _cpu_limit(folder: Path) -> float | None:
     """Processors' worth of time that one group grants, of either version."""
-    maximum = _text(folder / "cpu.max")
+    maximum = text_of(folder / "cpu.max")
     if maximum is not None:
         quota, period = [*maximum.split(), "", ""][:2]
     else:
-        quota, period = (_text(folder / name) or "" for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
+        quota, period = (text_of(folder / name) or "" for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
     # "max" and -1 stand for no limit.
     return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() and int(period) else None
 
 
 def _memory_limit(folder: Path) -> int | None:
     """Bytes that one group grants, of either version."""
-    maximum = _text(folder / "memory.max") or _text(folder / "memory.limit_in_bytes") or ""
+    maximum = text_of(folder / "memory.max") or text_of(folder / "memory.limit_in_bytes") or ""
     return int(maximum) if maximum.isdecimal() else None
 
 
-def _text(path: Path) -> str | None:
+def text_of(path: Path) -> str | None:
     """What a file says, if it can be read."""
     try:
         return path.read_text().strip()

@@ -30,6 +30,12 @@ def quantise_rows(x: F32) -> tuple[F32, F32]:
     return codes, np.where(sound, most / LEVELS, np.float32(np.nan))
 
 
+def w8a8_tensor(codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]) -> RawTensor:
+    """Codes i8[...,K] and a scale f32[...] a row as a W8A8 weight."""
+    head = np.ascontiguousarray(scales, dtype="<f4")[..., None].view(np.uint8)
+    return RawTensor(codes.shape, WeightFormat.W8A8, np.concatenate([head, codes.view(np.uint8)], axis=-1))
+
+
 def to_w8a8(raw: RawTensor) -> RawTensor:
     """A weight in any format as W8A8, a scale for each of its rows (output channels); W8A8 is returned as it is.
 

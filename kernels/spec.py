@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from kernels.formats import RawTensor, WeightFormat
 from kernels.ops import Arithmetic, Ops
+from kernels.quantise import w8a8_tensor
 
 Array = npt.NDArray[Any]
 Inputs = Mapping[str, Any]
@@ -91,12 +92,6 @@ def f32_tensor(array: Array) -> RawTensor:
     """An array as a float32 weight."""
     data = np.ascontiguousarray(array, dtype=np.float32)
     return RawTensor(data.shape, WeightFormat.F32, data.view(np.uint8).reshape(*data.shape[:-1], -1))
-
-
-def w8a8_tensor(codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]) -> RawTensor:
-    """Codes i8[...,K] and a scale f32[...] a row as a W8A8 weight."""
-    head = np.ascontiguousarray(scales, dtype="<f4")[..., None].view(np.uint8)
-    return RawTensor(codes.shape, WeightFormat.W8A8, np.concatenate([head, codes.view(np.uint8)], axis=-1))
 
 
 def random_tensor(rng: np.random.Generator, shape: tuple[int, ...], fmt: WeightFormat) -> RawTensor:

@@ -14,7 +14,6 @@ llama.cpp's row is measured with its own tool; the page says how.
 from __future__ import annotations
 
 import argparse
-import functools
 import hashlib
 import json
 import re
@@ -291,12 +290,11 @@ def measure(model: Path, section: Section, positions: int) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "positions": len(text) * (section.window - section.begin),
     }
-    return told | {"commit": commit(), "figures": [asdict(each) for each in figures]}
+    return told | {"figures": [asdict(each) for each in figures]}
 
 
-@functools.cache
 def commit() -> str:
-    """The checkout's, with a ``+`` if something in it has changed since; of when the process began to measure."""
+    """The checkout's, with a ``+`` if something in it has changed since."""
     told = subprocess.run(("git", "describe", "--always", "--dirty=+"), capture_output=True, text=True, check=False)
     return told.stdout.strip()
 
@@ -338,9 +336,9 @@ def measured_table(model: Path, names: Sequence[str], positions: int) -> str:
     stays = {name: each for name, each in measured.items() if name in SECTIONS.keys() - set(names)}
     shared_settings(stays | dict.fromkeys(names, settings_of(model)))
     RESULTS.parent.mkdir(exist_ok=True)
-    commit()
+    ran = {"commit": commit()}  # before measuring, which takes minutes
     for name in names:
-        measured[name] = measure(model, SECTIONS[name], positions)
+        measured[name] = measure(model, SECTIONS[name], positions) | ran
         RESULTS.write_text(json.dumps(measured, indent=1))
     return table(measured)
 

@@ -87,7 +87,7 @@ from_python() {
   }
   seen "$past_the_end"
   local isa
-  for isa in $(guarded -c 'from kernels.cpu.backend import load_library; print(load_library().isas().decode())'); do
+  for isa in $(guarded -c 'from kernels.cpu.library import load_library; print(load_library().isas().decode())'); do
     seen "$tail_past_the_end" "$isa"
   done
   guarded -m pytest -q -s -p no:cacheprovider --hypothesis-profile few tests/kernels | tee "$copy/tests.log"
@@ -95,7 +95,7 @@ from_python() {
 }
 past_the_end='
 import numpy as np
-from kernels.cpu.backend import load_library
+from kernels.cpu.library import load_library
 stored, panels = np.zeros(64, dtype=np.uint8), np.zeros(900, dtype=np.uint8)
 load_library().pack(0, 1, 16, stored.ctypes.data, 64, panels.ctypes.data, 0)
 '
@@ -103,7 +103,7 @@ tail_past_the_end='
 import sys
 import numpy as np
 from kernels.cpu.abi import Batch, Op
-from kernels.cpu.backend import load_library
+from kernels.cpu.library import load_library
 from kernels.cpu.lowering import one_call
 library, x, best = load_library(), np.zeros(1009, dtype=np.float32), np.zeros(1, dtype=np.int32)
 assert library.use(sys.argv[1].encode())

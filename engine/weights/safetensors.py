@@ -23,6 +23,7 @@ from engine.errors import MalformedModel, ModelNotFound, UnsupportedModel
 from engine.weights.json_file import MAX_BYTES, decode_json, read_json
 from engine.weights.mapped import map_file, shown
 from kernels.formats import RawTensor, WeightFormat
+from kernels.quantise import w8a8_tensor
 from kernels.reference.dequant import dequantise
 
 MAX_RANK = 8
@@ -109,9 +110,7 @@ class SafetensorsFile:
         info = self._info(name)
         if info.format is not None or len(info.shape) != 2 or scales.shape != (info.shape[0], 1):
             raise MalformedModel(f"{self.name}: tensor {shown(name)} is not int8 codes of {scales.shape[0]} rows.")
-        head = dequantise(scales).astype("<f4").view(np.uint8)
-        data = np.concatenate([head, self._bytes(info).reshape(info.shape)], axis=1)
-        return RawTensor(info.shape, WeightFormat.W8A8, data)
+        return w8a8_tensor(self._bytes(info).reshape(info.shape).view(np.int8), dequantise(scales)[:, 0])
 
     def _info(self, name: str) -> TensorInfo:
         info = self.tensors.get(name)

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from kernels.cpu import checks
 from kernels.cpu import graph as g
-from kernels.cpu.abi import CACHE_KINDS, ROWS_SAMPLED, Batch, Library, Op
-from kernels.cpu.library import WHY_NOT, find_library
+from kernels.cpu.abi import CACHE_KINDS, ROWS_SAMPLED, Batch, Op
+from kernels.cpu.library import load_library
 from kernels.cpu.lowering import Program, lower, one_call
 from kernels.cpu.memory import BLOCK_MULTIPLE, CacheHalf, CacheStruct, HugePages, address, alloc_cache, copy_block
 from kernels.cpu.recorded import RecordedStep, Runner
@@ -326,21 +326,6 @@ class CpuBackend:
             self._runner.run(program, _batch(rows, num_rows, arrays))
         made = node.writes()
         return g.Tensor(made[0] if made else g.Value(0), 0, shape)
-
-
-def load_library() -> Library:
-    """The native library of this installation.
-
-    Raises:
-        BackendUnavailable: why there is none.
-    """
-    path = find_library()
-    if path is None:
-        raise BackendUnavailable(WHY_NOT)
-    try:
-        return Library(path)
-    except OSError as error:
-        raise BackendUnavailable(f"the native library cannot be loaded: {error}. Install Upwell again.") from error
 
 
 def _batch(num_tokens: int, num_rows: int, arrays: dict[str, Any]) -> Batch:

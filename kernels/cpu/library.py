@@ -1,8 +1,11 @@
-"""Where the native library lies: beside this file in a wheel, where it was built in an editable installation."""
+"""The native library of this installation: beside this file in a wheel, where it was built in an editable one."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from kernels.cpu.abi import Library
+from kernels.ops import BackendUnavailable
 
 WHY_NOT = (
     "Upwell was installed without its native library: no C++ compiler was found then, or the build failed. "
@@ -21,3 +24,18 @@ def find_library() -> Path | None:
         if (place / _NAME).is_file():
             return place / _NAME
     return None
+
+
+def load_library() -> Library:
+    """The native library of this installation.
+
+    Raises:
+        BackendUnavailable: why there is none.
+    """
+    path = find_library()
+    if path is None:
+        raise BackendUnavailable(WHY_NOT)
+    try:
+        return Library(path)
+    except OSError as error:
+        raise BackendUnavailable(f"the native library cannot be loaded: {error}. Install Upwell again.") from error

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernels.control_groups import cpu_quota
+from kernels.control_groups import cpu_quota, text_of
 
 MAX_THREADS = 256
 """``kMaxThreads`` of ``work.hpp``."""
@@ -57,7 +57,4 @@ def one_of_each_core(root: Path = _ROOT) -> list[int]:
 
 def _siblings(root: Path, cpu: int) -> str:
     """The processors of one core, as the kernel writes them; the processor itself where it does not say."""
-    try:
-        return (root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip() or str(cpu)
-    except OSError:
-        return str(cpu)
+    return text_of(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu)

@@ -12,7 +12,8 @@ from engine.config import EngineConfig
 from engine.loading import load_engine
 from engine.types import GenerateRequest, SamplingParams
 from kernels.cpu.abi import CACHE_KINDS
-from kernels.cpu.backend import Runner, load_library
+from kernels.cpu.library import load_library
+from kernels.cpu.recorded import Runner
 from tests.support.backends import DEVICES
 from tests.support.mixed_model import MAX_LEN, write_mixed_model
 

@@ -19,11 +19,10 @@ from engine.weights.hf_quantization import read_quantization
 from engine.weights.quantised import is_quantised, quantised
 from engine.weights.shapes import expected_shapes
 from kernels.formats import WeightFormat
-from kernels.ops import AttentionBatch, StepInputs
 from kernels.reference.dequant import codes_and_scales
 from tests.support.backends import DEVICES
 from tests.support.tiny_checkpoints import tiny_model
-from tests.support.tiny_models import GOLDEN, TINY_MODELS, tiny_engine
+from tests.support.tiny_models import GOLDEN, TINY_MODELS, prompt_step, tiny_engine
 
 Tensors = dict[str, torch.Tensor]
 Json = dict[str, object]
@@ -88,18 +87,7 @@ def edit_tensors(folder: Path, edit: Callable[[Tensors], object]) -> Path:
 
 
 def logits(model: Path, device: str, **options: object) -> np.ndarray:
-    count = 40
-    batch = StepInputs(
-        token_ids=np.arange(count, dtype=np.int32) * 5 % 250,
-        positions=np.arange(count, dtype=np.int32),
-        slots=np.arange(count, dtype=np.int32),
-        attention=AttentionBatch(
-            q_starts=np.array([0, count], dtype=np.int32),
-            kv_lens=np.array([count], dtype=np.int32),
-            block_table=np.arange(-(-count // 16), dtype=np.int32)[None],
-        ),
-        logit_rows=np.arange(0, count, 7, dtype=np.int32),
-    )
+    batch = prompt_step(np.arange(40, dtype=np.int32) * 5 % 250)
     return tiny_engine(model, device=device, **options)._runner.forward(batch).logits
 
 

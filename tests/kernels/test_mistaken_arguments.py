@@ -12,7 +12,7 @@ from engine.model_runner import ModelRunner
 from engine.models.registry import model_class
 from engine.weights.open import open_checkpoint
 from kernels.cpu.abi import ROWS_SAMPLED, Batch, Op
-from kernels.cpu.backend import load_library
+from kernels.cpu.library import load_library
 from kernels.cpu.lowering import one_call
 from kernels.cpu.memory import address, copy_block
 from kernels.formats import RawTensor, WeightFormat

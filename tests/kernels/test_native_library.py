@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from kernels.cpu import abi, backend, library
+from kernels.cpu import abi, library
 from kernels.ops import BackendOptions, BackendUnavailable
 from kernels.resolve import resolve
 from tests.support.backends import DEVICES, tables
@@ -103,4 +103,4 @@ WiderCache.__name__ = "Cache"
 def test_a_library_with_other_sizes_or_limits_than_python_is_told(monkeypatch, name, other, told):
     monkeypatch.setattr(abi, name, other)
     with pytest.raises(BackendUnavailable, match=f"cannot be loaded.*{told}"):
-        backend.load_library()
+        library.load_library()

@@ -18,7 +18,7 @@ BEGIN = """
 import os, signal, threading
 import numpy as np
 from kernels.cpu.abi import MAX_PROGRAM, Batch, Op
-from kernels.cpu.backend import load_library
+from kernels.cpu.library import load_library
 from kernels.cpu.lowering import one_call
 from kernels.cpu.memory import address
 

@@ -9,7 +9,8 @@ from engine.config import CacheConfig
 from engine.model_runner import ModelRunner
 from engine.models.registry import model_class
 from engine.weights.open import open_checkpoint
-from kernels.cpu.backend import Runner, load_library
+from kernels.cpu.library import load_library
+from kernels.cpu.recorded import Runner
 from kernels.ops import AttentionBatch, BackendOptions, StepInputs, StepLimits
 from kernels.resolve import BACKENDS
 from kernels.spec import f32_tensor

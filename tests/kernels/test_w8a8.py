@@ -11,11 +11,11 @@ from kernels import quantise
 from kernels.cpu.abi import MAX_COLUMNS
 from kernels.formats import RawTensor, WeightFormat
 from kernels.ops import BackendOptions, NoKernel
-from kernels.quantise import quantise_rows, to_w8a8
+from kernels.quantise import quantise_rows, to_w8a8, w8a8_tensor
 from kernels.reference.dequant import codes_and_scales, dequantise
 from kernels.reference.w8a8 import integer_product
 from kernels.resolve import BACKENDS
-from kernels.spec import f32_tensor, random_tensor, w8a8_tensor
+from kernels.spec import f32_tensor, random_tensor
 from kernels.specs.rounding import rounded_tokens
 from tests.support.backends import DEVICES, use_best_isa, use_isa_of, with_isas
 

@@ -7,8 +7,7 @@ operation gives run over all of them: ``with_isas`` names them, ``new_table`` an
 
 from __future__ import annotations
 
-from kernels.cpu.backend import load_library
-from kernels.cpu.library import find_library
+from kernels.cpu.library import find_library, load_library
 from kernels.formats import CACHE_DTYPES
 from kernels.ops import BackendOptions, BackendUnavailable
 from kernels.resolve import BACKENDS

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from kernels.cpu.abi import CACHE_KINDS, Op
-from kernels.cpu.backend import load_library
+from kernels.cpu.library import load_library
 from kernels.cpu.weights import Form
 from kernels.formats import WeightFormat as W
 from tests.support.backends import DEVICES

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from kernels.cpu.abi import Batch, Library, Op
-from kernels.cpu.backend import load_library
+from kernels.cpu.library import load_library
 from kernels.cpu.recorded import Runner
 from kernels.cpu.threads import default_threads
 from kernels.cpu.weights import Form

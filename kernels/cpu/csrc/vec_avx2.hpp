@@ -32,18 +32,7 @@ INLINE void fstore(float* p, F x) {
     _mm256_storeu_ps(p, x.lo);
     _mm256_storeu_ps(p + 8, x.hi);
 }
-#if defined(UPWELL_SANITIZED)  // sanitizers do not see what masked instructions touch
-INLINE F fload_n(const float* p, int n) {
-    float lanes[16] = {};
-    for (int i = 0; i < n; i++) lanes[i] = p[i];
-    return fload(lanes);
-}
-INLINE void fstore_n(float* p, F x, int n) {
-    float lanes[16];
-    fstore(lanes, x);
-    for (int i = 0; i < n; i++) p[i] = lanes[i];
-}
-#else
+#if !defined(UPWELL_SANITIZED)  // vec_sanitized.hpp has those for sanitizers
 INLINE F fload_n(const float* p, int n) {
     return {_mm256_maskload_ps(p, first_lanes(n)), _mm256_maskload_ps(p + 8, next_lanes(n))};
 }
@@ -226,3 +215,7 @@ INLINE void code_sums(const int8_t* codes, int32_t* to) {
 }
 
 }  // namespace
+
+#if defined(UPWELL_SANITIZED)
+#include "vec_sanitized.hpp"
+#endif

@@ -16,18 +16,7 @@ constexpr bool kSignedWeights = false;  // dot4 wants unsigned weights
 
 INLINE F fload(const float* p) { return _mm512_loadu_ps(p); }
 INLINE void fstore(float* p, F x) { _mm512_storeu_ps(p, x); }
-#if defined(UPWELL_SANITIZED)  // sanitizers do not see what masked instructions touch
-INLINE F fload_n(const float* p, int n) {
-    float lanes[16] = {};
-    for (int i = 0; i < n; i++) lanes[i] = p[i];
-    return fload(lanes);
-}
-INLINE void fstore_n(float* p, F x, int n) {
-    float lanes[16];
-    fstore(lanes, x);
-    for (int i = 0; i < n; i++) p[i] = lanes[i];
-}
-#else
+#if !defined(UPWELL_SANITIZED)  // vec_sanitized.hpp has those for sanitizers
 INLINE F fload_n(const float* p, int n) { return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
 INLINE void fstore_n(float* p, F x, int n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), x); }
 #endif
@@ -134,3 +123,7 @@ INLINE void code_sums(const int8_t* codes, int32_t* to) {
 }
 
 }  // namespace
+
+#if defined(UPWELL_SANITIZED)
+#include "vec_sanitized.hpp"
+#endif
