@@ -17,9 +17,11 @@ import numpy as np
 from kernels.cpu.threads import MAX_THREADS
 from kernels.formats import CacheDtype, WeightFormat
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 BLOCK_BYTES = 128
 """Of a block of 32 quantised activations."""
+PANEL_ROWS = 32
+"""Of weights, which lie in panels of so many."""
 TOKEN_HEADER_BYTES = 32
 """Of a token that is quantised with one scale, before its codes."""
 MAX_HEAD_DIM = 256
@@ -195,6 +197,7 @@ def constants() -> dict[str, int]:
     structures = (Matrix, Rows, Cache, Experts, Batch)
     return {
         "BLOCK_BYTES": BLOCK_BYTES,
+        "PANEL_ROWS": PANEL_ROWS,
         "TOKEN_HEADER_BYTES": TOKEN_HEADER_BYTES,
         "MAX_HEAD_DIM": MAX_HEAD_DIM,
         "MAX_GROUP": MAX_GROUP,

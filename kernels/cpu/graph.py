@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kernels.cpu.abi import Cache
+from kernels.cpu.abi import PANEL_ROWS, Cache
 from kernels.cpu.weights import PackedExperts, PackedLinear
 
 F32 = npt.NDArray[np.float32]
@@ -260,7 +260,7 @@ def fuse(nodes: list[Node]) -> list[Node]:
     for node in nodes:
         if isinstance(node, SiluMul):
             product = only_maker(node.x, Product)
-            if product is not None and len(product.weight.parts) == 1 and node.out.columns % 16 == 0:
+            if product is not None and len(product.weight.parts) == 1 and node.out.columns % PANEL_ROWS == 0:
                 gone.add(product)
                 out.append(SiluProduct(product.x, product.weight, node.out))
                 continue

@@ -1,4 +1,4 @@
-"""Weights as the native kernels want them: packed into panels of 16 rows, once, at load."""
+"""Weights as the native kernels want them: packed into panels of 32 rows, once, at load."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kernels.cpu.abi import FORMATS, MAX_COLUMNS, MAX_EXPERTS, Library, Matrix
+from kernels.cpu.abi import FORMATS, MAX_COLUMNS, MAX_EXPERTS, PANEL_ROWS, Library, Matrix
 from kernels.cpu.memory import HugePages, address
 from kernels.formats import RawTensor, WeightFormat, fits
 from kernels.ops import NoKernel
 from kernels.reference.dequant import dequantise
 
 F32 = npt.NDArray[np.float32]
-PANEL_ROWS = 16
 FLOAT_FORMATS = frozenset({WeightFormat.F32, WeightFormat.F16, WeightFormat.BF16})
 
 

@@ -22,6 +22,7 @@ from kernels.ops import AttentionBatch, BackendOptions, BackendUnavailable, Draw
 from kernels.resolve import BACKENDS
 from kernels.spec import f32_tensor, random_tensor
 from tests.support.backends import DEVICES
+from tests.support.tiny_checkpoints import tiny_model
 from tests.support.tiny_models import GOLDEN, TINY_MODELS
 
 pytestmark = pytest.mark.skipif("cpu" not in DEVICES, reason="no native library: .ci/run builds one and has it")
@@ -87,9 +88,10 @@ def test_threads_change_nothing(name, quantization):
             np.testing.assert_array_equal(got, wanted)
 
 
-def test_norms_rotations_and_activations_are_fused():
+def test_norms_rotations_and_activations_are_fused(tmp_path):
     ops = BACKENDS["cpu"](BackendOptions(threads=1))
-    checkpoint = open_checkpoint(GOLDEN / "tiny-mistral")
+    tiny_model("MistralForCausalLM").save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
     config = checkpoint.config
     model = model_class(config.architecture)(config, checkpoint, ops, 64, lambda _: None)
     caches = [ops.memory.alloc_cache(4, 16, config.num_kv_heads, config.head_dim) for _ in range(config.num_layers)]
@@ -99,10 +101,21 @@ def test_norms_rotations_and_activations_are_fused():
     assert step.program.ops.count(Op.WRITE_KV) == config.num_layers
 
 
-def test_a_value_is_quantised_where_it_is_made_if_that_sees_the_whole_row():
+def test_gates_of_half_a_panel_are_multiplied_by_themselves():
+    """The up projection would begin in the middle of a panel; such models are right by their own way."""
+    ops = BACKENDS["cpu"](BackendOptions(threads=1))
+    checkpoint = open_checkpoint(GOLDEN / "tiny-mistral")
+    model = model_class(checkpoint.config.architecture)(checkpoint.config, checkpoint, ops, 64, lambda _: None)
+    calls = ModelRunner(model, ops, CacheConfig(4, 16), StepLimits(32, 4, 64))._step.program.ops
+    assert Op.SILU_LINEAR not in calls
+    assert calls.count(Op.SILU_MUL) == checkpoint.config.num_layers
+
+
+def test_a_value_is_quantised_where_it_is_made_if_that_sees_the_whole_row(tmp_path):
     """Norms and the gathering of rows do; attention and the gated product do not, and leave it to a call of its own."""
     ops = BACKENDS["cpu"](BackendOptions(threads=1))
-    checkpoint = quantised(open_checkpoint(GOLDEN / "tiny-mistral"), "w8a8")
+    tiny_model("MistralForCausalLM").save_pretrained(tmp_path)
+    checkpoint = quantised(open_checkpoint(tmp_path), "w8a8")
     model = model_class(checkpoint.config.architecture)(checkpoint.config, checkpoint, ops, 64, lambda _: None)
     runner = ModelRunner(model, ops, CacheConfig(4, 16), StepLimits(32, 4, 64))
     calls = runner._step.program.ops

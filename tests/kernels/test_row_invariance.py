@@ -58,7 +58,7 @@ def logits_inputs(rng, fmt, num_rows):
 
 
 def gated_inputs(rng, fmt, num_rows):
-    columns, width = columns_of(rng, fmt), 16 * int(rng.integers(1, 5))
+    columns, width = columns_of(rng, fmt), 32 * int(rng.integers(1, 4))
     weight = random_tensor(rng, (2 * width, columns), fmt)
     return {"x": activations(rng, num_rows, columns), "weight": weight}, ("x",)
 

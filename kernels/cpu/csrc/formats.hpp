@@ -1,7 +1,8 @@
-// Packed weights: panels of 16 output rows (lanes), and how a block of 32 columns comes out of one.
+// Packed weights: panels of 32 output rows, two halves of 16 lanes, and how a block of 32 columns comes out of a half.
 //
 // A vector of 64 bytes holds 4 consecutive columns of each lane, so that one dot4 with 4 broadcast activations adds 4
-// products to each lane's sum. A block of 32 columns is 8 such vectors. Bytes of GGUF blocks keep their meaning; only
+// products to each lane's sum. A block of 32 columns is 8 such vectors. The halves take turns, span by span: a thread
+// reads its share of a matrix from end to end as one stream, which is what a processor fetches ahead best. Bytes of GGUF blocks keep their meaning; only
 // their order changes, in units of 4 bytes. Source of the blocks: the ggml specification, ggml-common.h.
 //
 // With w = scale * (code - zero) + offset, a block adds  a.scale * sum(scale * (code - zero) * q) + offset * a.sum,
@@ -23,17 +24,18 @@ struct Scales {
 
 INLINE F half_at(const uint8_t* p) { return hload((const uint16_t*)p); }
 
-// Each format: kHalves scales a block, whether there is an offset, the bytes of `kSpan` columns, `quad<k>` the k-th
-// vector of a block, `scales` of a block, `start` the value an integer sum begins with.
+// Each format: kHalves scales a block, whether there is an offset, the bytes of `kSpan` columns of a half, `quad<k>` the
+// k-th vector of a block, `scales` of a block, `start` the value an integer sum begins with. They take the address of a
+// half: its spans are 2 kBytes apart.
 struct Q4_0 {
     static constexpr int kSpan = 32, kBytes = 256 + 32, kHalves = 1;
     static constexpr bool kOffset = false;
     template <int K>
-    INLINE I quad(const uint8_t* panel, int64_t b) {
-        I x = iload(panel + b * kBytes + 64 * (K & 3));
+    INLINE I quad(const uint8_t* half, int64_t b) {
+        I x = iload(half + 2 * b * kBytes + 64 * (K & 3));
         return K < 4 ? low_nibbles(x) : high_nibbles(x);
     }
-    INLINE void scales(const uint8_t* panel, int64_t b, Scales& s) { s.scale[0] = half_at(panel + b * kBytes + 256); }
+    INLINE void scales(const uint8_t* half, int64_t b, Scales& s) { s.scale[0] = half_at(half + 2 * b * kBytes + 256); }
     INLINE I dot(I sum, I w, Spread a) { return dot4(sum, w, a); }
     INLINE I start(const Block& h, int) { return iset(h.minus[0]); }
 };
@@ -42,13 +44,13 @@ struct Q4_1 {
     static constexpr int kSpan = 32, kBytes = 256 + 64, kHalves = 1;
     static constexpr bool kOffset = true;
     template <int K>
-    INLINE I quad(const uint8_t* panel, int64_t b) {
-        I x = iload(panel + b * kBytes + 64 * (K & 3));
+    INLINE I quad(const uint8_t* half, int64_t b) {
+        I x = iload(half + 2 * b * kBytes + 64 * (K & 3));
         return K < 4 ? low_nibbles(x) : high_nibbles(x);
     }
-    INLINE void scales(const uint8_t* panel, int64_t b, Scales& s) {
-        s.scale[0] = half_at(panel + b * kBytes + 256);
-        s.offset = fma(fset(8.0f), s.scale[0], half_at(panel + b * kBytes + 288));
+    INLINE void scales(const uint8_t* half, int64_t b, Scales& s) {
+        s.scale[0] = half_at(half + 2 * b * kBytes + 256);
+        s.offset = fma(fset(8.0f), s.scale[0], half_at(half + 2 * b * kBytes + 288));
     }
     INLINE I dot(I sum, I w, Spread a) { return dot4(sum, w, a); }
     INLINE I start(const Block& h, int) { return iset(h.minus[0]); }
@@ -58,10 +60,10 @@ struct Q8_0 {
     static constexpr int kSpan = 32, kBytes = 512 + 32, kHalves = 1;
     static constexpr bool kOffset = false;
     template <int K>
-    INLINE I quad(const uint8_t* panel, int64_t b) {
-        return iload(panel + b * kBytes + 64 * K);
+    INLINE I quad(const uint8_t* half, int64_t b) {
+        return iload(half + 2 * b * kBytes + 64 * K);
     }
-    INLINE void scales(const uint8_t* panel, int64_t b, Scales& s) { s.scale[0] = half_at(panel + b * kBytes + 512); }
+    INLINE void scales(const uint8_t* half, int64_t b, Scales& s) { s.scale[0] = half_at(half + 2 * b * kBytes + 512); }
     INLINE I dot(I sum, I w, Spread a) { return dot4_wide(sum, w, a); }
     INLINE I start(const Block& h, int) { return kSignedWeights ? izero() : iset(h.minus[1]); }
 };
@@ -72,12 +74,12 @@ struct Q4_K {
     static constexpr int kSpan = 256, kBytes = 2048 + 128 + 128 + 64, kHalves = 1;
     static constexpr bool kOffset = true;
     template <int K>
-    INLINE I quad(const uint8_t* panel, int64_t b) {
-        I x = iload(panel + (b >> 3) * kBytes + ((b & 7) >> 1) * 512 + 64 * K);
+    INLINE I quad(const uint8_t* half, int64_t b) {
+        I x = iload(half + 2 * (b >> 3) * kBytes + ((b & 7) >> 1) * 512 + 64 * K);
         return b & 1 ? high_nibbles(x) : low_nibbles(x);
     }
-    INLINE void scales(const uint8_t* panel, int64_t b, Scales& s) {
-        const uint8_t* p = panel + (b >> 3) * kBytes + 2048;
+    INLINE void scales(const uint8_t* half, int64_t b, Scales& s) {
+        const uint8_t* p = half + 2 * (b >> 3) * kBytes + 2048;
         s.scale[0] = fmul(half_at(p + 256), u8load(p + 16 * (b & 7)));
         F minimum = fmul(half_at(p + 288), u8load(p + 128 + 16 * (b & 7)));
         s.offset = fsub(fmul(fset(8.0f), s.scale[0]), minimum);
@@ -91,17 +93,17 @@ struct Q6_K {
     static constexpr int kSpan = 256, kBytes = 2048 + 1024 + 256 + 32, kHalves = 2;
     static constexpr bool kOffset = false;
     template <int K>
-    INLINE I quad(const uint8_t* panel, int64_t b) {
-        const uint8_t* p = panel + (b >> 3) * kBytes;
-        int half = (b >> 2) & 1, run = b & 3;
-        I x = iload(p + half * 1024 + (run & 1) * 512 + 64 * K);
+    INLINE I quad(const uint8_t* half, int64_t b) {
+        const uint8_t* p = half + 2 * (b >> 3) * kBytes;
+        int64_t upper_half = (b >> 2) & 1, run = b & 3;
+        I x = iload(p + upper_half * 1024 + (run & 1) * 512 + 64 * K);
         I nibbles = run < 2 ? low_nibbles(x) : high_nibbles(x);
-        I y = iload(p + 2048 + half * 512 + 64 * K);
+        I y = iload(p + 2048 + upper_half * 512 + 64 * K);
         I upper = run == 0 ? upper_pair<0>(y) : run == 1 ? upper_pair<2>(y) : run == 2 ? upper_pair<4>(y) : upper_pair<6>(y);
         return bits_or(nibbles, upper);
     }
-    INLINE void scales(const uint8_t* panel, int64_t b, Scales& s) {
-        const uint8_t* p = panel + (b >> 3) * kBytes + 3072;
+    INLINE void scales(const uint8_t* half, int64_t b, Scales& s) {
+        const uint8_t* p = half + 2 * (b >> 3) * kBytes + 3072;
         F whole = half_at(p + 256);
         s.scale[0] = fmul(whole, s8load((const int8_t*)p + 32 * (b & 7)));
         s.scale[1] = fmul(whole, s8load((const int8_t*)p + 32 * (b & 7) + 16));
@@ -110,37 +112,46 @@ struct Q6_K {
     INLINE I start(const Block& h, int half) { return iset(h.minus[2 + half]); }
 };
 
-// Formats of single numbers: [k][16] in each panel.
+// Formats of single numbers: [k][32] in each panel.
 struct F32Weights {
     static constexpr int kBytes = 64;
-    INLINE F load(const uint8_t* panel, int64_t k) { return fload((const float*)(panel + 64 * k)); }
+    INLINE F load(const uint8_t* half, int64_t k) { return fload((const float*)(half + 2 * kBytes * k)); }
 };
 struct F16Weights {
     static constexpr int kBytes = 32;
-    INLINE F load(const uint8_t* panel, int64_t k) { return hload((const uint16_t*)(panel + 32 * k)); }
+    INLINE F load(const uint8_t* half, int64_t k) { return hload((const uint16_t*)(half + 2 * kBytes * k)); }
 };
 struct BF16Weights {
     static constexpr int kBytes = 32;
-    INLINE F load(const uint8_t* panel, int64_t k) { return bload((const uint16_t*)(panel + 32 * k)); }
+    INLINE F load(const uint8_t* half, int64_t k) { return bload((const uint16_t*)(half + 2 * kBytes * k)); }
+};
+
+struct Span {
+    int64_t columns, bytes;  // of a half
 };
 
 template <class Format>
-INLINE int64_t panel_bytes(int64_t k) {
-    return (k + Format::kSpan - 1) / Format::kSpan * Format::kBytes;
+INLINE Span span() {
+    return {Format::kSpan, Format::kBytes};
 }
 
-INLINE int64_t matrix_panel_bytes(int format, int64_t k) {
+INLINE Span span_of(int format) {
     switch (format) {
-        case UPWELL_F32: return 64 * k;
-        case UPWELL_F16:
-        case UPWELL_BF16: return 32 * k;
-        case UPWELL_Q8_0: return panel_bytes<Q8_0>(k);
-        case UPWELL_Q4_0: return panel_bytes<Q4_0>(k);
-        case UPWELL_Q4_1: return panel_bytes<Q4_1>(k);
-        case UPWELL_Q4_K: return panel_bytes<Q4_K>(k);
-        case UPWELL_W8A8: return kLanes * ((k + 31) / 32 * 32) + 4 * kLanes;
-        default: return panel_bytes<Q6_K>(k);
+        case UPWELL_F32: return {1, F32Weights::kBytes};
+        case UPWELL_F16: return {1, F16Weights::kBytes};
+        case UPWELL_BF16: return {1, BF16Weights::kBytes};
+        case UPWELL_Q8_0: return span<Q8_0>();
+        case UPWELL_Q4_0: return span<Q4_0>();
+        case UPWELL_Q4_1: return span<Q4_1>();
+        case UPWELL_Q4_K: return span<Q4_K>();
+        default: return span<Q6_K>();
     }
+}
+
+INLINE int64_t panel_bytes(int format, int64_t k) {
+    if (format == UPWELL_W8A8) return kPanelRows * ((k + 31) / 32 * 32) + 4 * kPanelRows;
+    Span span = span_of(format);
+    return (k + span.columns - 1) / span.columns * 2 * span.bytes;
 }
 
 // One block as int8 codes and float scales, the same for every format: what staged panels consist of.
@@ -150,17 +161,17 @@ struct StagedBlock {
 };
 
 template <class Format>
-INLINE void stage(const uint8_t* panel, int64_t b, StagedBlock* out) {
-    istore(out->codes[0], Format::template quad<0>(panel, b));
-    istore(out->codes[1], Format::template quad<1>(panel, b));
-    istore(out->codes[2], Format::template quad<2>(panel, b));
-    istore(out->codes[3], Format::template quad<3>(panel, b));
-    istore(out->codes[4], Format::template quad<4>(panel, b));
-    istore(out->codes[5], Format::template quad<5>(panel, b));
-    istore(out->codes[6], Format::template quad<6>(panel, b));
-    istore(out->codes[7], Format::template quad<7>(panel, b));
+INLINE void stage(const uint8_t* half, int64_t b, StagedBlock* out) {
+    istore(out->codes[0], Format::template quad<0>(half, b));
+    istore(out->codes[1], Format::template quad<1>(half, b));
+    istore(out->codes[2], Format::template quad<2>(half, b));
+    istore(out->codes[3], Format::template quad<3>(half, b));
+    istore(out->codes[4], Format::template quad<4>(half, b));
+    istore(out->codes[5], Format::template quad<5>(half, b));
+    istore(out->codes[6], Format::template quad<6>(half, b));
+    istore(out->codes[7], Format::template quad<7>(half, b));
     Scales s;
-    Format::scales(panel, b, s);
+    Format::scales(half, b, s);
     fstore(out->scale[0], s.scale[0]);
     if (Format::kHalves == 2) fstore(out->scale[1], s.scale[1]);
     if (Format::kOffset) fstore(out->offset, s.offset);

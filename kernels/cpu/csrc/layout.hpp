@@ -5,7 +5,8 @@
 
 namespace {
 
-constexpr int kLanes = 16;  // rows of a panel of weights, and floats of a vector
+constexpr int kLanes = 16;              // floats of a vector
+constexpr int kPanelRows = 2 * kLanes;  // of weights: two halves of a vector's lanes
 constexpr int kPartBlocks = 24, kMaxParts = 128;  // blocks of a part of a row of activations, and parts of a row
 constexpr int64_t kMaxHead = 256, kMaxExperts = 1024;
 constexpr int kQueryRows = 48;  // queries times heads of a group that share the load of a tile

@@ -13,21 +13,30 @@
 
 namespace {
 
-constexpr int kBandRows = 256;  // rows that go through a staged pair of panels before the next pair
-constexpr int kUnstagedRows = 2 * kTileRows;  // so few that unpacking a panel for each tile is cheaper than staging it
+constexpr int kBandRows = 256;  // rows that go through a staged panel before the next
+constexpr int kUnstagedRows = 3 * kTileRows;  // so few that unpacking a panel for each tile is cheaper than staging it
+constexpr int64_t kAheadBytes = 12 << 10;     // from what is multiplied to what is fetched, where rows wait for memory
 
-// Where a product goes: 32 sums a row, those of two panels.
+// Where a product goes: 32 sums a row, those of a panel.
 struct Sums {
     float* first;
     int64_t ld;
     float* row(int64_t r) const { return first + r * ld; }
 };
 
-// Adds blocks [b0, b1) of R rows and two panels to R sums of [2][16], or begins them with `begin`. rows[r] is the plane of
-// block b0 of a row, and those of the blocks after it follow; staged panels begin at b0.
+// Fetches what a thread will read of a panel, while it multiplies: the processor's own prefetching sees it too late.
+template <class Format>
+INLINE void fetch_block(const uint8_t* panel, int64_t b) {
+    constexpr int64_t kBlockBytes = 2 * Format::kBytes / (Format::kSpan / kBlock);
+    for (int64_t i = 0; i < kBlockBytes; i += 64) __builtin_prefetch(panel + b * kBlockBytes + i, 0, 3);
+}
+
+// Adds blocks [b0, b1) of R rows and a panel, whose halves are at w0 and w1, to R sums of [2][16], or begins them with
+// `begin`. rows[r] is the plane of block b0 of a row, and those of the blocks after it follow; staged halves begin at b0.
+// Meanwhile it fetches the same blocks of the panel at `ahead`, unless that is null.
 template <class Format, bool STAGED, int R>
 INLINE void int_tile(const void* w0, const void* w1, int64_t b0, int64_t b1, const Block* const* rows, float* const* sums,
-                     bool begin) {
+                     bool begin, const uint8_t* ahead) {
     F f[R][2];
     const Block* a[R];
 #pragma GCC unroll 8
@@ -42,6 +51,7 @@ INLINE void int_tile(const void* w0, const void* w1, int64_t b0, int64_t b1, con
         I c[R][2];
         F t[R][2];
         Scales m0, m1;
+        if (ahead) fetch_block<Format>(ahead, b);
         if (!STAGED) Format::scales(p0, b, m0), Format::scales(p1, b, m1);
 #define UPWELL_START(HALF)                                                                                   \
     _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) c[r][0] = c[r][1] = Format::start(*a[r], HALF);
@@ -94,15 +104,15 @@ INLINE void int_tile(const void* w0, const void* w1, int64_t b0, int64_t b1, con
 
 template <class Format, bool STAGED>
 static void int_tile_of(int num, const void* w0, const void* w1, int64_t b0, int64_t b1, const Block* const* rows,
-                        float* const* sums, bool begin) {
-    if (num == 1) return int_tile<Format, STAGED, 1>(w0, w1, b0, b1, rows, sums, begin);
+                        float* const* sums, bool begin, const uint8_t* ahead) {
+    if (num == 1) return int_tile<Format, STAGED, 1>(w0, w1, b0, b1, rows, sums, begin, ahead);
     if constexpr (kTileRows >= 2)
-        if (num == 2) return int_tile<Format, STAGED, 2>(w0, w1, b0, b1, rows, sums, begin);
+        if (num == 2) return int_tile<Format, STAGED, 2>(w0, w1, b0, b1, rows, sums, begin, ahead);
     if constexpr (kTileRows >= 6) {
-        if (num == 3) return int_tile<Format, STAGED, 3>(w0, w1, b0, b1, rows, sums, begin);
-        if (num == 4) return int_tile<Format, STAGED, 4>(w0, w1, b0, b1, rows, sums, begin);
-        if (num == 5) return int_tile<Format, STAGED, 5>(w0, w1, b0, b1, rows, sums, begin);
-        return int_tile<Format, STAGED, 6>(w0, w1, b0, b1, rows, sums, begin);
+        if (num == 3) return int_tile<Format, STAGED, 3>(w0, w1, b0, b1, rows, sums, begin, ahead);
+        if (num == 4) return int_tile<Format, STAGED, 4>(w0, w1, b0, b1, rows, sums, begin, ahead);
+        if (num == 5) return int_tile<Format, STAGED, 5>(w0, w1, b0, b1, rows, sums, begin, ahead);
+        return int_tile<Format, STAGED, 6>(w0, w1, b0, b1, rows, sums, begin, ahead);
     }
 }
 
@@ -116,7 +126,7 @@ struct WideRows {
 struct LinearScratch {
     alignas(64) StagedBlock staged[2][kPartBlocks];
     alignas(64) float sums[kBandRows][32];
-    alignas(64) float pairs[kBandRows][32];  // gate times up, until a whole block of it is there
+    alignas(64) float up[kBandRows][32];  // beside sums of a gate
     // Of the band at `band`, found once for all panels.
     const Block* band;
     int band_rows;
@@ -142,13 +152,13 @@ static void find_wide(const Block* band, int64_t blocks, int rows, LinearScratch
 // Adds one part of every row to the sums: the codes of all blocks, then the low planes of the wide ones.
 template <class Format, bool STAGED>
 static void add_part(const void* w0, const void* w1, int64_t b0, int64_t b1, const Block* first, int64_t blocks, int rows,
-                     const WideRows& of_part, const Sums& sums) {
+                     const WideRows& of_part, const Sums& sums, const uint8_t* ahead) {
     const Block* from[kTileRows];
     float* to[kTileRows];
     for (int r = 0; r < rows; r += kTileRows) {
         int num = rows - r < kTileRows ? rows - r : kTileRows;
         for (int i = 0; i < num; i++) from[i] = first + 2 * blocks * (r + i), to[i] = sums.row(r + i);
-        int_tile_of<Format, STAGED>(num, w0, w1, b0, b1, from, to, b0 == 0);
+        int_tile_of<Format, STAGED>(num, w0, w1, b0, b1, from, to, b0 == 0, r ? nullptr : ahead);
     }
     for (int64_t b = b0; b < b1; b++) {
         const uint8_t* wide = of_part.rows[b - b0];
@@ -158,49 +168,41 @@ static void add_part(const void* w0, const void* w1, int64_t b0, int64_t b1, con
             int num = count - r < kTileRows ? count - r : kTileRows;
             for (int i = 0; i < num; i++)
                 from[i] = first + 2 * blocks * wide[r + i] + blocks + (b - b0), to[i] = sums.row(wide[r + i]);
-            int_tile_of<Format, STAGED>(num, x0, x1, b, b + 1, from, to, false);
+            int_tile_of<Format, STAGED>(num, x0, x1, b, b + 1, from, to, false, nullptr);
         }
     }
 }
 
-// The next panels are fetched while these are multiplied: the processor's own prefetching sees them too late.
+// Products of a band of so many rows with a panel. Parts are added in order, staged or not: where they end is in the sum.
+// Few rows wait for memory, and fetch a little ahead; many have the time of a tile to fetch the next panel.
 template <class Format>
-INLINE void fetch_block(const uint8_t* panel, int64_t b) {
-    constexpr int64_t kSpanBlocks = Format::kSpan / kBlock, kBytes = Format::kBytes / kSpanBlocks;
-    for (int64_t i = 0; i < kBytes; i += 64) __builtin_prefetch(panel + b * kBytes + i, 0, 2);
-}
-
-// Products of a band of so many rows with two panels. Parts are added in order, staged or not: where they end is in the
-// sum.
-template <class Format>
-static void int_product(const uint8_t* p0, const uint8_t* p1, const Block* band, int64_t blocks, int rows,
-                        const Sums& sums, int64_t ahead, LinearScratch* s) {
+static void int_product(const uint8_t* panel, const Block* band, int64_t blocks, int rows, const Sums& sums,
+                        LinearScratch* s) {
+    const uint8_t *p0 = panel, *p1 = panel + Format::kBytes;
+    const uint8_t* next = panel + (blocks * kBlock + Format::kSpan - 1) / Format::kSpan * 2 * Format::kBytes;
     find_wide(band, blocks, rows, s);
     Parts parts(blocks);
     for (int64_t part = 0; part < parts.count; part++) {
         int64_t b0 = parts.first(part), b1 = parts.first(part + 1);
         if (rows <= kUnstagedRows) {
-            add_part<Format, false>(p0, p1, b0, b1, band + b0, blocks, rows, s->wide[part], sums);
+            add_part<Format, false>(p0, p1, b0, b1, band + b0, blocks, rows, s->wide[part], sums, panel + kAheadBytes);
             continue;
         }
         for (int64_t b = b0; b < b1; b++) {
             stage<Format>(p0, b, &s->staged[0][b - b0]);
             stage<Format>(p1, b, &s->staged[1][b - b0]);
-            fetch_block<Format>(p0 + ahead, b);
-            fetch_block<Format>(p1 + ahead, b);
         }
-        add_part<Format, true>(s->staged[0], s->staged[1], b0, b1, band + b0, blocks, rows, s->wide[part], sums);
+        add_part<Format, true>(s->staged[0], s->staged[1], b0, b1, band + b0, blocks, rows, s->wide[part], sums, next);
     }
 }
 
 template <class Format, int R>
-INLINE void float_tile(const uint8_t* p0, const uint8_t* p1, int64_t columns, const float* x, int64_t ld, const Sums& sums,
-                       int row) {
+INLINE void float_tile(const uint8_t* panel, int64_t columns, const float* x, int64_t ld, const Sums& sums, int row) {
     F f[R][2];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) f[r][0] = f[r][1] = fset(0);
     for (int64_t k = 0; k < columns; k++) {
-        F w0 = Format::load(p0, k), w1 = Format::load(p1, k);
+        F w0 = Format::load(panel, k), w1 = Format::load(panel + Format::kBytes, k);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
             F y = fset(x[r * ld + k]);
@@ -213,50 +215,42 @@ INLINE void float_tile(const uint8_t* p0, const uint8_t* p1, int64_t columns, co
 }
 
 template <class Format>
-static void float_product(const uint8_t* p0, const uint8_t* p1, int64_t columns, const float* x, int64_t ld, int rows,
-                          const Sums& sums) {
+static void float_product(const uint8_t* panel, int64_t columns, const float* x, int64_t ld, int rows, const Sums& sums) {
     int r = 0;
     for (; r + kTileRows <= rows; r += kTileRows)
-        float_tile<Format, kTileRows>(p0, p1, columns, x + r * ld, ld, sums, r);
+        float_tile<Format, kTileRows>(panel, columns, x + r * ld, ld, sums, r);
     if constexpr (kTileRows > 3)
-        for (; r + 3 <= rows; r += 3) float_tile<Format, 3>(p0, p1, columns, x + r * ld, ld, sums, r);
+        for (; r + 3 <= rows; r += 3) float_tile<Format, 3>(panel, columns, x + r * ld, ld, sums, r);
     if constexpr (kTileRows > 2)
-        for (; r + 2 <= rows; r += 2) float_tile<Format, 2>(p0, p1, columns, x + r * ld, ld, sums, r);
-    for (; r < rows; r++) float_tile<Format, 1>(p0, p1, columns, x + r * ld, ld, sums, r);
+        for (; r + 2 <= rows; r += 2) float_tile<Format, 2>(panel, columns, x + r * ld, ld, sums, r);
+    for (; r < rows; r++) float_tile<Format, 1>(panel, columns, x + r * ld, ld, sums, r);
 }
 
-// Products of rows [row, row + rows) with panels p0 and p1.
-static void product(const upwell_matrix& m, int64_t p0, int64_t p1, const upwell_rows& in, int64_t row, int rows,
-                    const Sums& sums, LinearScratch* s) {
-    int64_t bytes = matrix_panel_bytes(m.format, m.k), blocks = (m.k + 31) / 32;
-    int64_t last = (m.n + kLanes - 1) / kLanes - 1;
-    const uint8_t* w0 = m.panels + p0 * bytes;
-    const uint8_t* w1 = m.panels + (p1 < last ? p1 : last) * bytes;  // beside the last panel: it again, unused
+// Products of rows [row, row + rows) with a panel.
+static void product(const upwell_matrix& m, int64_t panel, const upwell_rows& in, int64_t row, int rows, const Sums& sums,
+                    LinearScratch* s) {
+    const uint8_t* w = m.panels + panel * panel_bytes(m.format, m.k);
+    int64_t blocks = (m.k + 31) / 32;
     const Block* a = row_of(in.q, row, blocks);
-    int64_t ahead = p1 == p0 + 1 ? 2 * bytes : bytes;  // from these panels to those that come next
     const float* x = in.x + row * in.ld;
     switch (m.format) {
-        case UPWELL_F32: return float_product<F32Weights>(w0, w1, m.k, x, in.ld, rows, sums);
-        case UPWELL_F16: return float_product<F16Weights>(w0, w1, m.k, x, in.ld, rows, sums);
-        case UPWELL_BF16: return float_product<BF16Weights>(w0, w1, m.k, x, in.ld, rows, sums);
-        case UPWELL_Q8_0: return int_product<Q8_0>(w0, w1, a, blocks, rows, sums, ahead, s);
-        case UPWELL_Q4_0: return int_product<Q4_0>(w0, w1, a, blocks, rows, sums, ahead, s);
-        case UPWELL_Q4_1: return int_product<Q4_1>(w0, w1, a, blocks, rows, sums, ahead, s);
-        case UPWELL_Q4_K: return int_product<Q4_K>(w0, w1, a, blocks, rows, sums, ahead, s);
-        case UPWELL_W8A8: return w8a8_product(w0, w1, m.k, token_of(in.tokens, row, m.k), rows, sums.first, sums.ld);
-        default: return int_product<Q6_K>(w0, w1, a, blocks, rows, sums, ahead, s);
+        case UPWELL_F32: return float_product<F32Weights>(w, m.k, x, in.ld, rows, sums);
+        case UPWELL_F16: return float_product<F16Weights>(w, m.k, x, in.ld, rows, sums);
+        case UPWELL_BF16: return float_product<BF16Weights>(w, m.k, x, in.ld, rows, sums);
+        case UPWELL_Q8_0: return int_product<Q8_0>(w, a, blocks, rows, sums, s);
+        case UPWELL_Q4_0: return int_product<Q4_0>(w, a, blocks, rows, sums, s);
+        case UPWELL_Q4_1: return int_product<Q4_1>(w, a, blocks, rows, sums, s);
+        case UPWELL_Q4_K: return int_product<Q4_K>(w, a, blocks, rows, sums, s);
+        case UPWELL_W8A8: return w8a8_product(w, m.k, token_of(in.tokens, row, m.k), rows, sums.first, sums.ld);
+        default: return int_product<Q6_K>(w, a, blocks, rows, sums, s);
     }
 }
 
-INLINE int lanes_of(int64_t n, int64_t panel) {
-    int64_t left = n - panel * kLanes;
-    return left < 0 ? 0 : left < kLanes ? (int)left : kLanes;
-}
-
-// The work of a product falls into items: a pair of panels (or of 32 outputs) by a band of rows.
+// The work of a product falls into items: a panel (or 32 outputs) by a band of rows.
 INLINE int64_t bands_of(int64_t rows) { return (rows + kBandRows - 1) / kBandRows; }
-INLINE int64_t linear_items(const upwell_matrix& m, int64_t rows) { return bands_of(rows) * ((m.n + 31) / 32); }
-INLINE int64_t silu_linear_items(const upwell_matrix& m, int64_t rows) { return bands_of(rows) * ((m.n / 2 + 31) / 32); }
+INLINE int64_t panels_of(int64_t n) { return (n + kPanelRows - 1) / kPanelRows; }
+INLINE int64_t linear_items(const upwell_matrix& m, int64_t rows) { return bands_of(rows) * panels_of(m.n); }
+INLINE int64_t silu_linear_items(const upwell_matrix& m, int64_t rows) { return bands_of(rows) * panels_of(m.n / 2); }
 
 // Another operation may have written what the band consists of.
 INLINE void forget_band(const Work& work) { ((LinearScratch*)work.scratch)->band = nullptr; }
@@ -264,19 +258,17 @@ INLINE void forget_band(const Work& work) { ((LinearScratch*)work.scratch)->band
 // out[rows, n] = in W^T + bias: one item of it.
 static void linear_item(const upwell_rows& in, const upwell_matrix& m, float* out, int64_t ld, int64_t rows, int64_t item,
                         LinearScratch* s) {
-    int64_t pairs = (m.n + 31) / 32, bands = bands_of(rows), band = item / pairs, p = item % pairs * 2;
+    int64_t panels = panels_of(m.n), bands = bands_of(rows), band = item / panels, first = item % panels * kPanelRows;
     int64_t r0 = rows * band / bands, r1 = rows * (band + 1) / bands;
-    bool whole = (p + 2) * kLanes <= m.n;
-    Sums sums = whole ? Sums{out + r0 * ld + p * kLanes, ld} : Sums{s->sums[0], 32};
-    product(m, p, p + 1, in, r0, (int)(r1 - r0), sums, s);
+    bool whole = first + kPanelRows <= m.n;
+    Sums sums = whole ? Sums{out + r0 * ld + first, ld} : Sums{s->sums[0], 32};
+    product(m, first / kPanelRows, in, r0, (int)(r1 - r0), sums, s);
     if (whole && !m.bias) return;
-    for (int half = 0; half < 2; half++) {
-        int lanes = lanes_of(m.n, p + half);
-        if (!lanes) continue;
-        int64_t column = (p + half) * kLanes;
+    for (int64_t column = first; column < m.n && column < first + kPanelRows; column += kLanes) {
+        int lanes = m.n - column < kLanes ? (int)(m.n - column) : kLanes;
         F bias = m.bias ? fload_n(m.bias + column, lanes) : fset(0);
         for (int64_t r = r0; r < r1; r++) {
-            F y = fload(sums.row(r - r0) + 16 * half);
+            F y = fload(sums.row(r - r0) + (column - first));
             fstore_n(out + r * ld + column, m.bias ? fadd(y, bias) : y, lanes);
         }
     }
@@ -291,33 +283,25 @@ static void run_linear(const Work& work, const upwell_rows& in, const upwell_mat
             linear_item(in, m, out, ld, rows, item, (LinearScratch*)work.scratch);
 }
 
-// out[rows, f] = silu(gate) * up, where gate and up are the halves of in W^T + bias, f a multiple of 16: one item.
+// out[rows, f] = silu(gate) * up, where gate and up are the halves of in W^T + bias, f a multiple of 32: one item.
 static void silu_linear_item(const upwell_rows& in, const upwell_matrix& m, const upwell_rows& out, int64_t rows,
                              int64_t item, LinearScratch* s) {
-    int64_t half = m.n / 2 / kLanes, blocks = (half + 1) / 2, bands = bands_of(rows);
-    int64_t band = item / blocks, block = item % blocks;
-    int64_t r0 = rows * band / bands, r1 = rows * (band + 1) / bands;
-    for (int part = 0; part < 2; part++) {
-        int64_t p = 2 * block + part;
-        if (p >= half) {
-            for (int64_t r = r0; r < r1; r++) fstore(s->pairs[r - r0] + 16, fset(0));
-            break;
-        }
-        product(m, p, p + half, in, r0, (int)(r1 - r0), {s->sums[0], 32}, s);
-        F gate_bias = m.bias ? fload(m.bias + p * kLanes) : fset(0);
-        F up_bias = m.bias ? fload(m.bias + (p + half) * kLanes) : fset(0);
-        for (int64_t r = r0; r < r1; r++) {
-            F gate = fadd(fload(s->sums[r - r0]), gate_bias), up = fadd(fload(s->sums[r - r0] + 16), up_bias);
-            fstore(s->pairs[r - r0] + 16 * part, silu_times(gate, up));
-        }
-    }
+    int64_t blocks = panels_of(m.n / 2), bands = bands_of(rows), band = item / blocks, block = item % blocks;
+    int64_t r0 = rows * band / bands, r1 = rows * (band + 1) / bands, column = block * kPanelRows;
+    product(m, block, in, r0, (int)(r1 - r0), {s->sums[0], 32}, s);
+    product(m, blocks + block, in, r0, (int)(r1 - r0), {s->up[0], 32}, s);
     for (int64_t r = r0; r < r1; r++) {
-        F y0 = fload(s->pairs[r - r0]), y1 = fload(s->pairs[r - r0] + 16);
-        if (out.q) quantise_block(y0, y1, row_of(out.q, r, blocks), block, blocks);
-        if (out.x) {
-            fstore(out.x + r * out.ld + block * 32, y0);
-            if (2 * block + 1 < half) fstore(out.x + r * out.ld + block * 32 + 16, y1);
+        F y[2];
+        for (int half = 0; half < 2; half++) {
+            F gate = fload(s->sums[r - r0] + 16 * half), up = fload(s->up[r - r0] + 16 * half);
+            if (m.bias) {
+                gate = fadd(gate, fload(m.bias + column + 16 * half));
+                up = fadd(up, fload(m.bias + m.n / 2 + column + 16 * half));
+            }
+            y[half] = silu_times(gate, up);
         }
+        if (out.q) quantise_block(y[0], y[1], row_of(out.q, r, blocks), block, blocks);
+        if (out.x) fstore(out.x + r * out.ld + column, y[0]), fstore(out.x + r * out.ld + column + 16, y[1]);
     }
 }
 

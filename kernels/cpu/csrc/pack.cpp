@@ -7,7 +7,7 @@
 namespace {
 
 struct Layout {
-    int64_t span, stored, packed;  // columns, bytes of them in a stored row, bytes of them in a panel
+    int64_t span, stored, packed;  // columns, bytes of them in a stored row, bytes of them in half a panel
 };
 
 bool layout_of(int format, Layout* out) {
@@ -24,12 +24,12 @@ bool layout_of(int format, Layout* out) {
     }
 }
 
-// W8A8: a scale, then codes; a panel has the codes of 4 columns of each lane, and the scales at its end.
-int64_t w8a8_scales_at(int64_t k) { return (k + 31) / 32 * 32 * kLanes; }
+// W8A8: a scale, then codes; a panel has the codes of 4 columns of each row, and the scales at its end.
+int64_t w8a8_scales_at(int64_t k) { return (k + 31) / 32 * 32 * kPanelRows; }
 
-void pack_w8a8(const uint8_t* in, int64_t k, uint8_t* panel, int64_t lane) {
-    for (int64_t i = 0; i < k; i++) panel[i / 4 * 64 + 4 * lane + i % 4] = in[4 + i] ^ 0x80;  // plus 128, as unsigned
-    memcpy(panel + w8a8_scales_at(k) + 4 * lane, in, 4);
+void pack_w8a8(const uint8_t* in, int64_t k, uint8_t* panel, int64_t row) {
+    for (int64_t i = 0; i < k; i++) panel[i / 4 * 128 + 4 * row + i % 4] = in[4 + i] ^ 0x80;  // plus 128, as unsigned
+    memcpy(panel + w8a8_scales_at(k) + 4 * row, in, 4);
 }
 
 // `count` units of `size` bytes of one row go to every 16th unit, beginning with the lane's own.
@@ -79,14 +79,17 @@ void pack_span(int format, const uint8_t* in, uint8_t* out, int64_t lane) {
     }
 }
 
+int64_t panel_bytes(int format, const Layout& layout, int64_t k) {
+    if (format == UPWELL_W8A8) return w8a8_scales_at(k) + 4 * kPanelRows;
+    return (k + layout.span - 1) / layout.span * 2 * layout.packed;
+}
+
 }  // namespace
 
 extern "C" int64_t upwell_packed_bytes(int format, int64_t n, int64_t k) {
-    Layout layout;
-    if (n < 0 || k < 0) return -1;
-    if (format == UPWELL_W8A8) return (n + kLanes - 1) / kLanes * (w8a8_scales_at(k) + 4 * kLanes);
-    if (!layout_of(format, &layout)) return -1;
-    return (n + kLanes - 1) / kLanes * ((k + layout.span - 1) / layout.span) * layout.packed;
+    Layout layout = {1, 1, 0};
+    if (n < 0 || k < 0 || (format != UPWELL_W8A8 && !layout_of(format, &layout))) return -1;
+    return (n + kPanelRows - 1) / kPanelRows * panel_bytes(format, layout, k);
 }
 
 extern "C" int upwell_pack(int format, int64_t rows, int64_t k, const uint8_t* stored, int64_t row_bytes, uint8_t* panels,
@@ -96,17 +99,18 @@ extern "C" int upwell_pack(int format, int64_t rows, int64_t k, const uint8_t* s
     if (!w8a8 && !layout_of(format, &layout)) return UPWELL_BAD_FORMAT;
     if (rows < 0 || k < 0 || first < 0) return UPWELL_BAD_COUNT;
     if (!stored || !panels) return UPWELL_BAD_ADDRESS;
-    int64_t spans = k / layout.span, panel = w8a8 ? w8a8_scales_at(k) + 4 * kLanes : spans * layout.packed;
+    int64_t spans = k / layout.span, panel = panel_bytes(format, layout, k);
     if (k % layout.span || row_bytes != spans * layout.stored + (w8a8 ? 4 : 0)) return UPWELL_BAD_ROW;
     for (int64_t r = 0; r < rows; r++) {
         const uint8_t* in = stored + r * row_bytes;
-        uint8_t* out = panels + (first + r) / kLanes * panel;
-        int64_t lane = (first + r) % kLanes;
+        uint8_t* out = panels + (first + r) / kPanelRows * panel;
+        int64_t row = (first + r) % kPanelRows, half = row / kLanes;
         if (w8a8) {
-            pack_w8a8(in, k, out, lane);
+            pack_w8a8(in, k, out, row);
             continue;
         }
-        for (int64_t s = 0; s < spans; s++) pack_span(format, in + s * layout.stored, out + s * layout.packed, lane);
+        for (int64_t s = 0; s < spans; s++)
+            pack_span(format, in + s * layout.stored, out + (2 * s + half) * layout.packed, row % kLanes);
     }
     return UPWELL_OK;
 }

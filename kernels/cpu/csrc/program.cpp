@@ -106,13 +106,13 @@ class Ahead {
             const upwell_instr& instr = pool->program[i];
             if (instr.op != UPWELL_LINEAR && instr.op != UPWELL_SILU_LINEAR) continue;
             const upwell_matrix& m = *(const upwell_matrix*)(intptr_t)instr.a[1];
-            int64_t panel = upwell_packed_bytes(m.format, kLanes, m.k), panels = (m.n + kLanes - 1) / kLanes;
+            int64_t panel = upwell_packed_bytes(m.format, kPanelRows, m.k), panels = (m.n + kPanelRows - 1) / kPanelRows;
             bool gated = instr.op == UPWELL_SILU_LINEAR;
-            Share share(gated ? panels / 4 : panels / 2, index, threads);
+            Share share(gated ? panels / 2 : panels, index, threads);
             parts_ = gated ? 2 : 1;
             for (int part = 0; part < parts_; part++)
-                at_[part] = m.panels + (2 * share.first + part * (panels / 2)) * panel;
-            left_ = 2 * (share.last - share.first) * panel;
+                at_[part] = m.panels + (share.first + part * (panels / 2)) * panel;
+            left_ = (share.last - share.first) * panel;
             if (left_ > kFetch / parts_) left_ = kFetch / parts_;
             return;
         }
@@ -199,6 +199,7 @@ extern "C" const upwell_constant* upwell_constants(void) {
     static const upwell_constant constants[] = {
         {"BLOCK_BYTES", UPWELL_BLOCK_BYTES},
         {"TOKEN_HEADER_BYTES", UPWELL_TOKEN_HEADER_BYTES},
+        {"PANEL_ROWS", kPanelRows},
         {"MAX_HEAD_DIM", kMaxHead},
         {"MAX_GROUP", kQueryRows},
         {"MAX_EXPERTS", kMaxExperts},

@@ -159,20 +159,21 @@ INLINE float half_of(const uint8_t* p, int lane_index) {
 }
 
 static void unpack_row(const upwell_matrix& m, int64_t row, float* out) {
-    int64_t l = row % kLanes;
-    const uint8_t* panel = m.panels + row / kLanes * matrix_panel_bytes(m.format, m.k);
-    if (m.format == UPWELL_W8A8) return w8a8_unpack_row(panel, l, m.k, out);
+    int64_t l = row % kLanes, upper = row % kPanelRows / kLanes;
+    const uint8_t* panel = m.panels + row / kPanelRows * panel_bytes(m.format, m.k);
+    if (m.format == UPWELL_W8A8) return w8a8_unpack_row(panel, row % kPanelRows, m.k, out);
+    const uint8_t* half = panel + upper * span_of(m.format).bytes;
     for (int64_t k = 0; k < m.k; k += 32) {
         int64_t b = k / 32, n = m.k - k < 32 ? m.k - k : 32;
         if (m.format == UPWELL_F32 || m.format == UPWELL_F16 || m.format == UPWELL_BF16) {
             for (int64_t i = 0; i < n; i++) {
                 if (m.format == UPWELL_F32) {
-                    __builtin_memcpy(out + k + i, panel + 64 * (k + i) + 4 * l, 4);
+                    __builtin_memcpy(out + k + i, half + 128 * (k + i) + 4 * l, 4);
                 } else if (m.format == UPWELL_F16) {
-                    out[k + i] = half_of(panel + 32 * (k + i), (int)l);
+                    out[k + i] = half_of(half + 64 * (k + i), (int)l);
                 } else {
                     uint32_t bits = 0;
-                    __builtin_memcpy((uint8_t*)&bits + 2, panel + 32 * (k + i) + 2 * l, 2);
+                    __builtin_memcpy((uint8_t*)&bits + 2, half + 64 * (k + i) + 2 * l, 2);
                     __builtin_memcpy(out + k + i, &bits, 4);
                 }
             }
@@ -181,20 +182,20 @@ static void unpack_row(const upwell_matrix& m, int64_t row, float* out) {
         alignas(64) StagedBlock block;
         float scale, minimum = 0, zero = 0;
         if (m.format == UPWELL_Q4_0) {
-            stage<Q4_0>(panel, b, &block);
+            stage<Q4_0>(half, b, &block);
             zero = 8;
         } else if (m.format == UPWELL_Q4_1) {
-            stage<Q4_1>(panel, b, &block);
-            minimum = half_of(panel + b * Q4_1::kBytes + 288, (int)l);
+            stage<Q4_1>(half, b, &block);
+            minimum = half_of(half + 2 * b * Q4_1::kBytes + 288, (int)l);
         } else if (m.format == UPWELL_Q8_0) {
-            stage<Q8_0>(panel, b, &block);
+            stage<Q8_0>(half, b, &block);
             zero = 128;
         } else if (m.format == UPWELL_Q4_K) {
-            stage<Q4_K>(panel, b, &block);
-            const uint8_t* p = panel + (b >> 3) * Q4_K::kBytes + 2048;
+            stage<Q4_K>(half, b, &block);
+            const uint8_t* p = half + 2 * (b >> 3) * Q4_K::kBytes + 2048;
             minimum = -(half_of(p + 288, (int)l) * (float)p[128 + 16 * (b & 7) + l]);
         } else {
-            stage<Q6_K>(panel, b, &block);
+            stage<Q6_K>(half, b, &block);
             zero = 32;
         }
         for (int i = 0; i < 32; i++) {

@@ -17,7 +17,7 @@ void quantise(Pass& pass, const Rows& rows, int columns) {
 
 void linear(Pass& pass, int format, int rows) {
     pass.begin(std::string("linear ") + kFormatNames[format] + " rows " + std::to_string(rows));
-    // 32 blocks are staged in two parts, so are 1003 columns of W8A8, and 40 outputs are three panels, the last one half empty.
+    // 32 blocks are staged in two parts, so are 1003 columns of W8A8, and 40 outputs are two panels, the last with a quarter of its rows.
     int n = 40, k = is_float(format) ? 77 : format == UPWELL_W8A8 ? 1003 : 1024;
     Matrix first(format, n, k, rows % 2, pass.random), second(format, 17, k, false, pass.random);
     Rows in(rows, k, true, kind_of(format));
@@ -34,7 +34,7 @@ void linear(Pass& pass, int format, int rows) {
 
 void silu_linear(Pass& pass, int format, int rows) {
     pass.begin(std::string("silu_linear ") + kFormatNames[format] + " rows " + std::to_string(rows));
-    int f = 80, k = kind_of(format) == Kind::kBlocks ? 256 : 33;
+    int f = 96, k = kind_of(format) == Kind::kBlocks ? 256 : 33;
     Matrix matrix(format, 2 * f, k, rows % 2, pass.random);
     Rows in(rows, k, true, kind_of(format)), out(rows, f, true, Kind::kBlocks);
     for (int64_t i = 0; i < in.x.count(); i++) in.x[i] = pass.random.number();
@@ -48,7 +48,7 @@ void silu_linear(Pass& pass, int format, int rows) {
 // More rows than one band holds (kBandRows of linear.hpp), and the same rows again in calls of one band each.
 void bands(Pass& pass, int format, int rows) {
     pass.begin(std::string("bands ") + kFormatNames[format] + " rows " + std::to_string(rows));
-    const int n = 35, f = 48, k = kStored[format].columns == 256 ? 256 : 128;
+    const int n = 35, f = 64, k = kStored[format].columns == 256 ? 256 : 128;
     const Kind kind = kind_of(format);
     Matrix matrix(format, n, k, rows % 2, pass.random), gates(format, 2 * f, k, rows % 2, pass.random);
     Rows all(rows, k, true, kind), up(rows, f, true, Kind::kBlocks);

@@ -6,7 +6,7 @@
 extern "C" {
 #endif
 
-#define UPWELL_ABI 7
+#define UPWELL_ABI 8
 #define UPWELL_BLOCK_BYTES 128  // of a block of 32 activations as int8: two planes (activation.hpp)
 #define UPWELL_TOKEN_HEADER_BYTES 32  // of a row of activations with one scale (w8a8.hpp)
 
@@ -59,7 +59,7 @@ enum upwell_op {
     UPWELL_NORM = 1,           // rows in, residual or null, weight, sum, rows out, columns, heads, eps
     UPWELL_QUANTISE = 2,       // rows, columns
     UPWELL_LINEAR = 3,         // rows in, matrix, out, ld
-    UPWELL_SILU_LINEAR = 4,    // rows in, matrix [2f, k], rows out
+    UPWELL_SILU_LINEAR = 4,    // rows in, matrix [2f, k], rows out; f a multiple of 32
     UPWELL_ROPE = 5,           // x, ld, out, ld, heads, head_dim, table, positions in it
     UPWELL_WRITE_KV = 6,       // cache, k, ld, v, ld, table or null, positions in it, norm weight or null, eps
     UPWELL_ATTENTION = 7,      // cache, q, ld, rows out, heads, scale, window, table or null, positions, norm or null, eps,
@@ -98,7 +98,7 @@ typedef struct {
     const int32_t *token_ids, *positions, *slots, *q_starts, *kv_lens, *block_table, *logit_rows;
 } upwell_batch;
 
-// Routed experts of one layer: matrices [2f, h] and [h, f], one an expert, and the memory that routing works in.
+// Routed experts of one layer: matrices [2f, h], f a multiple of 32, and [h, f], one an expert, and the memory that routing works in.
 // A token's pair is one of its top_k experts; pairs are kept by token and rising expert, rows by expert and token.
 typedef struct {
     int64_t num_experts, top_k, normalise, hidden, inner;

@@ -10,7 +10,7 @@
 
 namespace {
 
-// 768 columns of two panels are 24 KB: they stay in the first cache while many rows go through.
+// 768 columns of a panel are 24 KB: they stay in the first cache while many rows go through.
 constexpr int64_t kW8A8Part = 768;
 
 // What lies before the codes of a token: its scale, and what sums begin with where weights are stored plus 128.
@@ -50,12 +50,14 @@ static void quantise_token(const float* x, int64_t columns, TokenHeader* token) 
     token->minus_128 = minus_128;
 }
 
-// A panel: vectors of 4 columns, codes plus 128, then the scales.
-INLINE const float* w8a8_scales(const uint8_t* panel, int64_t k) { return (const float*)(panel + kLanes * token_columns(k)); }
+// A panel: for each 4 columns a vector of codes plus 128 of each half, then the scales of both.
+INLINE const float* w8a8_scales(const uint8_t* panel, int64_t k) {
+    return (const float*)(panel + kPanelRows * token_columns(k));
+}
 
-// A part of the columns of two panels, and where sums of R tokens with it begin and end: 32 a token, `ld` apart.
+// A part of the columns of a panel, and where sums of R tokens with it begin and end: 32 a token, `ld` apart.
 struct W8A8Part {
-    const uint8_t *p0, *p1;
+    const uint8_t* panel;
     int64_t k, k0, k1;
     float* sums;  // holds integers until the last part is added
     int64_t ld;
@@ -66,7 +68,7 @@ struct W8A8Part {
 template <int R, int U>
 INLINE void w8a8_tile(const W8A8Part& part, const uint8_t* tokens, int64_t row) {
     const int64_t stride = token_bytes(part.k), ld = part.ld;
-    const uint8_t *p0 = part.p0, *p1 = part.p1, *first = tokens + row * stride;
+    const uint8_t *panel = part.panel, *first = tokens + row * stride;
     const int8_t* codes = (const int8_t*)first + UPWELL_TOKEN_HEADER_BYTES;
     float* sums = part.sums + row * ld;
 #define UPWELL_TOKEN(R_) (*(const TokenHeader*)(first + (R_) * stride))
@@ -81,7 +83,8 @@ INLINE void w8a8_tile(const W8A8Part& part, const uint8_t* tokens, int64_t row) 
     for (int64_t k = part.k0; k < part.k1; k += 4 * U) {
 #pragma GCC unroll 8
         for (int u = 0; u < U; u++) {
-            I w0 = iload(p0 + 16 * (k + 4 * u)), w1 = iload(p1 + 16 * (k + 4 * u));
+            const uint8_t* at = panel + kPanelRows * (k + 4 * u);
+            I w0 = iload(at), w1 = iload(at + 64);
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
                 Spread y = spread(codes + r * stride + k + 4 * u);
@@ -100,7 +103,8 @@ INLINE void w8a8_tile(const W8A8Part& part, const uint8_t* tokens, int64_t row) 
         for (int r = 0; r < R; r++) istore(sums + ld * r, c[0][r][0]), istore(sums + ld * r + 16, c[0][r][1]);
         return;
     }
-    const F scale0 = fload(w8a8_scales(p0, part.k)), scale1 = fload(w8a8_scales(p1, part.k));
+    const float* scales = w8a8_scales(panel, part.k);
+    const F scale0 = fload(scales), scale1 = fload(scales + 16);
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
         F scale = fset(UPWELL_TOKEN(r).scale);
@@ -122,21 +126,20 @@ static void w8a8_tile_of(int num, const W8A8Part& part, const uint8_t* tokens, i
     }
 }
 
-// Products of so many tokens with two panels: 32 a token, `ld` apart.
-static void w8a8_product(const uint8_t* p0, const uint8_t* p1, int64_t k, const TokenHeader* tokens, int rows, float* sums,
-                         int64_t ld) {
+// Products of so many tokens with a panel: 32 a token, `ld` apart.
+static void w8a8_product(const uint8_t* panel, int64_t k, const TokenHeader* tokens, int rows, float* sums, int64_t ld) {
     const int64_t columns = token_columns(k), step = rows <= kTileRows ? columns : kW8A8Part;
     for (int64_t k0 = 0; k0 < columns; k0 += step) {
-        W8A8Part part = {p0, p1, k, k0, k0 + step < columns ? k0 + step : columns, sums, ld};
+        W8A8Part part = {panel, k, k0, k0 + step < columns ? k0 + step : columns, sums, ld};
         for (int r = 0; r < rows; r += kTileRows)
             w8a8_tile_of(rows - r < kTileRows ? rows - r : kTileRows, part, (const uint8_t*)tokens, r);
     }
 }
 
 // One row of a matrix as float32.
-static void w8a8_unpack_row(const uint8_t* panel, int64_t lane, int64_t k, float* out) {
-    const float scale = w8a8_scales(panel, k)[lane];
-    for (int64_t i = 0; i < k; i++) out[i] = (float)((int)panel[i / 4 * 64 + 4 * lane + i % 4] - 128) * scale;
+static void w8a8_unpack_row(const uint8_t* panel, int64_t row, int64_t k, float* out) {
+    const float scale = w8a8_scales(panel, k)[row];
+    for (int64_t i = 0; i < k; i++) out[i] = (float)((int)panel[i / 4 * 128 + 4 * row + i % 4] - 128) * scale;
 }
 
 }  // namespace
