@@ -44,6 +44,8 @@ struct AttentionScratch {
     const uint8_t* values[kTileVectors];
     const float* key_scales[kTileVectors];
     const float* value_scales[kTileVectors];
+    const uint8_t* ahead[kTileVectors];  // keys of the tile that comes next
+    int num_ahead;
     Softmax segment() { return {peak, total, out[0], kMaxHead}; }
     Softmax whole() { return {whole_peak, whole_total, whole_out[0], kMaxHead}; }
 };
@@ -57,9 +59,14 @@ INLINE F load_floats(const uint8_t* p, int64_t at) {
     return KIND == UPWELL_KV_F16 ? hload((const uint16_t*)p + at) : fload((const float*)p + at);
 }
 
-// Scores of R queries with P vectors of 16 keys, not scaled yet.
+// Scores of R queries with P vectors of 16 keys, not scaled yet. The first rows' fetch the values of the same tokens
+// meanwhile, line by line.
 template <int KIND, int R, int P>
 INLINE void score_tile(AttentionScratch* s, int row, int vector, int64_t d) {
+    const int64_t line = row ? 0 : 16 * cache_item_bytes(KIND) * (has_scales(KIND) ? 2 : 1);
+#define UPWELL_FETCH(I)                                                                                      \
+    if (line)                                                                                                \
+        _Pragma("GCC unroll 8") for (int p = 0; p < P; p++) __builtin_prefetch(s->values[vector + p] + (I) * line);
     if (KIND == UPWELL_KV_I16 || KIND == UPWELL_KV_I8) {
         I c[R][P];
 #pragma GCC unroll 8
@@ -67,6 +74,7 @@ INLINE void score_tile(AttentionScratch* s, int row, int vector, int64_t d) {
 #pragma GCC unroll 8
             for (int p = 0; p < P; p++) c[r][p] = izero();
         for (int64_t i = 0; i < d / 2; i++) {
+            UPWELL_FETCH(i)
             I k[P];
 #pragma GCC unroll 8
             for (int p = 0; p < P; p++) k[p] = load_pairs<KIND>(s->keys[vector + p], i);
@@ -89,6 +97,7 @@ INLINE void score_tile(AttentionScratch* s, int row, int vector, int64_t d) {
 #pragma GCC unroll 8
             for (int p = 0; p < P; p++) c[r][p] = fset(0);
         for (int64_t i = 0; i < d; i++) {
+            UPWELL_FETCH(i)
             F k[P];
 #pragma GCC unroll 8
             for (int p = 0; p < P; p++) k[p] = load_floats<KIND>(s->keys[vector + p], 16 * i);
@@ -104,6 +113,7 @@ INLINE void score_tile(AttentionScratch* s, int row, int vector, int64_t d) {
 #pragma GCC unroll 8
             for (int p = 0; p < P; p++) fstore(s->scores[row + r] + 16 * (vector + p), c[r][p]);
     }
+#undef UPWELL_FETCH
 }
 
 template <int KIND, int P>
@@ -190,9 +200,19 @@ INLINE void add_value(const AttentionScratch* s, int row, int64_t dim, int t, in
     }
 }
 
-// Adds the weighted values of a tile's `tokens` tokens to R rows of the output, P vectors of 16 dimensions.
+// Fetches two tokens' share of the keys that come next.
+template <int KIND>
+INLINE void fetch_ahead(const AttentionScratch* s, int t, int64_t d) {
+    const int64_t bytes = 2 * d * cache_item_bytes(KIND);
+    const uint8_t* from = s->ahead[t / 16] + t % 16 / 2 * bytes;
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
+}
+
+// Adds the weighted values of a tile's `tokens` tokens to R rows of the output, P vectors of 16 dimensions. The first of
+// all fetch what comes next.
 template <int KIND, int R, int P>
 INLINE void value_tile(AttentionScratch* s, int row, int64_t dim, int tokens, int64_t d) {
+    const int fetched = row || dim ? 0 : 16 * s->num_ahead;  // tokens
     if (KIND == UPWELL_KV_I16 || KIND == UPWELL_KV_I8) {
         I c[R][P];
 #pragma GCC unroll 8
@@ -200,6 +220,7 @@ INLINE void value_tile(AttentionScratch* s, int row, int64_t dim, int tokens, in
 #pragma GCC unroll 8
             for (int p = 0; p < P; p++) c[r][p] = izero();
         for (int t = 0; t < tokens; t += 2) {
+            if (t < fetched) fetch_ahead<KIND>(s, t, d);
             const uint8_t* values = s->values[t / 16];
             I v[P];
 #pragma GCC unroll 8
@@ -230,7 +251,10 @@ INLINE void value_tile(AttentionScratch* s, int row, int64_t dim, int tokens, in
             if (s->to[row + r] < to) to = s->to[row + r];
         }
         for (; t < from; t++) add_value<KIND, R, P, false>(s, row, dim, t, d, c);
-        for (; t < to; t++) add_value<KIND, R, P, true>(s, row, dim, t, d, c);
+        for (; t < to; t++) {
+            if (t < fetched && t % 2 == 0) fetch_ahead<KIND>(s, t, d);
+            add_value<KIND, R, P, true>(s, row, dim, t, d, c);
+        }
         for (; t < tokens; t++) add_value<KIND, R, P, false>(s, row, dim, t, d, c);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++)
@@ -263,26 +287,54 @@ struct AttentionCall {
     int64_t partial_bytes;
 };
 
-INLINE void fetch(const uint8_t* p, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
+// Some queries of one sequence, for the heads of one key head.
+struct Piece {
+    const int32_t* blocks;
+    int64_t head, t0, t1, position;  // rows of the batch, and where the first lies in its sequence
+    int64_t end() const { return position + t1 - t0; }
+    int64_t first_tile(int64_t window) const {
+        return window && position - window + 1 > 0 ? (position - window + 1) / kTile * kTile : 0;
+    }
+    int64_t first_segment(int64_t window) const { return first_tile(window) / kSegment; }
+    int64_t num_segments(int64_t window) const { return (end() - 1) / kSegment + 1 - first_segment(window); }
+};
+
+INLINE int tokens_of_tile(const Piece& piece, int64_t first) {
+    return piece.end() - first < kTile ? (int)(piece.end() - first) : kTile;
 }
 
-// One tile of keys and values for all rows of the scratch.
+// Notes where the keys of a tile lie that comes next, and fetches their scales, which are read all at once.
 template <int KIND>
-static void attend_tile(const upwell_cache& c, const int32_t* blocks, int64_t head, int64_t first, int64_t kv_len,
-                        int64_t window, int rows, AttentionScratch* s) {
-    int64_t d = padded_head(c.head_dim), item = cache_item_bytes(KIND);
-    int tokens = kv_len - first < kTile ? (int)(kv_len - first) : kTile, vectors = (tokens + 15) / 16;
+static void look_ahead(const upwell_cache& c, const Piece& piece, int64_t first, AttentionScratch* s) {
+    int64_t d = padded_head(c.head_dim);
+    s->num_ahead = (tokens_of_tile(piece, first) + 15) / 16;
+    for (int v = 0; v < s->num_ahead; v++) {
+        int64_t at = first + 16 * v, offset = at % c.block_size;
+        uint8_t* keys = head_of(c, c.k, piece.blocks[at / c.block_size], piece.head);
+        s->ahead[v] = keys + offset * d * cache_item_bytes(KIND);
+        if (has_scales(KIND)) __builtin_prefetch(scales_of(c, keys) + offset);
+    }
+}
+
+// One tile of keys and values of a piece, for all its rows. `next` is the piece that the thread comes to after this one, or
+// null. Values are fetched while scores are computed, the next keys while values are summed: a thread that waits for one
+// before it computes the other is as slow as both.
+template <int KIND>
+static void attend_tile(const upwell_cache& c, const Piece& piece, const Piece* next, int64_t first, int64_t window,
+                        int rows, AttentionScratch* s) {
+    const int32_t* blocks = piece.blocks;
+    int64_t d = padded_head(c.head_dim), item = cache_item_bytes(KIND), head = piece.head;
+    int tokens = tokens_of_tile(piece, first), vectors = (tokens + 15) / 16;
     for (int v = 0; v < vectors; v++) {
         int64_t at = first + 16 * v, block = blocks[at / c.block_size], offset = at % c.block_size;
         uint8_t* k = head_of(c, c.k, block, head);
         uint8_t* x = head_of(c, c.v, block, head);
         s->keys[v] = k + offset * d * item;
         s->values[v] = x + offset * d * item;
-        if (has_scales(KIND)) s->key_scales[v] = scales_of(c, k) + offset, s->value_scales[v] = scales_of(c, x) + offset;
+        if (!has_scales(KIND)) continue;
+        s->key_scales[v] = scales_of(c, k) + offset, s->value_scales[v] = scales_of(c, x) + offset;
+        __builtin_prefetch(s->value_scales[v]);
     }
-    // Fetch the values while the scores are computed, and the next tile's keys while the values are summed.
-    for (int u = 0; u < vectors; u++) fetch(s->values[u], 16 * d * item);
     int v = 0;
     if (rows < kTileRows || kTileRows >= 6)
         for (; v + 4 <= vectors; v += 4) score_rows<KIND, 4>(s, rows, v, d);
@@ -295,24 +347,14 @@ static void attend_tile(const upwell_cache& c, const int32_t* blocks, int64_t he
         if (from <= 0 && to >= kTile) weigh<KIND, true>(s, r, 0, kTile, kTileVectors, d);
         else weigh<KIND, false>(s, r, from, to, vectors, d);
     }
-    for (int64_t at = first + kTile; at < kv_len && at < first + 2 * kTile; at += 16)
-        fetch(head_of(c, c.k, blocks[at / c.block_size], head) + at % c.block_size * d * item, 16 * d * item);
+    s->num_ahead = 0;
+    if (first + kTile < piece.end()) look_ahead<KIND>(c, piece, first + kTile, s);
+    else if (next) look_ahead<KIND>(c, *next, next->first_tile(window), s);
     int64_t i = 0;
     for (; i + 64 <= d; i += 64) value_rows<KIND, 4>(s, rows, i, tokens, d);
     for (; i < d; i += 16) value_rows<KIND, 1>(s, rows, i, tokens, d);
+    for (int t = tokens / 2 * 2; t < 16 * s->num_ahead; t += 2) fetch_ahead<KIND>(s, t, d);
 }
-
-// Some queries of one sequence, for the heads of one key head.
-struct Piece {
-    const int32_t* blocks;
-    int64_t head, t0, t1, position;  // rows of the batch, and where the first lies in its sequence
-    int64_t end() const { return position + t1 - t0; }
-    int64_t first_tile(int64_t window) const {
-        return window && position - window + 1 > 0 ? (position - window + 1) / kTile * kTile : 0;
-    }
-    int64_t first_segment(int64_t window) const { return first_tile(window) / kSegment; }
-    int64_t num_segments(int64_t window) const { return (end() - 1) / kSegment + 1 - first_segment(window); }
-};
 
 INLINE void clear(const Softmax& sums, int rows, int64_t d) {
     for (int r = 0; r < rows; r++) {
@@ -366,12 +408,13 @@ static void prepare_queries(const AttentionCall& a, const Piece& piece, Attentio
 }
 
 template <int KIND>
-static void attend_segment(const AttentionCall& a, const Piece& piece, int64_t segment, int rows, AttentionScratch* s) {
+static void attend_segment(const AttentionCall& a, const Piece& piece, const Piece* next, int64_t segment, int rows,
+                           AttentionScratch* s) {
     int64_t first = piece.first_tile(a.window), end = piece.end();
     clear(s->segment(), rows, padded_head(a.cache->head_dim));
     int64_t tile = segment * kSegment > first ? segment * kSegment : first;
     for (; tile < end && tile < (segment + 1) * kSegment; tile += kTile)
-        attend_tile<KIND>(*a.cache, piece.blocks, piece.head, tile, end, a.window, rows, s);
+        attend_tile<KIND>(*a.cache, piece, next, tile, a.window, rows, s);
 }
 
 static void finish_queries(const AttentionCall& a, const Piece& piece, AttentionScratch* s) {
@@ -390,13 +433,13 @@ static void finish_queries(const AttentionCall& a, const Piece& piece, Attention
 }
 
 template <int KIND>
-static void attend(const AttentionCall& a, const Piece& piece, AttentionScratch* s) {
+static void attend(const AttentionCall& a, const Piece& piece, const Piece* next, AttentionScratch* s) {
     int rows = (int)((piece.t1 - piece.t0) * (a.heads / a.cache->kv_heads));
     int64_t d = padded_head(a.cache->head_dim), first = piece.first_segment(a.window);
     prepare_queries<KIND>(a, piece, s);
     clear(s->whole(), rows, d);
     for (int64_t i = 0; i < piece.num_segments(a.window); i++) {
-        attend_segment<KIND>(a, piece, first + i, rows, s);
+        attend_segment<KIND>(a, piece, next, first + i, rows, s);
         join(s->whole(), s->segment(), rows, d);
     }
     finish_queries(a, piece, s);
@@ -424,7 +467,7 @@ static void attend_part(const AttentionCall& a, const Piece& piece, const Partia
                         int64_t first, int64_t index, AttentionScratch* s) {
     int rows = (int)partial.group;
     prepare_queries<KIND>(a, piece, s);
-    attend_segment<KIND>(a, piece, piece.first_segment(a.window) + index, rows, s);
+    attend_segment<KIND>(a, piece, nullptr, piece.first_segment(a.window) + index, rows, s);
     clear(partial.at(first + index), rows, partial.d);
     join(partial.at(first + index), s->segment(), rows, partial.d);
     int64_t num = piece.num_segments(a.window);
@@ -472,17 +515,23 @@ static void attend_all(const Work& work, const upwell_batch& batch, const Attent
     auto pieces_of = [&](int64_t b) { return (batch.q_starts[b + 1] - batch.q_starts[b] + step - 1) / step; };
     int64_t items = 0, before = 0, b = 0;
     for (int64_t i = 0; i < batch.num_seqs; i++) items += pieces_of(i) * kv_heads;
-    for (Range range = work.next(items); range.more(); range = work.next(items))
+    auto piece_of = [&](int64_t item) {
+        if (item < before) before = b = 0;
+        while (item - before >= pieces_of(b) * kv_heads) before += pieces_of(b++) * kv_heads;
+        int64_t t0 = batch.q_starts[b], t1 = batch.q_starts[b + 1], pieces = pieces_of(b);
+        int64_t head = (item - before) / pieces, q0 = t0 + (item - before) % pieces * step;
+        return Piece{batch.block_table + b * batch.max_blocks, head, q0, q0 + step < t1 ? q0 + step : t1,
+                     batch.kv_lens[b] - (t1 - q0)};
+    };
+    for (Range range = work.next(items); range.more(); range = work.next(items)) {
+        Piece piece = piece_of(range.first);
         for (int64_t item = range.first; item < range.last; item++) {
-            if (item < before) before = b = 0;
-            while (item - before >= pieces_of(b) * kv_heads) before += pieces_of(b++) * kv_heads;
-            int64_t t0 = batch.q_starts[b], t1 = batch.q_starts[b + 1], pieces = pieces_of(b);
-            int64_t head = (item - before) / pieces, q0 = t0 + (item - before) % pieces * step;
-            attend<KIND>(a,
-                         {batch.block_table + b * batch.max_blocks, head, q0, q0 + step < t1 ? q0 + step : t1,
-                          batch.kv_lens[b] - (t1 - q0)},
-                         (AttentionScratch*)work.scratch);
+            bool more = item + 1 < range.last;
+            Piece next = more ? piece_of(item + 1) : piece;
+            attend<KIND>(a, piece, more ? &next : nullptr, (AttentionScratch*)work.scratch);
+            piece = next;
         }
+    }
 }
 
 static void run_attention(const Work& work, const upwell_batch& batch, const AttentionCall& a) {
