@@ -15,7 +15,7 @@ struct I {  // 16 x i32, or 32 x i16, or 64 x u8
     __m256i lo, hi;
 };
 
-constexpr int kTileRows = 2;  // by 2 panels, two registers each
+constexpr int kTileRows = 2;  // by 2 halves of a panel, two registers each
 #if defined(__AVXVNNI__)
 constexpr bool kSignedWeights = false;  // dot4_wide wants unsigned weights
 #else

@@ -11,7 +11,7 @@ namespace {
 using F = __m512;   // 16 x f32
 using I = __m512i;  // 16 x i32, or 32 x i16, or 64 x u8
 
-constexpr int kTileRows = 6;  // by 2 panels: 12 integer and 12 float accumulators of 32 registers
+constexpr int kTileRows = 6;  // by 2 halves of a panel: 12 integer and 12 float accumulators of 32 registers
 constexpr bool kSignedWeights = false;  // dot4 wants unsigned weights
 
 INLINE F fload(const float* p) { return _mm512_loadu_ps(p); }

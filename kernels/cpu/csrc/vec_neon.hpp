@@ -15,7 +15,7 @@ struct I {  // 16 x i32, or 32 x i16, or 64 x u8
     int32x4_t v[4];
 };
 
-constexpr int kTileRows = 2;  // by 2 panels, four registers each
+constexpr int kTileRows = 2;  // by 2 halves of a panel, four registers each
 constexpr bool kSignedWeights = true;  // dot4_wide takes off the 128
 
 // A vector whose register j is the expression X.
