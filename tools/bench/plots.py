@@ -13,7 +13,7 @@ from tools.bench.limits import Limits
 STREAMS = (1, 4, 16, 64)
 PROMPTS = {"long1000": "1,000 tokens", "long4000": "4,000 tokens"}
 _SIZE_INCHES, _DPI = (5.6, 3.4), 110
-_OURS, _PEERS = "#0b6e99", ("#b5651d", "#7a7a7a", "#8a5fa8", "#4c9a5b", "#c2a83e", "#a33b3b")
+_OURS, _PEERS = "#0b6e99", ("#b5651d", "#7a7a7a", "#8a5fa8", "#4c9a5b", "#c2a83e", "#a33b3b", "#d98cb3", "#5b7fbf")
 
 
 def draw_plots(run: dict[str, Any], folder: Path) -> list[Path]:

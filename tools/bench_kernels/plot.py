@@ -26,8 +26,9 @@ def draw_plot(run: dict[str, Any], folder: Path) -> Path:
     figure = Figure(figsize=_SIZE_INCHES, dpi=_DPI, layout="constrained")
     counts = list(run["lines"][0]["threads"])
     panels = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
+    most = max(gops for threads in counts for gops in Roofs.from_raw(run["limits"], one=threads == "1").gops.values())
     for axes, threads in zip(panels, counts, strict=True):
-        _panel(axes, run, threads)
+        _panel(axes, run, threads, most)
     panels[0].set_ylabel("GOP/s")
     panels[-1].legend(fontsize=7, frameon=False, loc="lower right")
     path = folder / "roofline.png"
@@ -35,7 +36,7 @@ def draw_plot(run: dict[str, Any], folder: Path) -> Path:
     return path
 
 
-def _panel(axes: Axes, run: dict[str, Any], threads: str) -> None:
+def _panel(axes: Axes, run: dict[str, Any], threads: str, most: float) -> None:
     roofs = Roofs.from_raw(run["limits"], one=threads == "1")
     cache_gbs = max(gbs for _, gbs in roofs.reads)
     for unit, gops in roofs.gops.items():
@@ -56,7 +57,7 @@ def _panel(axes: Axes, run: dict[str, Any], threads: str) -> None:
                 axes.plot(
                     *zip(*points, strict=True), _MARKERS.get(op, _OTHERS), color=colour, markersize=4, label=label
                 )
-    axes.set(xscale="log", yscale="log", xlabel="operations a byte", xlim=_INTENSITIES, ylim=(0.1, None))
+    axes.set(xscale="log", yscale="log", xlabel="operations a byte", xlim=_INTENSITIES, ylim=(0.1, 2 * most))
     axes.set_title(f"{threads} thread{'s' * (threads != '1')}; solid: memory {roofs.memory_gbs:,.0f} GB/s, "
                    f"dotted: cache {cache_gbs:,.0f} GB/s", fontsize=9)  # fmt: skip
     axes.spines[["top", "right"]].set_visible(False)
