@@ -10,7 +10,7 @@ extern "C" {
 #define UPWELL_BLOCK_BYTES 128  // of a block of 32 activations as int8: two planes (activation.hpp)
 #define UPWELL_TOKEN_HEADER_BYTES 32  // of a row of activations with one scale (w8a8.hpp)
 
-// How a packed weight lies in memory: panels of 16 output rows, interleaved for one 512-bit vector (see formats.hpp).
+// How a packed weight lies in memory: panels of 32 output rows, interleaved for one 512-bit vector (see formats.hpp).
 enum upwell_format {
     UPWELL_F32 = 0,
     UPWELL_F16 = 1,
