@@ -102,7 +102,7 @@ def test_norms_rotations_and_activations_are_fused(tmp_path):
 
 
 def test_gates_of_half_a_panel_are_multiplied_by_themselves():
-    """The up projection would begin in the middle of a panel; such models are right by their own way."""
+    """The up projection would begin in the middle of a panel; such models have a call for each (and golden logits)."""
     ops = BACKENDS["cpu"](BackendOptions(threads=1))
     checkpoint = open_checkpoint(GOLDEN / "tiny-mistral")
     model = model_class(checkpoint.config.architecture)(checkpoint.config, checkpoint, ops, 64, lambda _: None)

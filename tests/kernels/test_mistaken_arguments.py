@@ -11,7 +11,7 @@ from engine.config import CacheConfig
 from engine.model_runner import ModelRunner
 from engine.models.registry import model_class
 from engine.weights.open import open_checkpoint
-from kernels.cpu.abi import ROWS_SAMPLED, Batch, Op
+from kernels.cpu.abi import ROWS_SAMPLED, Batch, Experts, Matrix, Op
 from kernels.cpu.library import load_library
 from kernels.cpu.lowering import one_call
 from kernels.cpu.memory import address, copy_block
@@ -298,6 +298,7 @@ def test_what_a_step_is_recorded_with_is_its_own_inputs(ops):
             ops.record(lambda step, choose=choose: ops.embed(choose(step), weight), StepLimits(4, 4, 4))
 
 
+HALF_A_PANEL, EXPERTS_OF_HALF_A_PANEL = Matrix(n=96), Experts(inner=48)
 LIBRARY_CASES = {
     "no pool": (lambda lib, pool, run: lib.run(None, address(run), 1, Batch()), "pool"),
     "no program": (lambda lib, pool, run: lib.run(pool, None, 1, Batch()), "program"),
@@ -306,6 +307,12 @@ LIBRARY_CASES = {
     "too long": (lambda lib, pool, run: lib.run(pool, address(run), (1 << 14) + 1, Batch()), "program"),
     "no such operation": (lambda lib, pool, run: lib.run(pool, address(one_call(20, 0)), 1, Batch()), "program"),
     "negative operation": (lambda lib, pool, run: lib.run(pool, address(one_call(-1, 0)), 1, Batch()), "program"),
+    "a gate that ends inside of a panel": (
+        lambda lib, pool, run: lib.run(pool, address(one_call(
+            Op.SILU_LINEAR, 0, address(run), ctypes.addressof(HALF_A_PANEL), address(run))), 1, Batch()), "program"),
+    "experts whose gates do": (
+        lambda lib, pool, run: lib.run(pool, address(one_call(
+            Op.EXPERT_UP, 0, ctypes.addressof(EXPERTS_OF_HALF_A_PANEL))), 1, Batch()), "program"),
     "profile": (lambda lib, pool, run: lib.profile(pool, address(one_call(20, 0)), 1, Batch(), None), "program"),
     **{
         f"negative {name}": (

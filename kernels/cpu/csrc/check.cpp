@@ -1,4 +1,4 @@
-// What a program and its batch must be before they run: a count or an index that leads out of memory is refused, under
+// What a program and its batch must be before they run: a gate that ends inside of a panel, a count or an index that leads out of memory is refused, under
 // every instruction set alike. Sizes of the memory itself are the caller's to know.
 #include "check.hpp"
 
@@ -39,6 +39,9 @@ bool sound(const upwell_instr& instr) {
     if (instr.op < 0 || instr.op >= kOps) return false;
     for (unsigned bits = kAddresses[instr.op]; bits; bits &= bits - 1)
         if (!instr.a[__builtin_ctz(bits)]) return false;
+    const void* of[] = {(const void*)(intptr_t)instr.a[0], (const void*)(intptr_t)instr.a[1]};
+    if (instr.op == UPWELL_SILU_LINEAR) return ((const upwell_matrix*)of[1])->n % (2 * kPanelRows) == 0;
+    if (instr.op == UPWELL_EXPERT_UP) return ((const upwell_experts*)of[0])->inner % kPanelRows == 0;
     return true;
 }
 

@@ -33,7 +33,7 @@ INLINE void fetch_block(const uint8_t* panel, int64_t b) {
 
 // Adds blocks [b0, b1) of R rows and a panel, whose halves are at w0 and w1, to R sums of [2][16], or begins them with
 // `begin`. rows[r] is the plane of block b0 of a row, and those of the blocks after it follow; staged halves begin at b0.
-// Meanwhile it fetches the same blocks of the panel at `ahead`, unless that is null.
+// Meanwhile it fetches the same blocks as if a panel lay at `ahead`, unless that is null.
 template <class Format, bool STAGED, int R>
 INLINE void int_tile(const void* w0, const void* w1, int64_t b0, int64_t b1, const Block* const* rows, float* const* sums,
                      bool begin, const uint8_t* ahead) {
@@ -246,7 +246,7 @@ static void product(const upwell_matrix& m, int64_t panel, const upwell_rows& in
     }
 }
 
-// The work of a product falls into items: a panel (or 32 outputs) by a band of rows.
+// The work of a product falls into items: a panel, or one of the gate and one beside it, by a band of rows.
 INLINE int64_t bands_of(int64_t rows) { return (rows + kBandRows - 1) / kBandRows; }
 INLINE int64_t panels_of(int64_t n) { return (n + kPanelRows - 1) / kPanelRows; }
 INLINE int64_t linear_items(const upwell_matrix& m, int64_t rows) { return bands_of(rows) * panels_of(m.n); }
