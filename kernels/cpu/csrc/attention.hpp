@@ -80,7 +80,7 @@ INLINE void score_tile(AttentionScratch* s, int row, int vector, int64_t d) {
             for (int p = 0; p < P; p++) k[p] = load_pairs<KIND>(s->keys[vector + p], i);
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
-                I q = in_register(spread(&s->query_ints[row + r][2 * i]));
+                I q = spread(&s->query_ints[row + r][2 * i]);
 #pragma GCC unroll 8
                 for (int p = 0; p < P; p++) c[r][p] = dot2(c[r][p], k[p], q);
             }
@@ -227,7 +227,7 @@ INLINE void value_tile(AttentionScratch* s, int row, int64_t dim, int tokens, in
             for (int p = 0; p < P; p++) v[p] = load_pairs<KIND>(values, t % 16 / 2 * (d / 16) + dim / 16 + p);
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
-                I w = in_register(spread(&s->weights[row + r][t]));
+                I w = spread(&s->weights[row + r][t]);
 #pragma GCC unroll 8
                 for (int p = 0; p < P; p++) c[r][p] = dot2(c[r][p], v[p], w);
             }

@@ -36,7 +36,7 @@ struct Q4_0 {
         return K < 4 ? low_nibbles(x) : high_nibbles(x);
     }
     INLINE void scales(const uint8_t* half, int64_t b, Scales& s) { s.scale[0] = half_at(half + 2 * b * kBytes + 256); }
-    INLINE I dot(I sum, I w, Spread a) { return dot4(sum, w, a); }
+    INLINE I dot(I sum, I w, I a) { return dot4(sum, w, a); }
     INLINE I start(const Block& h, int) { return iset(h.minus[0]); }
 };
 
@@ -52,7 +52,7 @@ struct Q4_1 {
         s.scale[0] = half_at(half + 2 * b * kBytes + 256);
         s.offset = fma(fset(8.0f), s.scale[0], half_at(half + 2 * b * kBytes + 288));
     }
-    INLINE I dot(I sum, I w, Spread a) { return dot4(sum, w, a); }
+    INLINE I dot(I sum, I w, I a) { return dot4(sum, w, a); }
     INLINE I start(const Block& h, int) { return iset(h.minus[0]); }
 };
 
@@ -64,7 +64,7 @@ struct Q8_0 {
         return iload(half + 2 * b * kBytes + 64 * K);
     }
     INLINE void scales(const uint8_t* half, int64_t b, Scales& s) { s.scale[0] = half_at(half + 2 * b * kBytes + 512); }
-    INLINE I dot(I sum, I w, Spread a) { return dot4_wide(sum, w, a); }
+    INLINE I dot(I sum, I w, I a) { return dot4_wide(sum, w, a); }
     INLINE I start(const Block& h, int) { return kSignedWeights ? izero() : iset(h.minus[1]); }
 };
 
@@ -84,7 +84,7 @@ struct Q4_K {
         F minimum = fmul(half_at(p + 288), u8load(p + 128 + 16 * (b & 7)));
         s.offset = fsub(fmul(fset(8.0f), s.scale[0]), minimum);
     }
-    INLINE I dot(I sum, I w, Spread a) { return dot4(sum, w, a); }
+    INLINE I dot(I sum, I w, I a) { return dot4(sum, w, a); }
     INLINE I start(const Block& h, int) { return iset(h.minus[0]); }
 };
 
@@ -108,7 +108,7 @@ struct Q6_K {
         s.scale[0] = fmul(whole, s8load((const int8_t*)p + 32 * (b & 7)));
         s.scale[1] = fmul(whole, s8load((const int8_t*)p + 32 * (b & 7) + 16));
     }
-    INLINE I dot(I sum, I w, Spread a) { return dot4(sum, w, a); }
+    INLINE I dot(I sum, I w, I a) { return dot4(sum, w, a); }
     INLINE I start(const Block& h, int half) { return iset(h.minus[2 + half]); }
 };
 

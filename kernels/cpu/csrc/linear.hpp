@@ -60,7 +60,7 @@ INLINE void int_tile(const void* w0, const void* w1, int64_t b0, int64_t b1, con
         I x0 = STAGED ? iload(s0->codes[K]) : Format::template quad<K>(p0, b);                               \
         I x1 = STAGED ? iload(s1->codes[K]) : Format::template quad<K>(p1, b);                               \
         _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {                                                \
-            Spread y = spread(a[r]->codes + 4 * K);                                                          \
+            I y = spread(a[r]->codes + 4 * K);                                                               \
             c[r][0] = Format::dot(c[r][0], x0, y);                                                           \
             c[r][1] = Format::dot(c[r][1], x1, y);                                                           \
         }                                                                                                    \

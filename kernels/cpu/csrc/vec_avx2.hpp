@@ -104,13 +104,12 @@ INLINE void istore(void* p, I x) {
 }
 INLINE I izero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 INLINE I iset(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
-using Spread = I;  // four bytes of memory in every lane
-INLINE Spread spread(const void* p) {
+// Four bytes of memory in every lane.
+INLINE I spread(const void* p) {
     int32_t four;
     __builtin_memcpy(&four, p, 4);
     return iset(four);
 }
-INLINE I in_register(Spread x) { return x; }
 INLINE I iadd(I a, I b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
 INLINE F to_float(I x) { return {_mm256_cvtepi32_ps(x.lo), _mm256_cvtepi32_ps(x.hi)}; }
 INLINE I to_int(F x) { return {_mm256_cvtps_epi32(x.lo), _mm256_cvtps_epi32(x.hi)}; }
@@ -175,11 +174,11 @@ INLINE __m256i dot4_signed(__m256i sum, __m256i stored, __m256i activations) {
 #endif
 
 // 16 sums of 4 products: u8 weights by s8 activations.
-INLINE I dot4(I sum, I weights, Spread activations) {
+INLINE I dot4(I sum, I weights, I activations) {
     return {dot4(sum.lo, weights.lo, activations.lo), dot4(sum.hi, weights.hi, activations.hi)};
 }
 // The same for weights that use all eight bits, stored plus 128.
-INLINE I dot4_wide(I sum, I weights, Spread activations) {
+INLINE I dot4_wide(I sum, I weights, I activations) {
 #if defined(__AVXVNNI__)
     return dot4(sum, weights, activations);
 #else

@@ -77,16 +77,14 @@ INLINE I bits_or(I a, I b) { return _mm512_or_si512(a, b); }
 // Four bytes at an address, for every lane. A dot product could read them itself, but each of those that share them would
 // do so again: twice the loads, which are what a tile of products then waits for.
 using Word __attribute__((may_alias)) = int32_t;
-using Spread = I;
-INLINE Spread spread(const void* p) { return _mm512_set1_epi32(*(const Word*)p); }
-INLINE I in_register(Spread x) { return x; }
+INLINE I spread(const void* p) { return _mm512_set1_epi32(*(const Word*)p); }
 // dot4: 16 sums of 4 products, u8 weights by s8 activations. dot2: 16 sums of 2 products of s16.
 #if defined(UPWELL_SANITIZED)  // sanitizers do not see what assembler reads
-INLINE I dot4(I sum, I weights, Spread activations) { return _mm512_dpbusd_epi32(sum, weights, activations); }
+INLINE I dot4(I sum, I weights, I activations) { return _mm512_dpbusd_epi32(sum, weights, activations); }
 INLINE I dot2(I sum, I a, I b) { return _mm512_dpwssd_epi32(sum, a, b); }
 #else
 // In assembler, since gcc 12 copies every accumulator around the intrinsics of these: a third of the time.
-INLINE I dot4(I sum, I weights, Spread activations) {
+INLINE I dot4(I sum, I weights, I activations) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(activations));
     return sum;
 }
@@ -96,7 +94,7 @@ INLINE I dot2(I sum, I a, I b) {
 }
 #endif
 // dot4 for weights that use all eight bits, stored plus 128.
-INLINE I dot4_wide(I sum, I weights, Spread activations) { return dot4(sum, weights, activations); }
+INLINE I dot4_wide(I sum, I weights, I activations) { return dot4(sum, weights, activations); }
 
 // Halves are folded onto each other: 16, 8, 4, 2, 1. Every instruction set sums and compares in this order.
 INLINE float fsum(F x) {

@@ -98,13 +98,12 @@ INLINE void istore(void* p, I x) {
 }
 INLINE I izero() UPWELL_EACH(I, (void(j), vdupq_n_s32(0)))
 INLINE I iset(int32_t x) UPWELL_EACH(I, vdupq_n_s32(x))
-using Spread = I;  // four bytes of memory in every lane
-INLINE Spread spread(const void* p) {
+// Four bytes of memory in every lane.
+INLINE I spread(const void* p) {
     int32_t four;
     __builtin_memcpy(&four, p, 4);
     return iset(four);
 }
-INLINE I in_register(Spread x) { return x; }
 INLINE I iadd(I a, I b) UPWELL_EACH(I, vaddq_s32(a.v[j], b.v[j]))
 INLINE F to_float(I x) UPWELL_EACH(F, vcvtq_f32_s32(x.v[j]))
 // To the nearest, ties to even; the least integer where x is NaN or too great, as x86 has it.
@@ -142,10 +141,10 @@ INLINE I bits_or(I a, I b) UPWELL_EACH(I, vorrq_s32(a.v[j], b.v[j]))
 
 INLINE int8x16_t as_s8(int32x4_t x) { return vreinterpretq_s8_s32(x); }
 // 16 sums of 4 products: weights of up to 7 bits by s8 activations.
-INLINE I dot4(I sum, I weights, Spread activations)
+INLINE I dot4(I sum, I weights, I activations)
     UPWELL_EACH(I, vdotq_s32(sum.v[j], as_s8(weights.v[j]), as_s8(activations.v[j])))
 // The same for weights that use all eight bits, stored plus 128.
-INLINE I dot4_wide(I sum, I stored, Spread activations)
+INLINE I dot4_wide(I sum, I stored, I activations)
     UPWELL_EACH(I, vdotq_s32(sum.v[j], veorq_s8(as_s8(stored.v[j]), vdupq_n_s8(-128)), as_s8(activations.v[j])))
 INLINE int32x4_t dot2(int32x4_t sum, int16x8_t a, int16x8_t b) {
     int32x4_t lo = vmull_s16(vget_low_s16(a), vget_low_s16(b)), hi = vmull_high_s16(a, b);

@@ -94,13 +94,12 @@ INLINE I iload(const void* p) {
 }
 INLINE void istore(void* p, I x) { __builtin_memcpy(p, x.u8, 64); }
 INLINE I iset(int32_t x) UPWELL_EACH(I, (uint32_t)x)
-using Spread = I;  // four bytes of memory in every lane
-INLINE Spread spread(const void* p) {
+// Four bytes of memory in every lane.
+INLINE I spread(const void* p) {
     int32_t four;
     __builtin_memcpy(&four, p, 4);
     return iset(four);
 }
-INLINE I in_register(Spread x) { return x; }
 INLINE I izero() { return iset(0); }
 INLINE I iadd(I a, I b) UPWELL_EACH(I, a.v[i] + b.v[i])
 INLINE F to_float(I x) UPWELL_EACH(F, (float)(int32_t)x.v[i])
@@ -135,12 +134,12 @@ INLINE I upper_pair(I x) UPWELL_EACH(I, (x.v[i] >> SHIFT & 0x03030303) << 4)  //
 INLINE I bits_or(I a, I b) UPWELL_EACH(I, a.v[i] | b.v[i])
 
 // 16 sums of 4 products: u8 weights by s8 activations.
-INLINE I dot4(I sum, I weights, Spread activations) {
+INLINE I dot4(I sum, I weights, I activations) {
     for (int i = 0; i < 64; i++) sum.v[i / 4] += (uint32_t)(weights.u8[i] * activations.s8[i]);
     return sum;
 }
 // The same for weights that use all eight bits, stored plus 128.
-INLINE I dot4_wide(I sum, I weights, Spread activations) { return dot4(sum, weights, activations); }
+INLINE I dot4_wide(I sum, I weights, I activations) { return dot4(sum, weights, activations); }
 // 16 sums of 2 products of s16.
 INLINE I dot2(I sum, I a, I b) {
     for (int i = 0; i < 32; i++) sum.v[i / 2] += (uint32_t)(a.s16[i] * b.s16[i]);

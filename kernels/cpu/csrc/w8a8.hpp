@@ -87,7 +87,7 @@ INLINE void w8a8_tile(const W8A8Part& part, const uint8_t* tokens, int64_t row) 
             I w0 = iload(at), w1 = iload(at + 64);
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
-                Spread y = spread(codes + r * stride + k + 4 * u);
+                I y = spread(codes + r * stride + k + 4 * u);
                 c[u][r][0] = dot4_wide(c[u][r][0], w0, y);
                 c[u][r][1] = dot4_wide(c[u][r][1], w1, y);
             }
