@@ -17,7 +17,6 @@ import argparse
 import hashlib
 import json
 import re
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -37,6 +36,7 @@ from engine.weights.quantised import quantised
 from kernels.formats import WeightFormat
 from kernels.ops import AttentionBatch, BackendOptions, StepInputs, StepLimits
 from kernels.resolve import resolve
+from tools.checkout import commit
 from tools.weight_formats import Requantised
 
 WINDOW = 512
@@ -291,12 +291,6 @@ def measure(model: Path, section: Section, positions: int) -> dict[str, Any]:
         "positions": len(text) * (section.window - section.begin),
     }
     return told | {"figures": [asdict(each) for each in figures]}
-
-
-def commit() -> str:
-    """The checkout's, with a ``+`` if something in it has changed since."""
-    told = subprocess.run(("git", "describe", "--always", "--dirty=+"), capture_output=True, text=True, check=False)
-    return told.stdout.strip()
 
 
 def write_docs(text: str) -> None:

@@ -55,6 +55,7 @@ def figures(tokens_s=10.0, first_ms=100.0, **more):
 def run_of(*systems_of_it, limits_of_it=None):
     return {
         "when": "2026-01-02 03:04:05",
+        "commit": "abc",
         "machine": {"cpu": "A", "cores": 2, "last_level_cache_bytes": 4 << 30},
         "threads": 2,
         "model": "m",

@@ -72,7 +72,7 @@ def test_the_bound_is_what_takes_longer():
 
 
 def test_a_line_has_rates_and_the_share_of_its_bound():
-    figure = Figure(Label("LINEAR", "q4_1", "1 x 1", 1), w.Work(1 << 20, 4_000_000, "int8"), {1: 1e-3, 2: 5e-4}, False)
+    figure = Figure(Label("LINEAR", "q4_1", "1 x 1", 1), w.Work(1 << 20, 4_000_000, "int8"), {1: 1e-3, 2: 5e-4})
     (line,) = lines_of([figure], [Roofs.from_raw(RAW, one=True), Roofs.from_raw(RAW, one=False)])
     assert line["threads"]["1"] == {
         "us": 1000.0,
@@ -104,7 +104,8 @@ def test_the_table_has_every_operation(cold_bytes, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "roofline.png").touch()
-    run |= {"when": "2026-01-01 00:00:00", "machine": {"cpu": "a processor", "cores": 2}, "isa": "x", "rounds": 1}
+    run |= {"when": "2026-01-01 00:00:00", "commit": "abc", "isa": "x", "rounds": 1}
+    run |= {"machine": {"cpu": "a processor", "cores": 2}}
     write_docs(run, tmp_path / "roofline.png")
     page = (tmp_path / "docs" / "kernels.md").read_text()
     assert all(f"## {op.name}\n" in page for op in Op)

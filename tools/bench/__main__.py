@@ -31,6 +31,7 @@ from tools.bench.prompts import PromptMaker
 from tools.bench.report import print_report
 from tools.bench.systems import System, thread_count, upwell
 from tools.bench.workloads import KEYS, make_workloads, warm_up
+from tools.checkout import commit
 
 RESULTS = Path("bench-results")
 WIDTH = 160
@@ -112,6 +113,7 @@ async def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         results.append(await measure_system(system, workloads, conditions))
     return {
         "when": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "commit": commit(),
         "machine": machine(),
         "threads": thread_count(args.threads),
         "model": path.name,

@@ -72,7 +72,7 @@ def page_of(run: dict[str, Any], verdicts: Sequence[Verdict], kept: str, plots: 
     parts = [
         "# Benchmarks",
         "Written by `make bench ARGS=--write-docs` from one run of `make bench`: all systems one after the other on "
-        f"one machine, on {run['when'][:10]}. [How to run it](benchmarking.md).",
+        f"one machine, on {run['when'][:10]} at {run['commit']}. [How to run it](benchmarking.md).",
         f"Machine: {machine['cpu']}, {machine['cores']} cores; {threads_line(run)} "
         f"Model: `{run['model']}`, {run['weights_bytes'] / 1e6:.1f} MB of weights."
         + ("" if run["scale"] == 1 else f" **A short run: {run['scale']:g} of the usual requests.**"),

@@ -27,6 +27,7 @@ from tools.bench_kernels.report import lines_of, print_report, write_docs
 from tools.bench_kernels.roofs import Roofs, measure_roofs
 from tools.bench_kernels.shapes import DEFAULT, Sizes
 from tools.bench_kernels.work import Work
+from tools.checkout import commit
 
 RESULTS = Path("bench-results")
 WIDTH = 160
@@ -43,9 +44,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=default_threads().count, help="beside one thread; %(default)s")
     parser.add_argument("--rounds", type=int, default=5, help="of which the median counts; %(default)s")
     parser.add_argument("--isa", help="an instruction set instead of the best one")
-    parser.add_argument(
-        "--cold", action="store_true", help="weights that no cache holds, for products of up to 16 rows"
-    )
     parser.add_argument("--write-docs", action="store_true", help="only write docs/kernels.md from the last run")
     args = parser.parse_args()
     if unknown := set(args.only.split(",")) - set(GROUPS):
@@ -76,9 +74,10 @@ def main() -> None:
         raw = measure_roofs(args.threads, RESULTS)
     except NotMeasured as error:
         sys.exit(str(error))
-    run = measure_all(library, raw, args.only.split(","), DEFAULT, args.rounds, cold_bytes() if args.cold else 0)
+    run = measure_all(library, raw, args.only.split(","), DEFAULT, args.rounds, cold_bytes())
     run |= {
         "when": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "commit": commit(),
         "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
         "isa": isa,
         "rounds": args.rounds,
@@ -93,7 +92,7 @@ def main() -> None:
 def measure_all(
     library: Library, raw: dict[str, Any], groups: Iterable[str], sizes: Sizes, rounds: int, cold_bytes: int = 0
 ) -> dict[str, Any]:
-    """The limits ``raw``, and a line for each operation of the groups."""
+    """The limits ``raw``, and a line for each operation of the groups; two of products with few rows."""
     roofs = [Roofs.from_raw(raw, one=True)]
     if raw["threads"] > 1:
         roofs.append(Roofs.from_raw(raw, one=False))

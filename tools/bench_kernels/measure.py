@@ -28,7 +28,6 @@ class Figure:
     label: Label
     work: Work
     seconds: Mapping[int, float]
-    cold: bool
 
 
 class _Timed:
@@ -87,5 +86,5 @@ def measure(chains: Sequence[Chain], runners: Sequence[Runner], rounds: int) -> 
                 runner.threads: float(np.median([means[call.label] for means in each.rounds])) / 1e9
                 for runner, each in zip(runners, row, strict=True)
             }
-            figures[call.label] = Figure(call.label, call.work, seconds, chain.cold)
+            figures[call.label] = Figure(call.label, call.work, seconds)
     return list(figures.values())

@@ -31,12 +31,17 @@ REPEATED_ROWS = 64
 
 @dataclass(frozen=True)
 class Label:
-    """What a line of the table is about."""
+    """What a line of the table is about.
+
+    Attributes:
+        cold: whether its weights come from memory, since no cache holds all that the chain reads.
+    """
 
     op: str
     variant: str
     shape: str
     rows: int
+    cold: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,14 +60,12 @@ class Chain:
     Attributes:
         kept: what the addresses in the calls and the batch lead to.
         restore: puts back what a run overwrites; a chain that has one runs once at a time.
-        cold: whether the calls differ in their weights, which no cache holds all of.
     """
 
     calls: Sequence[Call]
     batch: Batch
     kept: Any
     restore: Callable[[], None] | None = None
-    cold: bool = False
 
 
 class Operands:

@@ -39,7 +39,7 @@ def silu_linear(new: NewOperands, sizes: Sizes, cold_bytes: int) -> Iterator[lis
 def _products(
     operands: Operands, op: Op, fmt: WeightFormat, n: int, k: int, all_rows: Sequence[int], cold_bytes: int
 ) -> list[Chain]:
-    """One weight with each number of rows; of few rows, copies that together have ``cold_bytes``, one after another."""
+    """One weight with each number of rows; with few also cold: copies of it, of ``cold_bytes`` together, in turn."""
     most, silu, matrix = max(all_rows), op is Op.SILU_LINEAR, operands.matrix(fmt, n, k)
     copies = min(-(-cold_bytes // matrix.panels.nbytes), MAX_PROGRAM // 4)
     cold = [matrix.struct, *(operands.copy(matrix) for _ in range(copies - 1))]
@@ -48,12 +48,14 @@ def _products(
     chains = []
     for rows in all_rows:
         counted = (w.silu_product if silu else w.product)(matrix.panels.nbytes, n, k, rows, matrix.form)
-        label = Label(op.name, fmt.label, f"{n} x {k}", rows)
-        structs: list[Matrix] = cold if rows <= COLD_ROWS else [matrix.struct]
-        calls = [
-            operands.call(op, x, struct, *((y,) if silu else (y.x, n)), label=label, work=counted) for struct in structs
-        ]
-        chains.append(operands.chain(calls, Batch(num_tokens=rows), cold=len(structs) > 1))
+        for structs in (cold[:1], cold if rows <= COLD_ROWS and len(cold) > 1 else []):
+            label = Label(op.name, fmt.label, f"{n} x {k}", rows, cold=len(structs) > 1)
+            calls = [
+                operands.call(op, x, struct, *((y,) if silu else (y.x, n)), label=label, work=counted)
+                for struct in structs
+            ]
+            if calls:
+                chains.append(operands.chain(calls, Batch(num_tokens=rows)))
     return chains
 
 

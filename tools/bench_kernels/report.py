@@ -24,12 +24,12 @@ def lines_of(figures: Sequence[Figure], roofs: Sequence[Roofs]) -> list[dict[str
     for figure in figures:
         work, label = figure.work, figure.label
         line: dict[str, Any] = {
-            "op": label.op, "variant": label.variant, "shape": label.shape, "rows": label.rows, "cold": figure.cold,
+            "op": label.op, "variant": label.variant, "shape": label.shape, "rows": label.rows, "cold": label.cold,
             "bytes": work.num_bytes, "ops": work.num_ops, "unit": work.unit, "threads": {},
         }  # fmt: skip
         for roof in roofs:
             seconds = figure.seconds[roof.threads]
-            bound, least = roof.bound(work, cold=figure.cold)
+            bound, least = roof.bound(work, cold=label.cold)
             line["threads"][str(roof.threads)] = {
                 "us": seconds * 1e6,
                 "gbs": work.num_bytes / seconds / 1e9,
@@ -116,7 +116,7 @@ def write_docs(run: dict[str, Any], plot: Path) -> None:
     page = [
         "# Kernels",
         "Written by `make bench-kernels ARGS=--write-docs` from one run of `make bench-kernels`, on "
-        f"{run['when'][:10]}. [What is measured, and how to read it](benchmarking.md#kernels).",
+        f"{run['when'][:10]} at {run['commit']}. [What is measured, and how to read it](benchmarking.md#kernels).",
         f"Machine: {run['machine']['cpu']}, {run['machine']['cores']} cores. Library: {run['isa']}. "
         f"{run['rounds']} rounds, of which the median counts.",
         f"![roofline]({shown.relative_to(PAGE.parent)})",

@@ -25,18 +25,20 @@ struct Sums {
 };
 
 // Fetches what a thread will read of a panel, while it multiplies: the processor's own prefetching sees it too late.
+// Beyond the last panel there may be nothing, which is why `panel` is a number; fetching never faults.
 template <class Format>
-INLINE void fetch_block(const uint8_t* panel, int64_t b) {
+INLINE void fetch_block(uintptr_t panel, int64_t b) {
     constexpr int64_t kBlockBytes = 2 * Format::kBytes / (Format::kSpan / kBlock);
-    for (int64_t i = 0; i < kBlockBytes; i += 64) __builtin_prefetch(panel + b * kBlockBytes + i, 0, 3);
+    for (int64_t i = 0; i < kBlockBytes; i += 64)
+        __builtin_prefetch((const void*)(panel + b * kBlockBytes + i), 0, 3);
 }
 
 // Adds blocks [b0, b1) of R rows and a panel, whose halves are at w0 and w1, to R sums of [2][16], or begins them with
 // `begin`. rows[r] is the plane of block b0 of a row, and those of the blocks after it follow; staged halves begin at b0.
-// Meanwhile it fetches the same blocks as if a panel lay at `ahead`, unless that is null.
+// Meanwhile it fetches the same blocks as if a panel lay at `ahead`, unless that is 0.
 template <class Format, bool STAGED, int R>
 INLINE void int_tile(const void* w0, const void* w1, int64_t b0, int64_t b1, const Block* const* rows, float* const* sums,
-                     bool begin, const uint8_t* ahead) {
+                     bool begin, uintptr_t ahead) {
     F f[R][2];
     const Block* a[R];
 #pragma GCC unroll 8
@@ -53,8 +55,8 @@ INLINE void int_tile(const void* w0, const void* w1, int64_t b0, int64_t b1, con
         Scales m0, m1;
         if (ahead) fetch_block<Format>(ahead, b);
         if (!STAGED) Format::scales(p0, b, m0), Format::scales(p1, b, m1);
-#define UPWELL_START(HALF)                                                                                   \
-    _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) c[r][0] = c[r][1] = Format::start(*a[r], HALF);
+#define UPWELL_START(SCALE)                                                                                  \
+    _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) c[r][0] = c[r][1] = Format::start(*a[r], SCALE);
 #define UPWELL_QUAD(K)                                                                                       \
     {                                                                                                        \
         I x0 = STAGED ? iload(s0->codes[K]) : Format::template quad<K>(p0, b);                               \
@@ -67,21 +69,21 @@ INLINE void int_tile(const void* w0, const void* w1, int64_t b0, int64_t b1, con
     }
         UPWELL_START(0)
         UPWELL_QUAD(0) UPWELL_QUAD(1) UPWELL_QUAD(2) UPWELL_QUAD(3)
-        if (Format::kHalves == 2) {
+        if (Format::kScales == 2) {
             F d0 = STAGED ? fload(s0->scale[0]) : m0.scale[0], d1 = STAGED ? fload(s1->scale[0]) : m1.scale[0];
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) t[r][0] = fmul(to_float(c[r][0]), d0), t[r][1] = fmul(to_float(c[r][1]), d1);
             UPWELL_START(1)
         }
         UPWELL_QUAD(4) UPWELL_QUAD(5) UPWELL_QUAD(6) UPWELL_QUAD(7)
-        constexpr int LAST = Format::kHalves - 1;
+        constexpr int LAST = Format::kScales - 1;
         F d0 = STAGED ? fload(s0->scale[LAST]) : m0.scale[LAST], d1 = STAGED ? fload(s1->scale[LAST]) : m1.scale[LAST];
         F o0, o1;
         if (Format::kOffset) o0 = STAGED ? fload(s0->offset) : m0.offset, o1 = STAGED ? fload(s1->offset) : m1.offset;
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
             F scale = fset(a[r]->scale);
-            if (Format::kHalves == 2) {
+            if (Format::kScales == 2) {
                 f[r][0] = fma(fma(to_float(c[r][0]), d0, t[r][0]), scale, f[r][0]);
                 f[r][1] = fma(fma(to_float(c[r][1]), d1, t[r][1]), scale, f[r][1]);
             } else {
@@ -104,7 +106,7 @@ INLINE void int_tile(const void* w0, const void* w1, int64_t b0, int64_t b1, con
 
 template <class Format, bool STAGED>
 static void int_tile_of(int num, const void* w0, const void* w1, int64_t b0, int64_t b1, const Block* const* rows,
-                        float* const* sums, bool begin, const uint8_t* ahead) {
+                        float* const* sums, bool begin, uintptr_t ahead) {
     if (num == 1) return int_tile<Format, STAGED, 1>(w0, w1, b0, b1, rows, sums, begin, ahead);
     if constexpr (kTileRows >= 2)
         if (num == 2) return int_tile<Format, STAGED, 2>(w0, w1, b0, b1, rows, sums, begin, ahead);
@@ -152,13 +154,13 @@ static void find_wide(const Block* band, int64_t blocks, int rows, LinearScratch
 // Adds one part of every row to the sums: the codes of all blocks, then the low planes of the wide ones.
 template <class Format, bool STAGED>
 static void add_part(const void* w0, const void* w1, int64_t b0, int64_t b1, const Block* first, int64_t blocks, int rows,
-                     const WideRows& of_part, const Sums& sums, const uint8_t* ahead) {
+                     const WideRows& of_part, const Sums& sums, uintptr_t ahead) {
     const Block* from[kTileRows];
     float* to[kTileRows];
     for (int r = 0; r < rows; r += kTileRows) {
         int num = rows - r < kTileRows ? rows - r : kTileRows;
         for (int i = 0; i < num; i++) from[i] = first + 2 * blocks * (r + i), to[i] = sums.row(r + i);
-        int_tile_of<Format, STAGED>(num, w0, w1, b0, b1, from, to, b0 == 0, r ? nullptr : ahead);
+        int_tile_of<Format, STAGED>(num, w0, w1, b0, b1, from, to, b0 == 0, r ? 0 : ahead);
     }
     for (int64_t b = b0; b < b1; b++) {
         const uint8_t* wide = of_part.rows[b - b0];
@@ -168,24 +170,24 @@ static void add_part(const void* w0, const void* w1, int64_t b0, int64_t b1, con
             int num = count - r < kTileRows ? count - r : kTileRows;
             for (int i = 0; i < num; i++)
                 from[i] = first + 2 * blocks * wide[r + i] + blocks + (b - b0), to[i] = sums.row(wide[r + i]);
-            int_tile_of<Format, STAGED>(num, x0, x1, b, b + 1, from, to, false, nullptr);
+            int_tile_of<Format, STAGED>(num, x0, x1, b, b + 1, from, to, false, 0);
         }
     }
 }
 
-// Products of a band of so many rows with a panel. Parts are added in order, staged or not: where they end is in the sum.
-// Few rows wait for memory, and fetch a little ahead; many have the time of a tile to fetch the next panel.
+// Products of a band of so many rows with a panel. Parts are added in order, staged or not: where they end is in the
+// sum. Few rows wait for memory, and fetch a little ahead; many have the time of a tile to fetch the next panel.
 template <class Format>
 static void int_product(const uint8_t* panel, const Block* band, int64_t blocks, int rows, const Sums& sums,
                         LinearScratch* s) {
     const uint8_t *p0 = panel, *p1 = panel + Format::kBytes;
-    const uint8_t* next = panel + (blocks * kBlock + Format::kSpan - 1) / Format::kSpan * 2 * Format::kBytes;
+    const uintptr_t here = (uintptr_t)panel, next = here + (blocks * kBlock + Format::kSpan - 1) / Format::kSpan * 2 * Format::kBytes;
     find_wide(band, blocks, rows, s);
     Parts parts(blocks);
     for (int64_t part = 0; part < parts.count; part++) {
         int64_t b0 = parts.first(part), b1 = parts.first(part + 1);
         if (rows <= kUnstagedRows) {
-            add_part<Format, false>(p0, p1, b0, b1, band + b0, blocks, rows, s->wide[part], sums, panel + kAheadBytes);
+            add_part<Format, false>(p0, p1, b0, b1, band + b0, blocks, rows, s->wide[part], sums, here + kAheadBytes);
             continue;
         }
         for (int64_t b = b0; b < b1; b++) {
