@@ -4,7 +4,7 @@
 #   make soak           the long ones
 #   make bench          Upwell, its peers and the machine's limits, measured   (ARGS=--help; docs/benchmarking.md)
 #   make bench-kernels  every native operation beside the machine's limits     (ARGS=--help; docs/benchmarking.md)
-#   make lint           ruff, mypy --strict, import-linter, the size budget
+#   make lint           ruff, clang-format, mypy --strict, import-linter, the size budget
 
 PORT ?= 8000
 MODEL ?= smollm2-135m
@@ -19,6 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # reference backend serves. Tests and benchmarks want kernels that compile, and so does UPWELL_REQUIRE_NATIVE=1; where there
 # is no compiler, the reference backend is tested, and pytest says which tests were left out.
 BUILT := $(wildcard pyproject.toml CMakeLists.txt kernels/cpu/csrc/*)
+CXX_FILES = $(wildcard kernels/cpu/csrc/*.cpp kernels/cpu/csrc/*.hpp kernels/cpu/csrc/*.h tools/bench/*.cpp)
 NATIVE_IF_COMPILER = $(if $(shell command -v c++ || command -v g++ || command -v clang++),UPWELL_REQUIRE_NATIVE=1)
 
 .PHONY: serve test soak bench bench-kernels lint format clean
@@ -43,6 +44,7 @@ bench-kernels: .venv/.bench
 lint: .venv/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tools/size_budget.py
@@ -50,6 +52,7 @@ lint: .venv/.lint
 format: .venv/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Upwell needs Python 3.11 or newer; install it, or say make PYTHON=/path/to/python"; exit 1; }

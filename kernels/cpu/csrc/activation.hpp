@@ -1,9 +1,9 @@
 // Rows of activations as int8, in blocks of 32 columns.
 //
-// x is about scale * q with q = round(x * 127 / max|x|), 8 bits. A few blocks of a row hold its largest numbers, and with
-// them most of its rounding error, which grows with the square of a block's maximum. Those blocks are wide: what rounding
-// left of them is a second plane of codes, with a scale of 1/128 of the first. Measured on the default model: one block in
-// nine is wide, and the divergence from float32 is a quarter of what it is without (docs/accuracy.md).
+// x is about scale * q with q = round(x * 127 / max|x|), 8 bits. A few blocks of a row hold its largest numbers, and
+// with them most of its rounding error, which grows with the square of a block's maximum. Those blocks are wide: what
+// rounding left of them is a second plane of codes, with a scale of 1/128 of the first. Measured on the default model:
+// one block in nine is wide, and the divergence from float32 is a quarter of what it is without (docs/accuracy.md).
 #pragma once
 #include <cstdint>
 
@@ -24,8 +24,9 @@ struct Parts {
     int64_t first(int64_t part) const { return blocks * part / count; }
 };
 
-// One plane of a block, a cache line: its scale, the sum of x itself (0 in the low plane: the first has it all), and what
-// integer sums begin with: minus the zero point of a format, times the sum of the codes over the block, or over one half.
+// One plane of a block, a cache line: its scale, the sum of x itself (0 in the low plane: the first has it all), and
+// what integer sums begin with: minus the zero point of a format, times the sum of the codes over the block, or over
+// one half.
 struct Block {
     int32_t minus[4];  // times 8, 128, 32 over the first half, 32 over the second
     float scale, sum;
@@ -35,8 +36,8 @@ struct Block {
 };
 static_assert(2 * sizeof(Block) == UPWELL_BLOCK_BYTES && kPartBlocks <= 32);
 
-// A row of so many blocks: first the first planes of all of them, then the low planes. Those of blocks that are not wide
-// hold nothing of use.
+// A row of so many blocks: first the first planes of all of them, then the low planes. Those of blocks that are not
+// wide hold nothing of use.
 INLINE Block* row_of(void* q, int64_t row, int64_t blocks) { return (Block*)q + row * 2 * blocks; }
 
 INLINE void quantise_block(F x0, F x1, Block* row, int64_t block, int64_t blocks) {

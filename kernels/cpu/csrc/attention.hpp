@@ -4,8 +4,8 @@
 //
 // A tile's scores and its weighted sum of values are integer products in the integer caches, so exact; the rest of a
 // query's arithmetic (its own scale, maximum, sum, correction) has an order fixed by position. Which queries share the
-// load of a tile, and in how many pieces a prompt came, enters nowhere. A token that a query does not see has weight 0 in
-// the integer caches and no weight in the others, where 0 times what is infinite would be NaN.
+// load of a tile, and in how many pieces a prompt came, enters nowhere. A token that a query does not see has weight 0
+// in the integer caches and no weight in the others, where 0 times what is infinite would be NaN.
 //
 // Ranges, for a head of d <= 64 dimensions: keys 14 bits, queries 13 bits: 64 * 8191 * 4095 < 2**31; queries lose a bit
 // at 128 dimensions and another at 256. Weights 14 bits, values 12 bits: 128 * 8191 * 2047 < 2**31.
@@ -18,8 +18,8 @@ namespace {
 constexpr int kTile = 128;
 constexpr int kTileVectors = kTile / kLanes;
 
-// Weights of a tile count as zeros if none, times its value's scale, is above this: 8191 / it might be infinite. Scales are
-// above kTinyHead / 2047, so weights that matter are too.
+// Weights of a tile count as zeros if none, times its value's scale, is above this: 8191 / it might be infinite. Scales
+// are above kTinyHead / 2047, so weights that matter are too.
 constexpr float kTinyWeight = 1e-34f;
 
 // What rows have summed up of their softmax: the greatest score, the weights' total, the weighted values.
@@ -40,7 +40,7 @@ struct AttentionScratch {
     float whole_peak[kQueryRows], whole_total[kQueryRows];
     int64_t position[kQueryRows];
     int from[kQueryRows], to[kQueryRows];  // tokens of the tile that a row sees
-    const uint8_t* keys[kTileVectors];    // of 16 tokens each
+    const uint8_t* keys[kTileVectors];  // of 16 tokens each
     const uint8_t* values[kTileVectors];
     const float* key_scales[kTileVectors];
     const float* value_scales[kTileVectors];
@@ -52,7 +52,8 @@ struct AttentionScratch {
 
 template <int KIND>
 INLINE I load_pairs(const uint8_t* p, int64_t vector) {
-    return KIND == UPWELL_KV_I8 ? load_i8_pairs((const int8_t*)p + 32 * vector) : iload((const int16_t*)p + 32 * vector);
+    return KIND == UPWELL_KV_I8 ? load_i8_pairs((const int8_t*)p + 32 * vector)
+                                : iload((const int16_t*)p + 32 * vector);
 }
 template <int KIND>
 INLINE F load_floats(const uint8_t* p, int64_t at) {
@@ -64,8 +65,8 @@ INLINE F load_floats(const uint8_t* p, int64_t at) {
 template <int KIND, int R, int P>
 INLINE void score_tile(AttentionScratch* s, int row, int vector, int64_t d) {
     const int64_t line = row ? 0 : 16 * cache_item_bytes(KIND) * (has_scales(KIND) ? 2 : 1);
-#define UPWELL_FETCH(I)                                                                                      \
-    if (line)                                                                                                \
+#define UPWELL_FETCH(I) \
+    if (line)           \
         _Pragma("GCC unroll 8") for (int p = 0; p < P; p++) __builtin_prefetch(s->values[vector + p] + (I) * line);
     if (KIND == UPWELL_KV_I16 || KIND == UPWELL_KV_I8) {
         I c[R][P];
@@ -89,7 +90,8 @@ INLINE void score_tile(AttentionScratch* s, int row, int vector, int64_t d) {
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
             for (int p = 0; p < P; p++)
-                fstore(s->scores[row + r] + 16 * (vector + p), fmul(to_float(c[r][p]), fload(s->key_scales[vector + p])));
+                fstore(s->scores[row + r] + 16 * (vector + p),
+                       fmul(to_float(c[r][p]), fload(s->key_scales[vector + p])));
     } else {
         F c[R][P];
 #pragma GCC unroll 8
@@ -208,8 +210,8 @@ INLINE void fetch_ahead(const AttentionScratch* s, int t, int64_t d) {
     for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
 }
 
-// Adds the weighted values of a tile's `tokens` tokens to R rows of the output, P vectors of 16 dimensions. The first of
-// all fetch what comes next.
+// Adds the weighted values of a tile's `tokens` tokens to R rows of the output, P vectors of 16 dimensions. The first
+// of all fetch what comes next.
 template <int KIND, int R, int P>
 INLINE void value_tile(AttentionScratch* s, int row, int64_t dim, int tokens, int64_t d) {
     const int fetched = row || dim ? 0 : 16 * s->num_ahead;  // tokens
@@ -316,9 +318,9 @@ static void look_ahead(const upwell_cache& c, const Piece& piece, int64_t first,
     }
 }
 
-// One tile of keys and values of a piece, for all its rows. `next` is the piece that the thread comes to after this one, or
-// null. Values are fetched while scores are computed, the next keys while values are summed: a thread that waits for one
-// before it computes the other is as slow as both.
+// One tile of keys and values of a piece, for all its rows. `next` is the piece that the thread comes to after this
+// one, or null. Values are fetched while scores are computed, the next keys while values are summed: a thread that
+// waits for one before it computes the other is as slow as both.
 template <int KIND>
 static void attend_tile(const upwell_cache& c, const Piece& piece, const Piece* next, int64_t first, int64_t window,
                         int rows, AttentionScratch* s) {
@@ -478,12 +480,13 @@ static void attend_part(const AttentionCall& a, const Piece& piece, const Partia
     finish_queries(a, piece, s);
 }
 
-// A step of one token for each of so few sequences that threads would have nothing to do: segments are the items. Returns
-// false if it is not such a step, which all threads find alike.
+// A step of one token for each of so few sequences that threads would have nothing to do: segments are the items.
+// Returns false if it is not such a step, which all threads find alike.
 template <int KIND>
 static bool attend_in_parts(const Work& work, const upwell_batch& batch, const AttentionCall& a) {
     int64_t kv_heads = a.cache->kv_heads, pieces = batch.num_seqs * kv_heads, items = 0;
-    if (work.threads == 1 || batch.num_tokens != batch.num_seqs || pieces >= kPiecesOfThread * work.threads) return false;
+    if (work.threads == 1 || batch.num_tokens != batch.num_seqs || pieces >= kPiecesOfThread * work.threads)
+        return false;
     auto piece_of = [&](int64_t b, int64_t head) {
         return Piece{batch.block_table + b * batch.max_blocks, head, b, b + 1, (int64_t)batch.kv_lens[b] - 1};
     };

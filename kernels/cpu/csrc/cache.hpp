@@ -9,16 +9,16 @@
 // Keys are rounded to 14 bits and values to 12 (8 and 8 in the i8 cache), so that no sum over a head of up to 256
 // dimensions or a tile of 128 tokens can overflow 32 bits; see attention.hpp.
 //
-// What is finite stays finite: a half takes what is beyond it as 65504. What is not must not vanish: whoever sees it has
-// it in its result, and nobody else.
+// What is finite stays finite: a half takes what is beyond it as 65504. What is not must not vanish: whoever sees it
+// has it in its result, and nobody else.
 #pragma once
 #include "layout.hpp"
 #include "rows.hpp"
 
 namespace {
 
-// A head's row whose max|x| is not above this counts as zeros: the inverse of its scale might be infinite, and that of the
-// scale times a weight of attention (kTinyWeight), which may be a millionth and count yet.
+// A head's row whose max|x| is not above this counts as zeros: the inverse of its scale might be infinite, and that of
+// the scale times a weight of attention (kTinyWeight), which may be a millionth and count yet.
 constexpr float kTinyHead = 1e-25f;
 
 INLINE float key_range(int kind) { return kind == UPWELL_KV_I8 ? 127.0f : 8191.0f; }
@@ -60,8 +60,8 @@ INLINE uint16_t finite_half(uint16_t half, float x) {
     return (uint16_t)(half - overflowed);
 }
 
-// Store one head's row, zeros beyond the head size included. A token's numbers lie apart, beside those of its neighbours,
-// which another thread may be storing.
+// Store one head's row, zeros beyond the head size included. A token's numbers lie apart, beside those of its
+// neighbours, which another thread may be storing.
 template <int KIND>
 static void store_head_as(const upwell_cache& c, uint8_t* head, int64_t offset, const float* x, bool is_value) {
     int64_t d = padded_head(c.head_dim), at = is_value ? value_index(c, offset, 0) : key_index(c, offset, 0);
@@ -81,8 +81,8 @@ static void store_head_as(const upwell_cache& c, uint8_t* head, int64_t offset, 
         peak = fmax(peak, fabs_(fload(x + i))), sound = fma(fload(x + i), fset(0), sound);
     float range = is_value ? value_range(KIND) : key_range(KIND);
     float top = fpeak(peak), inverse = top > kTinyHead ? range / top : 0;
-    // A NaN among scores makes a weight NaN, and with it the weights' total. The greatest of the weighted scales of values
-    // could lose a NaN, but no infinity, since the weight of what is seen is above 0.
+    // A NaN among scores makes a weight NaN, and with it the weights' total. The greatest of the weighted scales of
+    // values could lose a NaN, but no infinity, since the weight of what is seen is above 0.
     float spoilt = is_value ? __builtin_inff() : __builtin_nanf("");
     scales_of(c, head)[offset] = fsum(sound) == 0 ? top / range : spoilt;
     alignas(64) Item ints[kMaxHead];

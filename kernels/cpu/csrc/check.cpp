@@ -1,5 +1,6 @@
-// What a program and its batch must be before they run: a gate that ends inside of a panel, a count or an index that leads out of memory is refused, under
-// every instruction set alike. Sizes of the memory itself are the caller's to know.
+// What a program and its batch must be before they run: a gate that ends inside of a panel, a count or an index that
+// leads out of memory is refused, under every instruction set alike. Sizes of the memory itself are the caller's to
+// know.
 #include "check.hpp"
 
 #include <cstdint>
@@ -66,7 +67,8 @@ int check_sequences(const upwell_batch& b, const upwell_cache& c, int64_t positi
         int64_t queries = b.q_starts[s + 1] - b.q_starts[s], length = b.kv_lens[s];
         int64_t blocks = (length + c.block_size - 1) / c.block_size;
         if (length < queries || length > positions || blocks > b.max_blocks) return UPWELL_BAD_KV_LENS;
-        if (!b.block_table || !within(b.block_table + s * b.max_blocks, blocks, c.num_blocks)) return UPWELL_BAD_BLOCK_TABLE;
+        if (!b.block_table || !within(b.block_table + s * b.max_blocks, blocks, c.num_blocks))
+            return UPWELL_BAD_BLOCK_TABLE;
         for (int64_t i = 0; i < queries && rotates; i++)
             if (b.positions[b.q_starts[s] + i] != length - queries + i) return UPWELL_BAD_POSITIONS;
     }

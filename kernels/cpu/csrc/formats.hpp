@@ -89,8 +89,8 @@ struct Q4_K {
     INLINE I start(const Block& a, int) { return iset(a.minus[0]); }
 };
 
-// 256 columns: twice 16 vectors of nibbles, twice 8 vectors of bit pairs, 16 signed scales, their scale. Each of the two
-// is for 128 columns.
+// 256 columns: twice 16 vectors of nibbles, twice 8 vectors of bit pairs, 16 signed scales, their scale. Each of the
+// two is for 128 columns.
 struct Q6_K {
     static constexpr int kSpan = 256, kBytes = 2048 + 1024 + 256 + 32, kScales = 2;
     static constexpr bool kOffset = false;
@@ -101,7 +101,10 @@ struct Q6_K {
         I x = iload(p + upper_columns * 1024 + (run & 1) * 512 + 64 * K);
         I nibbles = run < 2 ? low_nibbles(x) : high_nibbles(x);
         I y = iload(p + 2048 + upper_columns * 512 + 64 * K);
-        I upper = run == 0 ? upper_pair<0>(y) : run == 1 ? upper_pair<2>(y) : run == 2 ? upper_pair<4>(y) : upper_pair<6>(y);
+        I upper = run == 0   ? upper_pair<0>(y)
+                  : run == 1 ? upper_pair<2>(y)
+                  : run == 2 ? upper_pair<4>(y)
+                             : upper_pair<6>(y);
         return bits_or(nibbles, upper);
     }
     INLINE void scales(const uint8_t* half, int64_t b, Scales& s) {

@@ -59,8 +59,19 @@ static void run(const Work& w, const upwell_instr& i, const upwell_batch& b) {
             return run_write_kv(w, b, CACHE(0), FLOATS(1), a[2], FLOATS(3), a[4], FLOATS(7), number(a[8]),
                                 {FLOATS(5), a[6]});
         case UPWELL_ATTENTION:
-            return run_attention(w, b, {&CACHE(0), FLOATS(1), a[2], ROWS(3), a[4], number(a[5]), a[6], {FLOATS(7), a[8]},
-                                        FLOATS(9), number(a[10]), address<uint8_t>(a[11]), a[12]});
+            return run_attention(w, b,
+                                 {&CACHE(0),
+                                  FLOATS(1),
+                                  a[2],
+                                  ROWS(3),
+                                  a[4],
+                                  number(a[5]),
+                                  a[6],
+                                  {FLOATS(7), a[8]},
+                                  FLOATS(9),
+                                  number(a[10]),
+                                  address<uint8_t>(a[11]),
+                                  a[12]});
         case UPWELL_SILU_MUL: return run_silu_mul(w, FLOATS(0), a[1], ROWS(2), a[3], rows);
         case UPWELL_GATHER: return run_gather(w, b, FLOATS(0), a[1], ROWS(2), a[3]);
         case UPWELL_ARGMAX: return run_argmax(w, FLOATS(0), a[1], a[2], address<int32_t>(a[3]), rows);

@@ -20,7 +20,8 @@ constexpr int64_t cache_head_bytes(int kind, int64_t block_size, int64_t head_di
     return padded_head(head_dim) * block_size * cache_item_bytes(kind) + (has_scales(kind) ? 4 * block_size : 0);
 }
 
-constexpr int64_t kSegment = 512;  // tokens: what a softmax is summed over before the sum joins that of what came before
+constexpr int64_t kSegment =
+    512;  // tokens: what a softmax is summed over before the sum joins that of what came before
 
 // A step of one token a sequence is so many pieces: key heads of sequences. Where threads have fewer of them than this,
 // they share out segments, through memory that holds a counter for each piece and then what each segment has summed.

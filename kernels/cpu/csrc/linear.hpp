@@ -15,7 +15,7 @@ namespace {
 
 constexpr int kBandRows = 256;  // rows that go through a staged panel before the next
 constexpr int kUnstagedRows = 3 * kTileRows;  // so few that unpacking a panel for each tile is cheaper than staging it
-constexpr int64_t kAheadBytes = 12 << 10;     // from what is multiplied to what is fetched, where rows wait for memory
+constexpr int64_t kAheadBytes = 12 << 10;  // from what is multiplied to what is fetched, where rows wait for memory
 
 // Where a product goes: 32 sums a row, those of a panel.
 struct Sums {
@@ -29,16 +29,15 @@ struct Sums {
 template <class Format>
 INLINE void fetch_block(uintptr_t panel, int64_t b) {
     constexpr int64_t kBlockBytes = 2 * Format::kBytes / (Format::kSpan / kBlock);
-    for (int64_t i = 0; i < kBlockBytes; i += 64)
-        __builtin_prefetch((const void*)(panel + b * kBlockBytes + i), 0, 3);
+    for (int64_t i = 0; i < kBlockBytes; i += 64) __builtin_prefetch((const void*)(panel + b * kBlockBytes + i), 0, 3);
 }
 
 // Adds blocks [b0, b1) of R rows and a panel, whose halves are at w0 and w1, to R sums of [2][16], or begins them with
-// `begin`. rows[r] is the plane of block b0 of a row, and those of the blocks after it follow; staged halves begin at b0.
-// Meanwhile it fetches the same blocks as if a panel lay at `ahead`, unless that is 0.
+// `begin`. rows[r] is the plane of block b0 of a row, and those of the blocks after it follow; staged halves begin at
+// b0. Meanwhile it fetches the same blocks as if a panel lay at `ahead`, unless that is 0.
 template <class Format, bool STAGED, int R>
-INLINE void int_tile(const void* w0, const void* w1, int64_t b0, int64_t b1, const Block* const* rows, float* const* sums,
-                     bool begin, uintptr_t ahead) {
+INLINE void int_tile(const void* w0, const void* w1, int64_t b0, int64_t b1, const Block* const* rows,
+                     float* const* sums, bool begin, uintptr_t ahead) {
     F f[R][2];
     const Block* a[R];
 #pragma GCC unroll 8
@@ -55,27 +54,33 @@ INLINE void int_tile(const void* w0, const void* w1, int64_t b0, int64_t b1, con
         Scales m0, m1;
         if (ahead) fetch_block<Format>(ahead, b);
         if (!STAGED) Format::scales(p0, b, m0), Format::scales(p1, b, m1);
-#define UPWELL_START(SCALE)                                                                                  \
+#define UPWELL_START(SCALE) \
     _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) c[r][0] = c[r][1] = Format::start(*a[r], SCALE);
-#define UPWELL_QUAD(K)                                                                                       \
-    {                                                                                                        \
-        I x0 = STAGED ? iload(s0->codes[K]) : Format::template quad<K>(p0, b);                               \
-        I x1 = STAGED ? iload(s1->codes[K]) : Format::template quad<K>(p1, b);                               \
-        _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {                                                \
-            I y = spread(a[r]->codes + 4 * K);                                                               \
-            c[r][0] = Format::dot(c[r][0], x0, y);                                                           \
-            c[r][1] = Format::dot(c[r][1], x1, y);                                                           \
-        }                                                                                                    \
+#define UPWELL_QUAD(K)                                                         \
+    {                                                                          \
+        I x0 = STAGED ? iload(s0->codes[K]) : Format::template quad<K>(p0, b); \
+        I x1 = STAGED ? iload(s1->codes[K]) : Format::template quad<K>(p1, b); \
+        _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {                  \
+            I y = spread(a[r]->codes + 4 * K);                                 \
+            c[r][0] = Format::dot(c[r][0], x0, y);                             \
+            c[r][1] = Format::dot(c[r][1], x1, y);                             \
+        }                                                                      \
     }
         UPWELL_START(0)
-        UPWELL_QUAD(0) UPWELL_QUAD(1) UPWELL_QUAD(2) UPWELL_QUAD(3)
+        UPWELL_QUAD(0)
+        UPWELL_QUAD(1)
+        UPWELL_QUAD(2)
+        UPWELL_QUAD(3)
         if (Format::kScales == 2) {
             F d0 = STAGED ? fload(s0->scale[0]) : m0.scale[0], d1 = STAGED ? fload(s1->scale[0]) : m1.scale[0];
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) t[r][0] = fmul(to_float(c[r][0]), d0), t[r][1] = fmul(to_float(c[r][1]), d1);
             UPWELL_START(1)
         }
-        UPWELL_QUAD(4) UPWELL_QUAD(5) UPWELL_QUAD(6) UPWELL_QUAD(7)
+        UPWELL_QUAD(4)
+        UPWELL_QUAD(5)
+        UPWELL_QUAD(6)
+        UPWELL_QUAD(7)
         constexpr int LAST = Format::kScales - 1;
         F d0 = STAGED ? fload(s0->scale[LAST]) : m0.scale[LAST], d1 = STAGED ? fload(s1->scale[LAST]) : m1.scale[LAST];
         F o0, o1;
@@ -153,8 +158,8 @@ static void find_wide(const Block* band, int64_t blocks, int rows, LinearScratch
 
 // Adds one part of every row to the sums: the codes of all blocks, then the low planes of the wide ones.
 template <class Format, bool STAGED>
-static void add_part(const void* w0, const void* w1, int64_t b0, int64_t b1, const Block* first, int64_t blocks, int rows,
-                     const WideRows& of_part, const Sums& sums, uintptr_t ahead) {
+static void add_part(const void* w0, const void* w1, int64_t b0, int64_t b1, const Block* first, int64_t blocks,
+                     int rows, const WideRows& of_part, const Sums& sums, uintptr_t ahead) {
     const Block* from[kTileRows];
     float* to[kTileRows];
     for (int r = 0; r < rows; r += kTileRows) {
@@ -165,7 +170,8 @@ static void add_part(const void* w0, const void* w1, int64_t b0, int64_t b1, con
     for (int64_t b = b0; b < b1; b++) {
         const uint8_t* wide = of_part.rows[b - b0];
         int count = of_part.count[b - b0];
-        const void *x0 = STAGED ? (const StagedBlock*)w0 + (b - b0) : w0, *x1 = STAGED ? (const StagedBlock*)w1 + (b - b0) : w1;
+        const void *x0 = STAGED ? (const StagedBlock*)w0 + (b - b0) : w0,
+                   *x1 = STAGED ? (const StagedBlock*)w1 + (b - b0) : w1;
         for (int r = 0; r < count; r += kTileRows) {
             int num = count - r < kTileRows ? count - r : kTileRows;
             for (int i = 0; i < num; i++)
@@ -181,7 +187,8 @@ template <class Format>
 static void int_product(const uint8_t* panel, const Block* band, int64_t blocks, int rows, const Sums& sums,
                         LinearScratch* s) {
     const uint8_t *p0 = panel, *p1 = panel + Format::kBytes;
-    const uintptr_t here = (uintptr_t)panel, next = here + (blocks * kBlock + Format::kSpan - 1) / Format::kSpan * 2 * Format::kBytes;
+    const uintptr_t here = (uintptr_t)panel,
+                    next = here + (blocks * kBlock + Format::kSpan - 1) / Format::kSpan * 2 * Format::kBytes;
     find_wide(band, blocks, rows, s);
     Parts parts(blocks);
     for (int64_t part = 0; part < parts.count; part++) {
@@ -217,7 +224,8 @@ INLINE void float_tile(const uint8_t* panel, int64_t columns, const float* x, in
 }
 
 template <class Format>
-static void float_product(const uint8_t* panel, int64_t columns, const float* x, int64_t ld, int rows, const Sums& sums) {
+static void float_product(const uint8_t* panel, int64_t columns, const float* x, int64_t ld, int rows,
+                          const Sums& sums) {
     int r = 0;
     for (; r + kTileRows <= rows; r += kTileRows)
         float_tile<Format, kTileRows>(panel, columns, x + r * ld, ld, sums, r);
@@ -229,8 +237,8 @@ static void float_product(const uint8_t* panel, int64_t columns, const float* x,
 }
 
 // Products of rows [row, row + rows) with a panel.
-static void product(const upwell_matrix& m, int64_t panel, const upwell_rows& in, int64_t row, int rows, const Sums& sums,
-                    LinearScratch* s) {
+static void product(const upwell_matrix& m, int64_t panel, const upwell_rows& in, int64_t row, int rows,
+                    const Sums& sums, LinearScratch* s) {
     const uint8_t* w = m.panels + panel * panel_bytes(m.format, m.k);
     int64_t blocks = (m.k + 31) / 32;
     const Block* a = row_of(in.q, row, blocks);
@@ -258,8 +266,8 @@ INLINE int64_t silu_linear_items(const upwell_matrix& m, int64_t rows) { return 
 INLINE void forget_band(const Work& work) { ((LinearScratch*)work.scratch)->band = nullptr; }
 
 // out[rows, n] = in W^T + bias: one item of it.
-static void linear_item(const upwell_rows& in, const upwell_matrix& m, float* out, int64_t ld, int64_t rows, int64_t item,
-                        LinearScratch* s) {
+static void linear_item(const upwell_rows& in, const upwell_matrix& m, float* out, int64_t ld, int64_t rows,
+                        int64_t item, LinearScratch* s) {
     int64_t panels = panels_of(m.n), bands = bands_of(rows), band = item / panels, first = item % panels * kPanelRows;
     int64_t r0 = rows * band / bands, r1 = rows * (band + 1) / bands;
     bool whole = first + kPanelRows <= m.n;

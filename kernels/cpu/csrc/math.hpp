@@ -22,8 +22,8 @@ INLINE F exp2_(F x) {
 // Any NaN as the one that exp2_quick keeps.
 INLINE float one_nan(float x) { return __builtin_isnan(x) ? __builtin_nanf("") : x; }
 
-// 2**x for x <= 126: as precise, in half the instructions; never below 2**-125. A NaN whose low nine bits are zeros stays
-// one, as what arithmetic makes of numbers is; another may become a number, so keys and queries hold none.
+// 2**x for x <= 126: as precise, in half the instructions; never below 2**-125. A NaN whose low nine bits are zeros
+// stays one, as what arithmetic makes of numbers is; another may become a number, so keys and queries hold none.
 INLINE F exp2_quick(F x) {
     F bounded = fmax(fset(-125.0f), x), shift = fset(12582912.0f);  // 1.5 * 2**23: what is added to it is rounded
     F shifted = fadd(bounded, shift), t = fsub(bounded, fsub(shifted, shift));

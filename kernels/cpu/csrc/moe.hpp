@@ -1,7 +1,7 @@
 // Routed experts: softmax over all of them, the top k, a weighted sum of their MLPs.
 //
-// Tokens are gathered by expert, so that each expert's weights are read once a step. A token's sum goes over its experts
-// by rising index, whoever else went there.
+// Tokens are gathered by expert, so that each expert's weights are read once a step. A token's sum goes over its
+// experts by rising index, whoever else went there.
 #pragma once
 #include "layout.hpp"
 #include "linear.hpp"
@@ -63,7 +63,8 @@ static void run_expert_gather(const Work& work, const upwell_experts& e, const u
             if (in.x)
                 __builtin_memcpy(e.gathered.x + r * e.gathered.ld, in.x + t * in.ld, sizeof(float) * (size_t)e.hidden);
             if (in.q)
-                __builtin_memcpy(row_of(e.gathered.q, r, blocks), row_of(in.q, t, blocks), UPWELL_BLOCK_BYTES * (size_t)blocks);
+                __builtin_memcpy(row_of(e.gathered.q, r, blocks), row_of(in.q, t, blocks),
+                                 UPWELL_BLOCK_BYTES * (size_t)blocks);
             if (in.tokens)
                 __builtin_memcpy(token_of(e.gathered.tokens, r, e.hidden), token_of(in.tokens, t, e.hidden),
                                  (size_t)token_bytes(e.hidden));
@@ -93,8 +94,8 @@ static void run_expert_up(const Work& work, const upwell_experts& e) {
     each_expert_item(
         work, e, [&](int64_t i, int64_t rows) { return silu_linear_items(e.up[i], rows); },
         [&](int64_t i, int64_t first, int64_t rows, int64_t at) {
-            silu_linear_item(rows_from(e.gathered, first, e.hidden), e.up[i], rows_from(e.between, first, e.inner), rows, at,
-                             (LinearScratch*)work.scratch);
+            silu_linear_item(rows_from(e.gathered, first, e.hidden), e.up[i], rows_from(e.between, first, e.inner),
+                             rows, at, (LinearScratch*)work.scratch);
         });
 }
 
@@ -108,8 +109,8 @@ static void run_expert_down(const Work& work, const upwell_experts& e) {
     each_expert_item(
         work, e, [&](int64_t i, int64_t rows) { return linear_items(e.down[i], rows); },
         [&](int64_t i, int64_t first, int64_t rows, int64_t at) {
-            linear_item(rows_from(e.between, first, e.inner), e.down[i], e.result + first * e.hidden, e.hidden, rows, at,
-                        (LinearScratch*)work.scratch);
+            linear_item(rows_from(e.between, first, e.inner), e.down[i], e.result + first * e.hidden, e.hidden, rows,
+                        at, (LinearScratch*)work.scratch);
         });
 }
 

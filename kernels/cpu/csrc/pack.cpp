@@ -63,9 +63,7 @@ void pack_span(int format, const uint8_t* in, uint8_t* out, int64_t lane) {
         case UPWELL_Q8_0:
             spread<4>(in + 2, 8, out, lane, 0x80);  // plus 128, as unsigned
             return spread<2>(in, 1, out + 512, lane);
-        case UPWELL_Q4_0:
-            spread<4>(in + 2, 4, out, lane);
-            return spread<2>(in, 1, out + 256, lane);
+        case UPWELL_Q4_0: spread<4>(in + 2, 4, out, lane); return spread<2>(in, 1, out + 256, lane);
         case UPWELL_Q4_1:
             spread<4>(in + 4, 4, out, lane);
             spread<2>(in, 1, out + 256, lane);
@@ -92,8 +90,8 @@ extern "C" int64_t upwell_packed_bytes(int format, int64_t n, int64_t k) {
     return (n + kPanelRows - 1) / kPanelRows * panel_bytes(format, layout, k);
 }
 
-extern "C" int upwell_pack(int format, int64_t rows, int64_t k, const uint8_t* stored, int64_t row_bytes, uint8_t* panels,
-                           int64_t first) {
+extern "C" int upwell_pack(int format, int64_t rows, int64_t k, const uint8_t* stored, int64_t row_bytes,
+                           uint8_t* panels, int64_t first) {
     Layout layout = {1, 1, 0};
     bool w8a8 = format == UPWELL_W8A8;
     if (!w8a8 && !layout_of(format, &layout)) return UPWELL_BAD_FORMAT;

@@ -20,11 +20,12 @@
 namespace {
 
 constexpr int64_t kRest = 50000000;  // nanoseconds that the caller works alone
-constexpr int kSpins = 4000;         // of about 40 ns: how long a thread waits before it gives way
+constexpr int kSpins = 4000;  // of about 40 ns: how long a thread waits before it gives way
 
 const Isa* isa = nullptr;
 
-const Isa* const kIsas[] = {  // best first
+const Isa* const kIsas[] = {
+    // best first
 #if defined(UPWELL_AVX512)
     &kAvx512,
 #endif
@@ -62,7 +63,7 @@ int64_t now(clockid_t clock = CLOCK_MONOTONIC) {
 
 struct upwell_pool {
     int threads;  // the caller included
-    pid_t process;           // that made it: a fork of it has none of the threads
+    pid_t process;  // that made it: a fork of it has none of the threads
     std::atomic<bool> busy;  // with a call, whose program and counters lie below
     pthread_t ids[kMaxThreads];
     uint8_t* scratch[kMaxThreads];
@@ -71,13 +72,13 @@ struct upwell_pool {
     int64_t count;
     const upwell_batch* batch;
     int64_t* nanoseconds;
-    int strikes;           // programs in a row that waited too long
-    int64_t rest_until;    // what the caller runs alone before this moment
-    int64_t rested;        // programs that it has run alone so
+    int strikes;  // programs in a row that waited too long
+    int64_t rest_until;  // what the caller runs alone before this moment
+    int64_t rested;  // programs that it has run alone so
     alignas(64) std::atomic<int32_t> generation;  // of the programs that all threads run; -1 ends them
-    alignas(64) std::atomic<int64_t> arrived;     // at barriers, over all threads and the whole program
-    alignas(64) std::atomic<int32_t> left;        // threads that are done with the program
-    alignas(64) std::atomic<int64_t> cpu;         // nanoseconds of all threads in programs
+    alignas(64) std::atomic<int64_t> arrived;  // at barriers, over all threads and the whole program
+    alignas(64) std::atomic<int32_t> left;  // threads that are done with the program
+    alignas(64) std::atomic<int64_t> cpu;  // nanoseconds of all threads in programs
 };
 
 namespace {
@@ -106,7 +107,8 @@ class Ahead {
             const upwell_instr& instr = pool->program[i];
             if (instr.op != UPWELL_LINEAR && instr.op != UPWELL_SILU_LINEAR) continue;
             const upwell_matrix& m = *(const upwell_matrix*)(intptr_t)instr.a[1];
-            int64_t panel = upwell_packed_bytes(m.format, kPanelRows, m.k), panels = (m.n + kPanelRows - 1) / kPanelRows;
+            int64_t panel = upwell_packed_bytes(m.format, kPanelRows, m.k),
+                    panels = (m.n + kPanelRows - 1) / kPanelRows;
             bool gated = instr.op == UPWELL_SILU_LINEAR;
             Share share(gated ? panels / 2 : panels, index, threads);
             parts_ = gated ? 2 : 1;
@@ -296,8 +298,8 @@ extern "C" int upwell_profile(upwell_pool* pool, const upwell_instr* program, in
         futex(&pool->generation, FUTEX_WAKE, INT_MAX);
     }
     int64_t waited = go_through(pool, 0, threads);
-    waited += wait_until([&] { return pool->left.load(std::memory_order_acquire) == threads - 1; },
-                         [] { return false; });
+    waited +=
+        wait_until([&] { return pool->left.load(std::memory_order_acquire) == threads - 1; }, [] { return false; });
     if (threads > 1) note_waiting(pool, waited, now() - began);
     else if (pool->threads > 1) pool->rested++;
     pool->cpu.fetch_add(now(CLOCK_THREAD_CPUTIME_ID) - cpu_before, std::memory_order_relaxed);

@@ -55,8 +55,8 @@ struct RopeTable {
 };
 
 // A head's row on its way to the cache or to attention: normalised if there is a weight, rotated if there is a table.
-INLINE void prepare_head(const float* x, int64_t d, const float* norm, float eps, const RopeTable& rope, int64_t position,
-                         float* out) {
+INLINE void prepare_head(const float* x, int64_t d, const float* norm, float eps, const RopeTable& rope,
+                         int64_t position, float* out) {
     if (norm) {
         scale_row(x, norm, inverse_rms(x, d, eps), d, out);
         x = out;
@@ -125,8 +125,8 @@ static void run_silu_mul(const Work& work, const float* x, int64_t ld, const upw
         }
 }
 
-static void run_rope(const Work& work, const upwell_batch& batch, const float* x, int64_t ld, float* out, int64_t out_ld,
-                     int64_t heads, int64_t d, const RopeTable& rope) {
+static void run_rope(const Work& work, const upwell_batch& batch, const float* x, int64_t ld, float* out,
+                     int64_t out_ld, int64_t heads, int64_t d, const RopeTable& rope) {
     for (Range range = work.next(batch.num_tokens); range.more(); range = work.next(batch.num_tokens))
         for (int64_t t = range.first; t < range.last; t++)
             for (int64_t h = 0; h < heads; h++)

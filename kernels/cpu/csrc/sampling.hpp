@@ -29,12 +29,12 @@ struct Candidate {
     int32_t id;
 };
 
-constexpr int kMaximaVectors = 64;     // of 16 maxima each
-constexpr int kFirstGuess = 256;       // how many tokens are looked at where top_p does not say how many there are
+constexpr int kMaximaVectors = 64;  // of 16 maxima each
+constexpr int kFirstGuess = 256;  // how many tokens are looked at where top_p does not say how many there are
 constexpr int64_t kCandidates = 2048;  // at most
-constexpr int64_t kChunk = 256;        // numbers that are summed in float32
-constexpr double kBelow = 1 - 1e-15;   // so that rounding does not carry a goal beyond a sum that equals it
-constexpr float kLeast = 0x1p-125f;    // every weight above 0 is above this
+constexpr int64_t kChunk = 256;  // numbers that are summed in float32
+constexpr double kBelow = 1 - 1e-15;  // so that rounding does not carry a goal beyond a sum that equals it
+constexpr float kLeast = 0x1p-125f;  // every weight above 0 is above this
 constexpr float kMostFloat = 0x1.fffffep127f;
 
 struct DrawScratch {

@@ -12,10 +12,11 @@ struct Cache {
           cache{kind, block_size, kv_heads, head_dim, k, v, k.count() / blocks / kv_heads, blocks} {}
 };
 
-// Three sequences: a prompt of 20, one token after 1,099, and a chunk of 7 across the border of a tile. Then one token of
-// each of the long ones, whose segments are shared out.
+// Three sequences: a prompt of 20, one token after 1,099, and a chunk of 7 across the border of a tile. Then one token
+// of each of the long ones, whose segments are shared out.
 void attention(Pass& pass, int kind, int head_dim, bool plain) {
-    pass.begin(std::string("attention ") + kCacheNames[kind] + " head " + std::to_string(head_dim) + (plain ? "" : " all"));
+    pass.begin(std::string("attention ") + kCacheNames[kind] + " head " + std::to_string(head_dim) +
+               (plain ? "" : " all"));
     constexpr int kSize = 16, kHeads = 6, kKvHeads = 2, kMost = 1100;
     const int lengths[] = {20, kMost, 131}, queries[] = {20, 1, 7};
     const int64_t max_blocks = (kMost + kSize - 1) / kSize, width = kKvHeads * head_dim, q_width = kHeads * head_dim;
@@ -27,7 +28,8 @@ void attention(Pass& pass, int kind, int head_dim, bool plain) {
             positions[at] = p;
             slots[at] = table[s * max_blocks + p / kSize] * kSize + p % kSize;
         }
-    Array<float> k(slots.count() * width, pass.random), v(slots.count() * width, pass.random), q(28 * q_width, pass.random);
+    Array<float> k(slots.count() * width, pass.random), v(slots.count() * width, pass.random),
+        q(28 * q_width, pass.random);
     Array<float> rotation(2 * kMost * (head_dim / 2), pass.random), weight(head_dim, pass.random);
     Argument rope = plain ? nullptr : Argument(rotation), norm = plain ? nullptr : Argument(weight);
     pass.add(UPWELL_WRITE_KV, {&cache.cache, k, width, v, width, rope, kMost, norm, 1e-6f});
@@ -55,7 +57,8 @@ void attention(Pass& pass, int kind, int head_dim, bool plain) {
     if (last.rows.q) pass.add(UPWELL_MARK, {last, q_width});
     batch.num_tokens = batch.num_seqs = 2;
     Array<int32_t> each{0, 1, 2}, long_lens{lengths[1], lengths[2]}, ends{lengths[1] - 1, lengths[2] - 1};
-    batch.positions = ends, batch.q_starts = each, batch.kv_lens = long_lens, batch.block_table = (int32_t*)table + max_blocks;
+    batch.positions = ends, batch.q_starts = each, batch.kv_lens = long_lens,
+    batch.block_table = (int32_t*)table + max_blocks;
     pass.run(batch);
 
     Array<float> keys(3 * max_blocks * kSize * width), values(keys.count());
@@ -69,8 +72,8 @@ void attention(Pass& pass, int kind, int head_dim, bool plain) {
     pass.keep(last);
 }
 
-// One token of each of a few sequences, whose segments are shared out, and then of more of them in the same memory: as many
-// pieces as three threads share. All read one cache, each to another length.
+// One token of each of a few sequences, whose segments are shared out, and then of more of them in the same memory: as
+// many pieces as three threads share. All read one cache, each to another length.
 void shared_segments(Pass& pass, int kind) {
     pass.begin(std::string("shared segments ") + kCacheNames[kind]);
     constexpr int kSize = 16, kBlocks = 69, kMost = kSize * kBlocks, kHeads = 4, kKvHeads = 2, kDim = 32, kSeqs = 5;
@@ -90,8 +93,8 @@ void shared_segments(Pass& pass, int kind) {
     for (int seqs : {2, kSeqs}) {
         Rows out(seqs, kQWidth, true, Kind::kFloats);
         pass.renew_pool();
-        pass.add(UPWELL_ATTENTION, {&cache.cache, q, kQWidth, out, kHeads, 0.2f, 0, nullptr, 0, nullptr, 0.0f, partial,
-                                    partial.count()});
+        pass.add(UPWELL_ATTENTION,
+                 {&cache.cache, q, kQWidth, out, kHeads, 0.2f, 0, nullptr, 0, nullptr, 0.0f, partial, partial.count()});
         batch.num_tokens = batch.num_seqs = seqs;
         pass.run(batch);
         pass.keep(out);
@@ -119,7 +122,8 @@ void extreme_cache(Pass& pass, int kind) {
     Array<int32_t> starts{0, 32}, kv_lens{32}, table{0, 1};
     Rows out(32, 32, true, Kind::kFloats);
     pass.add(UPWELL_ATTENTION, {&cache.cache, q, 32, out, 1, 1.0f, 0, nullptr, 0, nullptr, 0.0f, nullptr, 0});
-    batch.num_seqs = 1, batch.max_blocks = 2, batch.q_starts = starts, batch.kv_lens = kv_lens, batch.block_table = table;
+    batch.num_seqs = 1, batch.max_blocks = 2, batch.q_starts = starts, batch.kv_lens = kv_lens,
+    batch.block_table = table;
     pass.run(batch);
     pass.keep(out);
 }

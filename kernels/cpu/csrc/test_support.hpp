@@ -25,7 +25,9 @@ struct Random {
     // Mostly within 1, sometimes far greater: such blocks of activations are wide.
     float number() { return between(-1, 1) * (below(50) ? 1.0f : 20.0f); }
     // An ordinary one: neither subnormal nor infinite.
-    uint16_t half() { return (uint16_t)((uint32_t)below(2) << 15 | (uint32_t)(4 + below(10)) << 10 | (uint32_t)below(1024)); }
+    uint16_t half() {
+        return (uint16_t)((uint32_t)below(2) << 15 | (uint32_t)(4 + below(10)) << 10 | (uint32_t)below(1024));
+    }
 };
 
 // Zeroed memory of exactly that size, so that AddressSanitizer sees an access past its end.
@@ -85,9 +87,9 @@ struct Stored {
     int64_t columns, bytes;
     int scales[2];
 };
-constexpr Stored kStored[kFormats] = {{1, 4, {-1, -1}}, {1, 2, {-1, -1}}, {1, 2, {-1, -1}}, {32, 34, {0, -1}},
-                                      {32, 18, {0, -1}}, {32, 20, {0, 2}}, {256, 144, {0, 2}}, {256, 210, {208, -1}},
-                                      {1, 1, {-1, -1}}};
+constexpr Stored kStored[kFormats] = {{1, 4, {-1, -1}},   {1, 2, {-1, -1}},      {1, 2, {-1, -1}},
+                                      {32, 34, {0, -1}},  {32, 18, {0, -1}},     {32, 20, {0, 2}},
+                                      {256, 144, {0, 2}}, {256, 210, {208, -1}}, {1, 1, {-1, -1}}};
 
 inline void fill_block(int format, uint8_t* block, Random& random) {
     float number = random.between(-1, 1);

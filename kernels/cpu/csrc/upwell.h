@@ -33,7 +33,8 @@ typedef struct {
     const float* bias;  // f32[n], or null
 } upwell_matrix;
 
-// Rows of activations: as f32, as int8 with one scale a block of 32 columns, as int8 with one scale a row, or more of them.
+// Rows of activations: as f32, as int8 with one scale a block of 32 columns, as int8 with one scale a row, or more of
+// them.
 typedef struct {
     float* x;      // f32[rows, ld], or null
     int64_t ld;    // floats from row to row
@@ -51,9 +52,9 @@ typedef struct {
 } upwell_cache;
 
 // What an instruction does, and what lies in its `a`, in order. Structs are given by address. Arrays are f32[rows, ld],
-// `ld` the floats from row to row; a norm's weight is f32[columns], a table of rotations f32[2, positions, head_dim / 2],
-// `best` i32[rows], -1 for a row that holds a NaN or an infinity; a window of 0 sees all. Of DRAW, top_k and out are
-// i32[rows], the other parameters f64[rows].
+// `ld` the floats from row to row; a norm's weight is f32[columns], a table of rotations f32[2, positions, head_dim /
+// 2], `best` i32[rows], -1 for a row that holds a NaN or an infinity; a window of 0 sees all. Of DRAW, top_k and out
+// are i32[rows], the other parameters f64[rows].
 enum upwell_op {
     UPWELL_EMBED = 0,          // matrix, out, ld
     UPWELL_NORM = 1,           // rows in, residual or null, weight, sum, rows out, columns, heads, eps
@@ -62,20 +63,20 @@ enum upwell_op {
     UPWELL_SILU_LINEAR = 4,    // rows in, matrix [2f, k], rows out; f a multiple of 32
     UPWELL_ROPE = 5,           // x, ld, out, ld, heads, head_dim, table, positions in it
     UPWELL_WRITE_KV = 6,       // cache, k, ld, v, ld, table or null, positions in it, norm weight or null, eps
-    UPWELL_ATTENTION = 7,      // cache, q, ld, rows out, heads, scale, window, table or null, positions, norm or null, eps,
-                               // memory of zeros, its bytes
-    UPWELL_SILU_MUL = 8,       // x, ld, rows out, columns
-    UPWELL_GATHER = 9,         // x, ld, rows out, columns: the rows that are sampled
-    UPWELL_ARGMAX = 10,        // x, ld, columns, best
-    UPWELL_ROUTE = 11,         // experts, scores, ld: which experts each token goes to
+    UPWELL_ATTENTION = 7,  // cache, q, ld, rows out, heads, scale, window, table or null, positions, norm or null, eps,
+                           // memory of zeros, its bytes
+    UPWELL_SILU_MUL = 8,  // x, ld, rows out, columns
+    UPWELL_GATHER = 9,  // x, ld, rows out, columns: the rows that are sampled
+    UPWELL_ARGMAX = 10,  // x, ld, columns, best
+    UPWELL_ROUTE = 11,  // experts, scores, ld: which experts each token goes to
     UPWELL_EXPERT_ORDER = 12,  // experts: which rows each expert gets
-    UPWELL_EXPERT_GATHER = 13, // experts, rows in
-    UPWELL_EXPERT_UP = 14,     // experts
-    UPWELL_EXPERT_DOWN = 15,   // experts
-    UPWELL_EXPERT_SUM = 16,    // experts, out, ld
-    UPWELL_MARK = 17,          // rows, columns: which blocks are wide, once a row is whole
-    UPWELL_EXPERT_MARK = 18,   // experts
-    UPWELL_DRAW = 19,          // logits, ld, vocab, temperature, top_k, top_p, min_p, uniform, out: overwrites the logits
+    UPWELL_EXPERT_GATHER = 13,  // experts, rows in
+    UPWELL_EXPERT_UP = 14,  // experts
+    UPWELL_EXPERT_DOWN = 15,  // experts
+    UPWELL_EXPERT_SUM = 16,  // experts, out, ld
+    UPWELL_MARK = 17,  // rows, columns: which blocks are wide, once a row is whole
+    UPWELL_EXPERT_MARK = 18,  // experts
+    UPWELL_DRAW = 19,  // logits, ld, vocab, temperature, top_k, top_p, min_p, uniform, out: overwrites the logits
 };
 
 // One native call of a step. Pointers and integers lie in `a` as they are, floats as their bits.
@@ -87,7 +88,7 @@ typedef struct {
 
 enum upwell_flags {
     UPWELL_ROWS_SAMPLED = 1,  // the operation runs over the rows that are sampled, not over all tokens
-    UPWELL_NO_BARRIER = 2,    // the next operation reads nothing that this one writes
+    UPWELL_NO_BARRIER = 2,  // the next operation reads nothing that this one writes
 };
 
 // What changes from step to step, as kernels/ops.py explains it; an array that no instruction reads may be null.
@@ -98,26 +99,27 @@ typedef struct {
     const int32_t *token_ids, *positions, *slots, *q_starts, *kv_lens, *block_table, *logit_rows;
 } upwell_batch;
 
-// Routed experts of one layer: matrices [2f, h], f a multiple of 32, and [h, f], one an expert, and the memory that routing works in.
-// A token's pair is one of its top_k experts; pairs are kept by token and rising expert, rows by expert and token.
+// Routed experts of one layer: matrices [2f, h], f a multiple of 32, and [h, f], one an expert, and the memory that
+// routing works in. A token's pair is one of its top_k experts; pairs are kept by token and rising expert, rows by
+// expert and token.
 typedef struct {
     int64_t num_experts, top_k, normalise, hidden, inner;
     const upwell_matrix *up, *down;
-    int32_t *expert_of, *row_of;    // i32[tokens * top_k]
-    float* gate_of;                 // f32[tokens * top_k]
-    int32_t* token_of;              // i32[rows]
-    int32_t* first_row;             // i32[num_experts + 1]
+    int32_t *expert_of, *row_of;  // i32[tokens * top_k]
+    float* gate_of;  // f32[tokens * top_k]
+    int32_t* token_of;  // i32[rows]
+    int32_t* first_row;  // i32[num_experts + 1]
     upwell_rows gathered, between;  // [rows, hidden], [rows, inner]
-    float* result;                  // f32[rows, hidden]
+    float* result;  // f32[rows, hidden]
 } upwell_experts;
 
 // What was wrong with a call, which then has done nothing; kernels/cpu/abi.py has the words.
 enum upwell_status {
     UPWELL_OK = 0,
-    UPWELL_NO_ISA = 1,       // upwell_use has chosen none
+    UPWELL_NO_ISA = 1,  // upwell_use has chosen none
     UPWELL_BAD_PROGRAM = 2,  // null, too long, or an instruction that is none or lacks an address
-    UPWELL_BAD_BATCH = 3,    // null
-    UPWELL_BAD_COUNT = 4,    // negative, or more than there are
+    UPWELL_BAD_BATCH = 3,  // null
+    UPWELL_BAD_COUNT = 4,  // negative, or more than there are
     UPWELL_BAD_TOKEN_IDS = 5,
     UPWELL_BAD_POSITIONS = 6,
     UPWELL_BAD_SLOTS = 7,
@@ -130,11 +132,11 @@ enum upwell_status {
     UPWELL_BAD_TOP_P = 14,
     UPWELL_BAD_MIN_P = 15,
     UPWELL_BAD_UNIFORM = 16,
-    UPWELL_BAD_POOL = 17,     // null
-    UPWELL_BAD_FORMAT = 18,   // of a weight or a cache
+    UPWELL_BAD_POOL = 17,  // null
+    UPWELL_BAD_FORMAT = 18,  // of a weight or a cache
     UPWELL_BAD_ADDRESS = 19,  // null
-    UPWELL_BAD_ROW = 20,      // of another size than its columns need
-    UPWELL_BUSY_POOL = 21,    // with the call of another thread
+    UPWELL_BAD_ROW = 20,  // of another size than its columns need
+    UPWELL_BUSY_POOL = 21,  // with the call of another thread
     UPWELL_FORKED_POOL = 22,  // made by the process that this one was forked from
 };
 
@@ -154,10 +156,10 @@ const char* upwell_isas(void);
 int upwell_use(const char* isa);
 
 typedef struct upwell_pool upwell_pool;
-// Threads that wait for programs. A pool runs one program at a time: a second call, made meanwhile by another thread, is
-// refused with UPWELL_BUSY_POOL. It belongs to the process that made it: a fork has a copy of its memory but none of its
-// threads, so calls there are refused with UPWELL_FORKED_POOL, and may be made of a new pool. Several pools may run at once.
-// So many threads, the caller's own among them; null if they cannot be had, or are not 1 to MAX_THREADS.
+// Threads that wait for programs. A pool runs one program at a time: a second call, made meanwhile by another thread,
+// is refused with UPWELL_BUSY_POOL. It belongs to the process that made it: a fork has a copy of its memory but none of
+// its threads, so calls there are refused with UPWELL_FORKED_POOL, and may be made of a new pool. Several pools may run
+// at once. So many threads, the caller's own among them; null if they cannot be had, or are not 1 to MAX_THREADS.
 upwell_pool* upwell_pool_new(int threads);
 // End its threads; null is allowed. Not while a program runs. In a fork, memory alone is freed.
 void upwell_pool_free(upwell_pool* pool);
@@ -168,8 +170,8 @@ int upwell_run(upwell_pool* pool, const upwell_instr* program, int64_t count, co
 int upwell_profile(upwell_pool* pool, const upwell_instr* program, int64_t count, const upwell_batch* batch,
                    int64_t* nanoseconds);
 
-// CPU nanoseconds that all threads have spent in programs so far, waiting for each other inside of one included, but not
-// the moment that they spin before they sleep between two. -1 for null.
+// CPU nanoseconds that all threads have spent in programs so far, waiting for each other inside of one included, but
+// not the moment that they spin before they sleep between two. -1 for null.
 int64_t upwell_pool_cpu(const upwell_pool* pool);
 // Programs that the caller has run alone so far, since the other threads did not get a processor. -1 for null.
 int64_t upwell_pool_rested(const upwell_pool* pool);
@@ -184,8 +186,8 @@ int upwell_pack(int format, int64_t rows, int64_t k, const uint8_t* stored, int6
 int64_t upwell_cache_head_bytes(int kind, int64_t block_size, int64_t head_dim);
 // Bytes of the memory with which ATTENTION shares out every step of one token for each of at most `seqs` sequences, at
 // most `context` tokens long; a window of 0 sees all. Arguments are not checked.
-int64_t upwell_partial_bytes(int threads, int64_t seqs, int64_t context, int64_t window, int64_t kv_heads, int64_t heads,
-                             int64_t head_dim);
+int64_t upwell_partial_bytes(int threads, int64_t seqs, int64_t context, int64_t window, int64_t kv_heads,
+                             int64_t heads, int64_t head_dim);
 // Read a cache's keys, or with is_value its values, back as f32[num_blocks, block_size, kv_heads, head_dim]. Returns an
 // upwell_status.
 int upwell_cache_read(const upwell_cache* cache, int64_t num_blocks, int is_value, float* out);

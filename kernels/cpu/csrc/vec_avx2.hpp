@@ -139,9 +139,7 @@ INLINE I bits_and(I a, I b) { return {_mm256_and_si256(a.lo, b.lo), _mm256_and_s
 INLINE I bits_or(I a, I b) { return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)}; }
 INLINE I bytes(int8_t x) { return {_mm256_set1_epi8(x), _mm256_set1_epi8(x)}; }
 INLINE I low_nibbles(I x) { return bits_and(x, bytes(15)); }
-INLINE I high_nibbles(I x) {
-    return bits_and({_mm256_srli_epi16(x.lo, 4), _mm256_srli_epi16(x.hi, 4)}, bytes(15));
-}
+INLINE I high_nibbles(I x) { return bits_and({_mm256_srli_epi16(x.lo, 4), _mm256_srli_epi16(x.hi, 4)}, bytes(15)); }
 template <int SHIFT>
 INLINE I upper_pair(I x) {  // (byte >> SHIFT & 3) << 4
     constexpr int LEFT = SHIFT < 4 ? 4 - SHIFT : 0, RIGHT = SHIFT < 4 ? 0 : SHIFT - 4;

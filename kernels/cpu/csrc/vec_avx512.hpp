@@ -45,8 +45,12 @@ INLINE void hstore(uint16_t* p, F x) { _mm256_storeu_si256((__m256i*)p, _mm512_c
 INLINE F bload(const uint16_t* p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 }
-INLINE F u8load(const uint8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p))); }
-INLINE F s8load(const int8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p))); }
+INLINE F u8load(const uint8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)));
+}
+INLINE F s8load(const int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+}
 
 INLINE I iload(const void* p) { return _mm512_loadu_si512(p); }
 INLINE void istore(void* p, I x) { _mm512_storeu_si512(p, x); }
@@ -74,8 +78,8 @@ INLINE I upper_pair(I x) {  // (byte >> SHIFT & 3) << 4
 }
 INLINE I bits_or(I a, I b) { return _mm512_or_si512(a, b); }
 
-// Four bytes at an address, for every lane. A dot product could read them itself, but each of those that share them would
-// do so again: twice the loads, which are what a tile of products then waits for.
+// Four bytes at an address, for every lane. A dot product could read them itself, but each of those that share them
+// would do so again: twice the loads, which are what a tile of products then waits for.
 using Word __attribute__((may_alias)) = int32_t;
 INLINE I spread(const void* p) { return _mm512_set1_epi32(*(const Word*)p); }
 // dot4: 16 sums of 4 products, u8 weights by s8 activations. dot2: 16 sums of 2 products of s16.

@@ -22,11 +22,11 @@ constexpr int kTileRows = 1;  // one after the other: nothing is shared
 constexpr bool kSignedWeights = false;  // dot4_wide wants unsigned weights
 
 // A vector whose lane i is the expression X.
-#define UPWELL_EACH(V, X)                      \
-    {                                          \
-        V out;                                 \
-        for (int i = 0; i < 16; i++) out.v[i] = X;\
-        return out;                            \
+#define UPWELL_EACH(V, X)                          \
+    {                                              \
+        V out;                                     \
+        for (int i = 0; i < 16; i++) out.v[i] = X; \
+        return out;                                \
     }
 
 template <class To, class From>
@@ -37,27 +37,24 @@ INLINE To bits_as(From from) {
     return to;
 }
 
-INLINE F fset(float x) UPWELL_EACH(F, x)
-INLINE F fload(const float* p) UPWELL_EACH(F, p[i])
-INLINE F fload_n(const float* p, int n) UPWELL_EACH(F, i < n ? p[i] : 0)
-INLINE void fstore_n(float* p, F x, int n) {
+INLINE F fset(float x) UPWELL_EACH(F, x) INLINE F fload(const float* p) UPWELL_EACH(F, p[i]) INLINE F
+    fload_n(const float* p, int n) UPWELL_EACH(F, i < n ? p[i] : 0) INLINE void fstore_n(float* p, F x, int n) {
     for (int i = 0; i < n; i++) p[i] = x.v[i];
 }
 INLINE void fstore(float* p, F x) { fstore_n(p, x, 16); }
-INLINE F fadd(F a, F b) UPWELL_EACH(F, a.v[i] + b.v[i])
-INLINE F fsub(F a, F b) UPWELL_EACH(F, a.v[i] - b.v[i])
-INLINE F fmul(F a, F b) UPWELL_EACH(F, a.v[i] * b.v[i])
-INLINE F fdiv(F a, F b) UPWELL_EACH(F, a.v[i] / b.v[i])
-INLINE F fma(F a, F b, F c) UPWELL_EACH(F, __builtin_fmaf(a.v[i], b.v[i], c.v[i]))
-INLINE float greater(float a, float b) { return a > b ? a : b; }
+INLINE F fadd(F a, F b) UPWELL_EACH(F, a.v[i] + b.v[i]) INLINE F fsub(F a, F b) UPWELL_EACH(F, a.v[i] - b.v[i]) INLINE F
+    fmul(F a, F b) UPWELL_EACH(F, a.v[i] * b.v[i]) INLINE F fdiv(F a, F b) UPWELL_EACH(F, a.v[i] / b.v[i]) INLINE F
+    fma(F a, F b, F c) UPWELL_EACH(F, __builtin_fmaf(a.v[i], b.v[i], c.v[i])) INLINE float greater(float a, float b) {
+    return a > b ? a : b;
+}
 INLINE F fmax(F a, F b) UPWELL_EACH(F, greater(a.v[i], b.v[i]))  // b where either is NaN
-INLINE F fmin(F a, F b) UPWELL_EACH(F, a.v[i] < b.v[i] ? a.v[i] : b.v[i])
-INLINE F fabs_(F a) UPWELL_EACH(F, __builtin_fabsf(a.v[i]))
-INLINE F fround(F a) UPWELL_EACH(F, __builtin_rintf(a.v[i]))
-INLINE F zero_below(F x, F limit, F y) UPWELL_EACH(F, x.v[i] < limit.v[i] ? 0 : y.v[i])  // y, but 0 where x < limit
+    INLINE F fmin(F a, F b) UPWELL_EACH(F, a.v[i] < b.v[i] ? a.v[i] : b.v[i]) INLINE F fabs_(F a)
+        UPWELL_EACH(F, __builtin_fabsf(a.v[i])) INLINE F fround(F a) UPWELL_EACH(F, __builtin_rintf(a.v[i])) INLINE F
+    zero_below(F x, F limit, F y) UPWELL_EACH(F, x.v[i] < limit.v[i] ? 0 : y.v[i])  // y, but 0 where x < limit
 // x in lanes [first, last), other elsewhere
-INLINE F keep_lanes(F x, int first, int last, F other) UPWELL_EACH(F, i >= first && i < last ? x.v[i] : other.v[i])
-INLINE uint32_t at_least(F x, F limit) {  // a bit for each lane
+    INLINE F keep_lanes(F x, int first, int last, F other)
+        UPWELL_EACH(F, i >= first && i < last ? x.v[i] : other.v[i]) INLINE uint32_t
+    at_least(F x, F limit) {  // a bit for each lane
     uint32_t mask = 0;
     for (int i = 0; i < 16; i++) mask |= (uint32_t)(x.v[i] >= limit.v[i]) << i;
     return mask;
@@ -79,39 +76,38 @@ INLINE uint16_t to_half(float x) {  // to the nearest, ties to even
     else half = (size + 0xfff + (size >> 13 & 1) - 0x38000000) >> 13;
     return (uint16_t)(sign | half);
 }
-INLINE F hload(const uint16_t* p) UPWELL_EACH(F, from_half(p[i]))
-INLINE void hstore(uint16_t* p, F x) {
+INLINE F hload(const uint16_t* p) UPWELL_EACH(F, from_half(p[i])) INLINE void hstore(uint16_t* p, F x) {
     for (int i = 0; i < 16; i++) p[i] = to_half(x.v[i]);
 }
-INLINE F bload(const uint16_t* p) UPWELL_EACH(F, bits_as<float>((uint32_t)p[i] << 16))
-INLINE F u8load(const uint8_t* p) UPWELL_EACH(F, p[i])
-INLINE F s8load(const int8_t* p) UPWELL_EACH(F, p[i])
+INLINE F bload(const uint16_t* p) UPWELL_EACH(F, bits_as<float>((uint32_t)p[i] << 16)) INLINE F u8load(const uint8_t* p)
+    UPWELL_EACH(F, p[i]) INLINE F s8load(const int8_t* p) UPWELL_EACH(F, p[i])
 
-INLINE I iload(const void* p) {
+        INLINE I iload(const void* p) {
     I r;
     __builtin_memcpy(r.u8, p, 64);
     return r;
 }
 INLINE void istore(void* p, I x) { __builtin_memcpy(p, x.u8, 64); }
 INLINE I iset(int32_t x) UPWELL_EACH(I, (uint32_t)x)
-// Four bytes of memory in every lane.
-INLINE I spread(const void* p) {
+    // Four bytes of memory in every lane.
+    INLINE I spread(const void* p) {
     int32_t four;
     __builtin_memcpy(&four, p, 4);
     return iset(four);
 }
 INLINE I izero() { return iset(0); }
-INLINE I iadd(I a, I b) UPWELL_EACH(I, a.v[i] + b.v[i])
-INLINE F to_float(I x) UPWELL_EACH(F, (float)(int32_t)x.v[i])
-// To the nearest, ties to even; the least integer where x is NaN or does not fit, as x86 has it.
-INLINE int32_t nearest(float x) { return x >= -0x1p31f && x < 0x1p31f ? (int32_t)__builtin_rintf(x) : INT32_MIN; }
+INLINE I iadd(I a, I b) UPWELL_EACH(I, a.v[i] + b.v[i]) INLINE F to_float(I x) UPWELL_EACH(F, (float)(int32_t)x.v[i])
+    // To the nearest, ties to even; the least integer where x is NaN or does not fit, as x86 has it.
+    INLINE int32_t nearest(float x) {
+    return x >= -0x1p31f && x < 0x1p31f ? (int32_t)__builtin_rintf(x) : INT32_MIN;
+}
 INLINE I to_int(F x) UPWELL_EACH(I, (uint32_t)nearest(x.v[i]))
-// 2**r for whole r in [-126, 127]
-INLINE F exponent(F r) UPWELL_EACH(F, bits_as<float>(((uint32_t)nearest(r.v[i]) + 127) << 23))
-// y * 2**n, where the low bits of n's representation are those of an integer
-INLINE F add_exponent(F y, F n)
-    UPWELL_EACH(F, bits_as<float>(bits_as<uint32_t>(y.v[i]) + (bits_as<uint32_t>(n.v[i]) << 23)))
-INLINE int32_t bounded(uint32_t x, int32_t limit) {
+    // 2**r for whole r in [-126, 127]
+    INLINE F exponent(F r) UPWELL_EACH(F, bits_as<float>(((uint32_t)nearest(r.v[i]) + 127) << 23))
+    // y * 2**n, where the low bits of n's representation are those of an integer
+    INLINE F add_exponent(F y, F n)
+        UPWELL_EACH(F, bits_as<float>(bits_as<uint32_t>(y.v[i]) + (bits_as<uint32_t>(n.v[i]) << 23))) INLINE int32_t
+    bounded(uint32_t x, int32_t limit) {
     int32_t y = (int32_t)x;
     return y > limit ? limit : y < -limit - 1 ? -limit - 1 : y;
 }
@@ -127,14 +123,13 @@ INLINE I load_i8_pairs(const int8_t* p) {
     return r;
 }
 
-INLINE I low_nibbles(I x) UPWELL_EACH(I, x.v[i] & 0x0f0f0f0f)
-INLINE I high_nibbles(I x) UPWELL_EACH(I, x.v[i] >> 4 & 0x0f0f0f0f)
-template <int SHIFT>
-INLINE I upper_pair(I x) UPWELL_EACH(I, (x.v[i] >> SHIFT & 0x03030303) << 4)  // (byte >> SHIFT & 3) << 4
-INLINE I bits_or(I a, I b) UPWELL_EACH(I, a.v[i] | b.v[i])
+INLINE I low_nibbles(I x) UPWELL_EACH(I, x.v[i] & 0x0f0f0f0f) INLINE I high_nibbles(I x)
+    UPWELL_EACH(I, x.v[i] >> 4 & 0x0f0f0f0f) template <int SHIFT>
+    INLINE I upper_pair(I x) UPWELL_EACH(I, (x.v[i] >> SHIFT & 0x03030303) << 4)  // (byte >> SHIFT & 3) << 4
+    INLINE I bits_or(I a, I b) UPWELL_EACH(I, a.v[i] | b.v[i])
 
-// 16 sums of 4 products: u8 weights by s8 activations.
-INLINE I dot4(I sum, I weights, I activations) {
+    // 16 sums of 4 products: u8 weights by s8 activations.
+    INLINE I dot4(I sum, I weights, I activations) {
     for (int i = 0; i < 64; i++) sum.v[i / 4] += (uint32_t)(weights.u8[i] * activations.s8[i]);
     return sum;
 }

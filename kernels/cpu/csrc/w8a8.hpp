@@ -1,7 +1,7 @@
 // Products of int8 weights, one scale a row of them, with tokens as int8, one scale each: W8A8.
 //
-// The product of the integers is exact, so it has no order: not in a vector, not in parts of a row, not by how many rows
-// share a load of the weights. One int32 takes all of it as long as 127 * 128 * k < 2**31 (MAX_COLUMNS of
+// The product of the integers is exact, so it has no order: not in a vector, not in parts of a row, not by how many
+// rows share a load of the weights. One int32 takes all of it as long as 127 * 128 * k < 2**31 (MAX_COLUMNS of
 // kernels/cpu/abi.py sees to that); on the way there it may wrap around. A result is
 // float32(sum) * (token's scale * row's scale), as kernels/reference/w8a8.py has it.
 #pragma once
@@ -63,8 +63,8 @@ struct W8A8Part {
     int64_t ld;
 };
 
-// Adds a part to the sums of R tokens: begins with the first and scales with the last. Where tokens are few, U sums take
-// turns, so that one product need not wait for the one before.
+// Adds a part to the sums of R tokens: begins with the first and scales with the last. Where tokens are few, U sums
+// take turns, so that one product need not wait for the one before.
 template <int R, int U>
 INLINE void w8a8_tile(const W8A8Part& part, const uint8_t* tokens, int64_t row) {
     const int64_t stride = token_bytes(part.k), ld = part.ld;
@@ -127,7 +127,8 @@ static void w8a8_tile_of(int num, const W8A8Part& part, const uint8_t* tokens, i
 }
 
 // Products of so many tokens with a panel: 32 a token, `ld` apart.
-static void w8a8_product(const uint8_t* panel, int64_t k, const TokenHeader* tokens, int rows, float* sums, int64_t ld) {
+static void w8a8_product(const uint8_t* panel, int64_t k, const TokenHeader* tokens, int rows, float* sums,
+                         int64_t ld) {
     const int64_t columns = token_columns(k), step = rows <= kTileRows ? columns : kW8A8Part;
     for (int64_t k0 = 0; k0 < columns; k0 += step) {
         W8A8Part part = {panel, k, k0, k0 + step < columns ? k0 + step : columns, sums, ld};

@@ -21,9 +21,9 @@ struct Work {
     int index, threads;
     uint8_t* scratch;  // this thread's
 
-    // The next items of `count` for this thread: of its own share, which it knows beforehand and others leave alone, and
-    // then what others have not come to. Big ranges first, small ones at the end, so that a thread that was held up by
-    // another process is not waited for long. Which thread computes an item changes nothing in it.
+    // The next items of `count` for this thread: of its own share, which it knows beforehand and others leave alone,
+    // and then what others have not come to. Big ranges first, small ones at the end, so that a thread that was held up
+    // by another process is not waited for long. Which thread computes an item changes nothing in it.
     __attribute__((always_inline)) Range next(int64_t count) const {
         for (int i = 0; i < threads; i++) {
             int of = index + i < threads ? index + i : index + i - threads;
