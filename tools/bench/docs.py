@@ -10,6 +10,7 @@ from typing import Any
 
 from tools.bench.goals import Verdict, judge
 from tools.bench.report import (
+    LIMIT_COLUMNS,
     SYSTEM_COLUMNS,
     VERDICT_COLUMNS,
     limit_notes,
@@ -68,7 +69,7 @@ def unexplained(kept: str, verdicts: Sequence[Verdict]) -> tuple[list[str], list
 def page_of(run: dict[str, Any], verdicts: Sequence[Verdict], kept: str, plots: Sequence[Path]) -> str:
     """The whole page."""
     machine = run["machine"]
-    limits = [markdown_table(("limit", "best of the rounds", "median"), limit_rows(run))] if run["limits"] else []
+    limits = [markdown_table(LIMIT_COLUMNS, limit_rows(run))] if run["limits"] else []
     parts = [
         "# Benchmarks",
         "Written by `make bench ARGS=--write-docs` from one run of `make bench`: all systems one after the other on "

@@ -22,7 +22,7 @@ def print_report(console: Console, run: dict[str, Any], verdicts: Sequence[Verdi
     """The tables of a run."""
     console.print(threads_line(run))
     for title, columns, rows in (
-        ("Machine", ("limit", "best of the rounds", "median"), limit_rows(run)),
+        ("Machine", LIMIT_COLUMNS, limit_rows(run)),
         ("All figures", SYSTEM_COLUMNS, system_rows(run)),
         ("Goals", VERDICT_COLUMNS, verdict_rows(verdicts)),
     ):
@@ -46,6 +46,9 @@ def threads_line(run: dict[str, Any]) -> str:
     return "; ".join([f"{number} thread{'s' if number > 1 else ''} for every system", *backends]) + "."
 
 
+LIMIT_COLUMNS = ("limit, best of the rounds", "before Upwell's loads", "after them")
+
+
 def limit_notes(run: dict[str, Any]) -> list[str]:
     """What is to be known about the limits; why there are none, if there are none."""
     if run["limits"] is None:
@@ -57,7 +60,8 @@ def limit_notes(run: dict[str, Any]) -> list[str]:
     return [
         f"The last-level cache has {cache_bytes / 2**20:,.0f} MiB, so the weights {holds} in it from token to token, "
         "like the buffer of their size. On a host that is shared, how much of that cache this machine has to itself is "
-        "not known; the buffer of 1 GiB is the other end."
+        "not known, nor whether its processors share one; the buffer of 1 GiB is the other end. Goals are held to the "
+        "higher of the two measurements."
     ]
 
 
@@ -82,7 +86,7 @@ def limit_rows(run: dict[str, Any]) -> list[tuple[str, ...]]:
                 continue
             number = raw["threads"] if threads == "n" else 1
             text = f"{what}, {number} thread{'s' if number > 1 else ''}"
-            rows.append((text, f"{figure['best']:,.1f} {unit}", f"{figure['median']:,.1f}"))
+            rows.append((text, *(f"{best:,.1f} {unit}" for best in figure["both"])))
     return rows
 
 
