@@ -121,21 +121,25 @@ def _moe_cases(rng: np.random.Generator) -> Iterator[Case]:
         inputs |= {"x": rng.standard_normal((rows, 64)).astype(np.float32), "top_k": top_k, "normalise": normalise}
         inputs["router"] = f32_tensor(rng.standard_normal((num_experts, 64)) / 4)
         yield Case(f"{rows} rows, {top_k} of {num_experts}", inputs)
-    for up, down, hidden in [
-        ("Q4_0", "Q4_1", 64),
-        ("Q4_K", "Q8_0", 256),
-        ("Q8_0", "F16", 32),
-        ("W8A8", "W8A8", 64),
-        ("Q8_0", "W8A8", 32),
+    for up, down, inner, hidden in [
+        ("Q4_0", "Q4_1", 32, 64),
+        ("Q4_K", "Q8_0", 32, 256),
+        ("Q8_0", "F16", 32, 32),
+        ("W8A8", "W8A8", 32, 64),
+        ("Q8_0", "W8A8", 32, 32),
+        # Not whole panels of 32 gates.
+        ("Q8_0", "F16", 48, 32),
+        ("W8A8", "W8A8", 24, 64),
+        ("Q4_K", "W8A8", 40, 256),
     ]:
         packed: dict[str, object] = {
-            "gate": random_tensor(rng, (4, 32, hidden), WeightFormat[up]),
-            "up": random_tensor(rng, (4, 32, hidden), WeightFormat[up]),
-            "down": random_tensor(rng, (4, hidden, 32), WeightFormat[down]),
+            "gate": random_tensor(rng, (4, inner, hidden), WeightFormat[up]),
+            "up": random_tensor(rng, (4, inner, hidden), WeightFormat[up]),
+            "down": random_tensor(rng, (4, hidden, inner), WeightFormat[down]),
             "router": f32_tensor(rng.standard_normal((4, hidden)) / np.sqrt(hidden)),
             "x": rng.standard_normal((5, hidden)).astype(np.float32),
         }
-        yield Case(f"experts in {up} and {down}", {**packed, "top_k": 2, "normalise": True})
+        yield Case(f"experts in {up} and {down}, {inner} wide", {**packed, "top_k": 2, "normalise": True})
 
 
 _EITHER_WAY = (

@@ -20,7 +20,7 @@ from kernels.cpu.abi import MAX_COLUMNS, Op
 from kernels.formats import WeightFormat
 from kernels.ops import AttentionBatch, BackendOptions, BackendUnavailable, DrawParams, NoKernel, StepInputs, StepLimits
 from kernels.resolve import BACKENDS
-from kernels.spec import f32_tensor, random_tensor
+from kernels.spec import deviation, f32_tensor, random_tensor
 from tests.support.backends import DEVICES
 from tests.support.tiny_checkpoints import tiny_model
 from tests.support.tiny_models import GOLDEN, TINY_MODELS
@@ -48,12 +48,25 @@ def inputs_of(lengths):
     )
 
 
-def steps(name, threads, *, recorded, kind="auto", quantization="none"):
-    """Logits of two steps: one fills the caches, one has chunks and decodes."""
-    ops = BACKENDS["cpu"](BackendOptions(threads=threads, kv_cache_dtype=kind))
-    checkpoint = quantised(open_checkpoint(GOLDEN / name), quantization)
-    model = model_class(checkpoint.config.architecture)(checkpoint.config, checkpoint, ops, 128, lambda _: None)
+def load_model(path, ops, max_model_len, quantization="none"):
+    checkpoint = quantised(open_checkpoint(path), quantization)
     config = checkpoint.config
+    return model_class(config.architecture)(config, checkpoint, ops, max_model_len, lambda _: None)
+
+
+def recorded_calls(path, quantization="none"):
+    """The native calls of a recorded step, and how many layers the model has."""
+    ops = BACKENDS["cpu"](BackendOptions(threads=1))
+    model = load_model(path, ops, 64, quantization)
+    runner = ModelRunner(model, ops, CacheConfig(4, 16), StepLimits(32, 4, 64))
+    return runner._step.program.ops, model.config.num_layers
+
+
+def steps(path, threads, *, recorded, device="cpu", kind="auto", quantization="none"):
+    """Logits of two steps: one fills the caches, one has chunks and decodes."""
+    ops = BACKENDS[device](BackendOptions(threads=threads, kv_cache_dtype=kind))
+    model = load_model(path, ops, 128, quantization)
+    config = model.config
     fill = inputs_of([(total, total) for total, _ in LENGTHS])
     batches = [fill, inputs_of(LENGTHS)]
     if recorded:
@@ -73,7 +86,9 @@ def steps(name, threads, *, recorded, kind="auto", quantization="none"):
 def test_a_recorded_step_is_what_its_operations_are(name, options):
     """Fused, with shared buffers: the same bits as one operation after the other."""
     for got, wanted in zip(
-        steps(name, 2, recorded=True, **options), steps(name, 2, recorded=False, **options), strict=True
+        steps(GOLDEN / name, 2, recorded=True, **options),
+        steps(GOLDEN / name, 2, recorded=False, **options),
+        strict=True,
     ):
         assert np.isfinite(wanted).all()
         np.testing.assert_array_equal(got, wanted)
@@ -82,46 +97,52 @@ def test_a_recorded_step_is_what_its_operations_are(name, options):
 @pytest.mark.parametrize("name", TINY_MODELS)
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_threads_change_nothing(name, quantization):
-    alone = steps(name, 1, recorded=True, quantization=quantization)
+    path, options = GOLDEN / name, {"recorded": True, "quantization": quantization}
+    alone = steps(path, 1, **options)
     for threads in (2, 3, 5):
-        for got, wanted in zip(steps(name, threads, recorded=True, quantization=quantization), alone, strict=True):
+        for got, wanted in zip(steps(path, threads, **options), alone, strict=True):
             np.testing.assert_array_equal(got, wanted)
 
 
 def test_norms_rotations_and_activations_are_fused(tmp_path):
-    ops = BACKENDS["cpu"](BackendOptions(threads=1))
     tiny_model("MistralForCausalLM").save_pretrained(tmp_path)
-    checkpoint = open_checkpoint(tmp_path)
-    config = checkpoint.config
-    model = model_class(config.architecture)(config, checkpoint, ops, 64, lambda _: None)
-    caches = [ops.memory.alloc_cache(4, 16, config.num_kv_heads, config.head_dim) for _ in range(config.num_layers)]
-    step = ops.record(lambda inputs: model.forward(inputs, caches), StepLimits(32, 4, 64))
-    assert Op.ROPE not in step.program.ops
-    assert Op.SILU_MUL not in step.program.ops
-    assert step.program.ops.count(Op.WRITE_KV) == config.num_layers
+    calls, num_layers = recorded_calls(tmp_path)
+    assert Op.ROPE not in calls
+    assert Op.SILU_MUL not in calls
+    assert calls.count(Op.WRITE_KV) == num_layers
 
 
 def test_gates_of_half_a_panel_are_multiplied_by_themselves():
     """The up projection would begin in the middle of a panel; such models have a call for each (and golden logits)."""
-    ops = BACKENDS["cpu"](BackendOptions(threads=1))
-    checkpoint = open_checkpoint(GOLDEN / "tiny-mistral")
-    model = model_class(checkpoint.config.architecture)(checkpoint.config, checkpoint, ops, 64, lambda _: None)
-    calls = ModelRunner(model, ops, CacheConfig(4, 16), StepLimits(32, 4, 64))._step.program.ops
+    calls, num_layers = recorded_calls(GOLDEN / "tiny-mistral")
     assert Op.SILU_LINEAR not in calls
-    assert calls.count(Op.SILU_MUL) == checkpoint.config.num_layers
+    assert calls.count(Op.SILU_MUL) == num_layers
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"), [("MistralForCausalLM", {}), ("LlamaForCausalLM", {"mlp_bias": True})]
+)
+def test_fused_gates_of_w8a8_match_the_reference(architecture, options, tmp_path):
+    """The committed tiny models have gates of half a panel, which are not fused."""
+    tiny_model(architecture, vocab_size=256, **options).save_pretrained(tmp_path)
+    calls, num_layers = recorded_calls(tmp_path, "w8a8")
+    assert calls.count(Op.SILU_LINEAR) == num_layers
+    shared = {"kind": "f32", "quantization": "w8a8"}
+    fused = steps(tmp_path, 2, recorded=True, **shared)
+    apart = steps(tmp_path, 2, recorded=False, **shared)
+    reference = steps(tmp_path, 2, recorded=False, device="reference", **shared)
+    for got, unfused, wanted in zip(fused, apart, reference, strict=True):
+        np.testing.assert_array_equal(got, unfused)
+        assert deviation(got, wanted) < 2**-8  # a value on the border of two integers may go either way
 
 
 def test_a_value_is_quantised_where_it_is_made_if_that_sees_the_whole_row(tmp_path):
     """Norms and the gathering of rows do; attention and the gated product do not, and leave it to a call of its own."""
-    ops = BACKENDS["cpu"](BackendOptions(threads=1))
     tiny_model("MistralForCausalLM").save_pretrained(tmp_path)
-    checkpoint = quantised(open_checkpoint(tmp_path), "w8a8")
-    model = model_class(checkpoint.config.architecture)(checkpoint.config, checkpoint, ops, 64, lambda _: None)
-    runner = ModelRunner(model, ops, CacheConfig(4, 16), StepLimits(32, 4, 64))
-    calls = runner._step.program.ops
+    calls, num_layers = recorded_calls(tmp_path, "w8a8")
     assert Op.MARK not in calls
     before = [first for first, second in pairwise(calls) if second is Op.QUANTISE]
-    assert before == [Op.ATTENTION, Op.SILU_LINEAR] * checkpoint.config.num_layers
+    assert before == [Op.ATTENTION, Op.SILU_LINEAR] * num_layers
 
 
 def test_a_product_gets_its_input_in_every_form_it_needs():
@@ -156,8 +177,7 @@ def test_a_product_gets_its_input_in_every_form_it_needs():
 
 def test_a_step_larger_than_recorded_is_refused():
     ops = BACKENDS["cpu"](BackendOptions(threads=1))
-    checkpoint = open_checkpoint(GOLDEN / "tiny-mistral")
-    model = model_class(checkpoint.config.architecture)(checkpoint.config, checkpoint, ops, 128, lambda _: None)
+    model = load_model(GOLDEN / "tiny-mistral", ops, 128)
     runner = ModelRunner(model, ops, CacheConfig(NUM_BLOCKS, BLOCK_SIZE), StepLimits(60, 8, 128))
     with pytest.raises(ValueError, match="larger"):
         runner.forward(inputs_of(LENGTHS))

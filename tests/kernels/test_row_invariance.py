@@ -65,7 +65,8 @@ def gated_inputs(rng, fmt, num_rows):
 
 def moe_inputs(rng, fmt, num_rows):
     """Most tokens go to the first expert: it has rows for several bands."""
-    hidden, inner, num_experts = max(64, fmt.block_elements), max(32, fmt.block_elements), 4
+    hidden, num_experts = max(64, fmt.block_elements), 4
+    inner = int(rng.integers(1, 65)) if fmt.block_elements == 1 else fmt.block_elements
     router = rng.standard_normal((num_experts, hidden)) / np.sqrt(hidden)
     x = activations(rng, num_rows, hidden)
     x += (0.5 * router[0]).astype(np.float32)
