@@ -24,8 +24,8 @@ constexpr int kSpins = 4000;  // of about 40 ns: how long a thread waits before 
 
 const Isa* isa = nullptr;
 
+// Best first.
 const Isa* const kIsas[] = {
-    // best first
 #if defined(UPWELL_AVX512)
     &kAvx512,
 #endif
