@@ -63,7 +63,7 @@ def test_each_section_keeps_what_it_was_measured_with_and_when(tool):
         assert (each["model"], each["backend"]) == ("a.gguf", "avx512, 2 threads")
         assert re.fullmatch(r"\d{4}-\d\d-\d\d", each["date"])
     date = tool.kept()["file"]["date"]
-    assert printed.startswith(f"`a.gguf`; avx512, 2 threads; measured on {date} at c0ffee1; 4,096 or 2,048 positions")
+    assert printed.startswith(f"`a.gguf`; avx512, 2 threads; measured on {date} at c0ffee1; 16,384 or 8,192 positions")
     tool.run("--write-docs")
     assert tool.page.read_text() == PAGE.replace("old", printed.strip())
 
