@@ -108,12 +108,11 @@ async def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     wanted = args.workloads.split(",")
     workloads = [workload for workload in make_workloads(maker, args.scale) if workload.key in wanted]
     conditions = Conditions(warm_up(maker), args.patience, console.print)
-    results = []
+    results, again = [], None
     for system in systems(args, path):
         results.append(await measure_system(system, workloads, conditions))
-        if limits is not None and len(results) == 1:  # Upwell, which is held to them
+        if len(results) == 1:  # mostly Upwell, which is held to them
             again, _ = measure_limits(args, weights_bytes)
-            limits = higher_of(limits, again or limits)
     return {
         "when": time.strftime("%Y-%m-%d %H:%M:%S"),
         "commit": commit(),
@@ -122,7 +121,7 @@ async def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         "model": path.name,
         "weights_bytes": weights_bytes,
         "scale": args.scale,
-        "limits": limits,
+        "limits": limits and higher_of(limits, again or limits),
         "limits_missing": limits_missing,
         "systems": results,
         "workloads": {workload.key: workload.title for workload in workloads},

@@ -94,26 +94,11 @@ uint64_t read_plain(const uint8_t* data, size_t bytes, size_t ahead) {
 
 constexpr int64_t kSteps = 300'000'000;  // instructions each thread issues in a round of a compute test
 
-double int8_plain() {
+template <class T>
+double dot_plain() {
     constexpr int kElements = 1024;
-    static thread_local int8_t a[kElements], b[kElements];
-    for (int i = 0; i < kElements; ++i) a[i] = int8_t(i), b[i] = int8_t(3 * i);
-    const int64_t passes = kSteps / 1000;
-    int32_t total = 0;
-    for (int64_t p = 0; p < passes; ++p) {
-        int32_t sum = 0;
-        for (int i = 0; i < kElements; ++i) sum += int32_t(a[i]) * int32_t(b[i]);
-        total ^= sum;
-        asm volatile("" : : "r"(a), "r"(b) : "memory");
-    }
-    sink += uint32_t(total);
-    return 2.0 * kElements * double(passes);
-}
-
-double i16_plain() {
-    constexpr int kElements = 1024;
-    static thread_local int16_t a[kElements], b[kElements];
-    for (int i = 0; i < kElements; ++i) a[i] = int16_t(i), b[i] = int16_t(3 * i);
+    static thread_local T a[kElements], b[kElements];
+    for (int i = 0; i < kElements; ++i) a[i] = T(i), b[i] = T(3 * i);
     const int64_t passes = kSteps / 1000;
     int32_t total = 0;
     for (int64_t p = 0; p < passes; ++p) {
@@ -300,8 +285,8 @@ bool has_amx_int8() {
 
 struct Kernels {
     uint64_t (*read)(const uint8_t*, size_t, size_t) = read_plain;
-    double (*int8)() = int8_plain;
-    double (*i16)() = i16_plain;
+    double (*int8)() = dot_plain<int8_t>;
+    double (*i16)() = dot_plain<int16_t>;
     double (*fma)() = fma_plain;
     double (*tiles)() = nullptr;
     std::string read_name = "plain", int8_name = "plain", i16_name = "plain", fma_name = "plain";

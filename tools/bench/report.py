@@ -46,7 +46,7 @@ def threads_line(run: dict[str, Any]) -> str:
     return "; ".join([f"{number} thread{'s' if number > 1 else ''} for every system", *backends]) + "."
 
 
-LIMIT_COLUMNS = ("limit, best of the rounds", "before Upwell's loads", "after them")
+LIMIT_COLUMNS = ("limit, best of the rounds", "at the start", "after the first system")
 
 
 def limit_notes(run: dict[str, Any]) -> list[str]:

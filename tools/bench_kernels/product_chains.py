@@ -48,14 +48,13 @@ def _products(
     chains = []
     for rows in all_rows:
         counted = (w.silu_product if silu else w.product)(matrix.panels.nbytes, n, k, rows, matrix.form)
-        for structs in (cold[:1], cold if rows <= COLD_ROWS and len(cold) > 1 else []):
+        for structs in (cold[:1], cold) if rows <= COLD_ROWS and len(cold) > 1 else (cold[:1],):
             label = Label(op.name, fmt.label, f"{n} x {k}", rows, cold=len(structs) > 1)
             calls = [
                 operands.call(op, x, struct, *((y,) if silu else (y.x, n)), label=label, work=counted)
                 for struct in structs
             ]
-            if calls:
-                chains.append(operands.chain(calls, Batch(num_tokens=rows)))
+            chains.append(operands.chain(calls, Batch(num_tokens=rows)))
     return chains
 
 
