@@ -2,6 +2,7 @@
 #   make serve          serve the default model on http://127.0.0.1:8000   (PORT= MODEL= DEVICE= ARGS=)
 #   make test           everything the tests need, then the tests          (T= picks some: make test T=tests/kernels)
 #   make soak           the long ones
+#   make ascend-toolchain  Debian's LLVM and MLIR 19, by which the tests run what Ascend kernels are lowered to
 #   make bench          Upwell, its peers and the machine's limits, measured   (ARGS=--help; docs/benchmarking.md)
 #   make bench-kernels  every native operation beside the machine's limits     (ARGS=--help; docs/benchmarking.md)
 #   make lint           ruff, clang-format, mypy --strict, import-linter, the size budget
@@ -22,7 +23,11 @@ BUILT := $(wildcard pyproject.toml CMakeLists.txt kernels/cpu/csrc/*)
 CXX_FILES = $(wildcard kernels/cpu/csrc/*.cpp kernels/cpu/csrc/*.hpp kernels/cpu/csrc/*.h tools/bench/*.cpp)
 NATIVE_IF_COMPILER = $(if $(shell command -v c++ || command -v g++ || command -v clang++),UPWELL_REQUIRE_NATIVE=1)
 
-.PHONY: serve test soak bench bench-kernels lint format clean
+# What the tests hold the Ascend backend against. Where there are no packages of them for a machine, pytest says which
+# links of the chain were left out; UPWELL_REQUIRE_ASCEND=1 wants them all.
+ASCEND_TOOLS := triton-ascend==3.2.0 ascendnpu-ir==1.2.0 torch-npu==2.13.0
+
+.PHONY: ascend-toolchain serve test soak bench bench-kernels lint format clean
 .DELETE_ON_ERROR:
 
 serve: .venv/.serve
@@ -31,6 +36,10 @@ serve: .venv/.serve
 test: .venv/.test
 	@$(BIN)/upwell pull $(MODEL) >/dev/null
 	$(BIN)/pytest -n 2 --dist worksteal $(T)
+
+ascend-toolchain:
+	apt-get update -qq
+	apt-get install -y --no-install-recommends llvm-19 clang-19 mlir-19-tools
 
 soak: .venv/.test
 	$(BIN)/pytest -m soak --timeout 7200 $(T)
@@ -65,6 +74,7 @@ format: .venv/.lint
 
 .venv/.test: $(BUILT) | .venv/bin/python
 	$(NATIVE_IF_COMPILER) $(PIP) install --quiet --editable '.[test]'
+	$(PIP) install --quiet --no-deps $(ASCEND_TOOLS) || test -z "$$UPWELL_REQUIRE_ASCEND"
 	@touch $@ .venv/.serve
 
 .venv/.bench: $(BUILT) | .venv/bin/python

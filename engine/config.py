@@ -44,10 +44,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         device: ``auto`` or a backend's name.
         threads: of a native backend; None leaves it to the backend.
         kv_cache_dtype: ``auto``, f32, f16, i16 or i8.
+        dtype: ``auto``, bfloat16 or float16: what backends that compute in 16 bits compute in.
+        eager: whether such a backend captures nothing as a graph.
         quantization: of linear layers as they are loaded, one of ``QUANTIZATIONS``; ``none`` takes them as stored.
         max_model_len: None takes the model's own context length, cut to what the KV cache can hold.
         max_num_seqs: as ``SchedulerConfig`` has it, like ``max_num_batched_tokens``.
-        block_size: tokens a block; divides 128.
+        block_size: tokens a block; divides 128. None leaves it to the backend.
         num_blocks: None sizes the KV cache by ``kv_cache_bytes``.
         kv_cache_bytes: of all layers together, at most.
     """
@@ -56,11 +58,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     device: str = "auto"
     threads: int | None = None
     kv_cache_dtype: str = "auto"
+    dtype: str = "auto"
+    eager: bool = False
     quantization: str = "none"
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
-    block_size: int = 16
+    block_size: int | None = None
     num_blocks: int | None = None
     kv_cache_bytes: int = 1 << 30
     enable_prefix_caching: bool = True

@@ -18,6 +18,9 @@ from kernels.control_groups import memory_bytes
 from kernels.ops import BackendOptions, BackendUnavailable, NoKernel, Ops, StepLimits
 from kernels.resolve import Resolved, resolve
 
+BLOCK_SIZE = 16
+"""Tokens of a KV block where neither the user nor the backend wants others."""
+
 
 def load_engine(config: EngineConfig, progress: Callable[[int, int], None]) -> tuple[Engine, EngineReady]:
     """Everything from disk to a first possible step.
@@ -32,7 +35,7 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None]) -> t
         MemoryError: the weights or the cache do not fit.
     """
     try:
-        resolved = resolve(config.device, BackendOptions(config.threads, config.kv_cache_dtype))
+        resolved = resolve(config.device, _options(config))
     except BackendUnavailable as error:
         raise ConfigError(str(error)) from error
     checkpoint = quantised(open_checkpoint(Path(config.model_path)), config.quantization)
@@ -60,6 +63,10 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None]) -> t
         kv_cache_bytes=cache.num_blocks * block_bytes(model_config, resolved.ops, cache.block_size),
     )
     return engine, ready
+
+
+def _options(config: EngineConfig) -> BackendOptions:
+    return BackendOptions(config.threads, config.kv_cache_dtype, config.dtype, config.eager)
 
 
 def _lay_out(
@@ -97,20 +104,21 @@ def size_cache(config: EngineConfig, model: ModelConfig, ops: Ops) -> tuple[Cach
             f"--max-model-len must be between 1 and {longest}, this model's own context length, "
             f"but is {config.max_model_len}."
         )
-    if config.block_size < 1 or 128 % config.block_size:
-        raise ConfigError(f"--block-size must divide 128, but is {config.block_size}.")
-    if config.block_size % ops.memory.block_multiple:
+    block_size = max(BLOCK_SIZE, ops.memory.block_multiple) if config.block_size is None else config.block_size
+    if block_size < 1 or 128 % block_size:
+        raise ConfigError(f"--block-size must divide 128, but is {block_size}.")
+    if block_size % ops.memory.block_multiple:
         raise ConfigError(
             f"--block-size must be a multiple of {ops.memory.block_multiple} on the {ops.info.name} backend, "
-            f"but is {config.block_size}."
+            f"but is {block_size}."
         )
     wanted = config.max_model_len or longest
-    per_block = block_bytes(model, ops, config.block_size)
-    useful = -(-wanted // config.block_size) * config.max_num_seqs
+    per_block = block_bytes(model, ops, block_size)
+    useful = -(-wanted // block_size) * config.max_num_seqs
     num_blocks = config.num_blocks or min(config.kv_cache_bytes // per_block, useful)
-    capacity = num_blocks * config.block_size
+    capacity = num_blocks * block_size
     if capacity < 1 or (config.max_model_len is not None and capacity < config.max_model_len):
-        needed = -(-wanted // config.block_size) * per_block
+        needed = -(-wanted // block_size) * per_block
         raise ConfigError(
             f"a context of {wanted} tokens needs {needed} bytes of KV cache, but there are {num_blocks * per_block}; "
             "raise --kv-cache-memory-bytes (or --num-blocks) or lower --max-model-len."
@@ -123,7 +131,7 @@ def size_cache(config: EngineConfig, model: ModelConfig, ops: Ops) -> tuple[Cach
             f"{machine_bytes} bytes of memory (what the machine has, or its control group grants): "
             f"{machine_bytes // per_block} blocks at most; lower {flag}."
         )
-    return CacheConfig(num_blocks, config.block_size, config.enable_prefix_caching), min(wanted, capacity)
+    return CacheConfig(num_blocks, block_size, config.enable_prefix_caching), min(wanted, capacity)
 
 
 def _describe(resolved: Resolved) -> str:

@@ -36,6 +36,8 @@ from engine.types import (
     TokenDelta,
 )
 from engine.wire import BadFrame, FrameReader, encode_frame
+from kernels.ascend.stubs_refused import refuse_stubs
+from kernels.ops import BackendUnavailable
 
 HEARTBEAT_S = 1.0
 PROGRESS_EVERY_S = 0.05
@@ -128,6 +130,7 @@ def _submit(engine: Engine, request: GenerateRequest) -> list[TokenDelta]:
 
 def _load(link: Link) -> Engine:
     config = msgspec.msgpack.decode(link.first_frame(), type=EngineConfig)
+    refuse_stubs()
     last_sent_s = 0.0
 
     def progress(done: int, total: int) -> None:
@@ -144,14 +147,17 @@ def _load(link: Link) -> Engine:
 
 
 def main() -> int:
-    """Run until the server goes away; exit code 1 after a failure."""
+    """Run until the server goes away; exit code 1 after a failure, 2 where the device's libraries are stubs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle: it lets streams finish first
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
     link = Link(socket.socket(fileno=int(sys.argv[1])))
+    code = 1
     try:
         serve(link, _load(link))
     except (EOFError, ConnectionError):
         return 0
+    except BackendUnavailable as error:
+        failure, code = EngineFailed(str(error), expected=True), 2
     except (ModelError, ConfigError) as error:
         failure = EngineFailed(str(error), expected=True)
     except MemoryError:
@@ -161,7 +167,7 @@ def main() -> int:
         failure = EngineFailed(f"{type(error).__name__} in the engine; see the log", expected=False)
     with contextlib.suppress(ConnectionError):  # a server that has gone need not be told
         link.send(failure)
-    return 1
+    return code
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # the API process reads formats and vocabularies, and does wi
 CacheDtype = Literal["f32", "f16", "i16", "i8"]
 """What a KV cache keeps of a number."""
 CACHE_DTYPES: tuple[CacheDtype, ...] = get_args(CacheDtype)
+DTYPES = ("auto", "bfloat16", "float16")
+"""What may be asked for as the type of activations, and of weights that are not quantised."""
 
 
 class WeightFormat(enum.Enum):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -87,13 +87,23 @@ class StepLimits:
     max_model_len: int
 
 
-class Scores(NamedTuple):
+class Scores(Protocol):
     """What a step says about the next tokens; NumPy arrays that hold until the next step.
 
     Attributes:
-        logits: f32[R,V]; whoever has called may overwrite them.
+        logits: f32[R,V]; whoever has called may overwrite them. A device may fetch them when they are first asked for.
         best: i32[R], the highest logit's token, the lowest id on a tie; -1 where a row holds a NaN or an infinity.
     """
+
+    @property
+    def logits(self) -> F32: ...  # noqa: D102
+
+    @property
+    def best(self) -> I32: ...  # noqa: D102
+
+
+class HostScores(NamedTuple):
+    """``Scores`` that lie in this process's memory."""
 
     logits: F32
     best: I32
@@ -175,10 +185,14 @@ class BackendOptions:
     Attributes:
         threads: None leaves it to the backend.
         kv_cache_dtype: ``auto`` or a ``CacheDtype``.
+        dtype: ``auto``, ``bfloat16`` or ``float16``, of weights that are not quantised and of activations.
+        eager: whether nothing is captured as a graph.
     """
 
     threads: int | None = None
     kv_cache_dtype: str = "auto"
+    dtype: str = "auto"
+    eager: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The ``upwell`` command: serve, pull, chat."""
+"""The ``upwell`` command: serve, pull, chat, doctor."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rich.markup import escape
 
 from engine.errors import UpwellError
 from engine.weights.store import resolve_model
+from kernels.ascend.stubs_refused import refusal, stub_library_on_path
 from server import settings
 
 console = Console(stderr=True, highlight=False)
@@ -66,6 +67,7 @@ def command_line() -> CommandLine:
         (serve, "Serve a model over HTTP.", settings.add_serve_flags),
         (pull, "Fetch a model into the cache, and print where it lies.", settings.add_model_flags),
         (chat, "Chat with a running server in the terminal.", settings.add_chat_flags),
+        (doctor, "Say what an Ascend NPU would need here, or what an error code means.", settings.add_doctor_flags),
     ):
         command = commands.add_parser(run.__name__, help=text, description=text, allow_abbrev=False)
         command.set_defaults(run=run)
@@ -75,6 +77,7 @@ def command_line() -> CommandLine:
 
 def serve(args: argparse.Namespace) -> None:
     """Serve a model over HTTP."""
+    _refuse_stub_libraries()
     from server.run import run_server  # noqa: PLC0415  (pull and chat start faster without the HTTP stack)
 
     _log_to_stderr()
@@ -98,6 +101,21 @@ def chat(args: argparse.Namespace) -> None:
         conversation.ask(args.message)
     else:
         conversation.talk()
+
+
+def doctor(args: argparse.Namespace) -> None:
+    """Say what an Ascend NPU would need here, or what an error code means; exit code 1 if one here is not ready."""
+    from server.doctor import doctor as examine  # noqa: PLC0415  (only this command needs tables)
+
+    sys.exit(examine(args.code, settings.engine_environment(), as_json=args.json))
+
+
+def _refuse_stub_libraries() -> None:
+    """Exit with code 2 where the driver's libraries are stubs for tests: whatever the device, nothing is served."""
+    stub = stub_library_on_path(settings.engine_environment())
+    if stub is not None:
+        console.print(f"[red]error:[/red] {escape(refusal(stub))}", soft_wrap=True)
+        sys.exit(2)
 
 
 def _raise_keyboard_interrupt() -> None:

@@ -19,7 +19,7 @@ import msgspec
 from engine.config import QUANTIZATIONS, EngineConfig
 from engine.errors import ConfigError
 from kernels.cpu.threads import MAX_THREADS
-from kernels.formats import CACHE_DTYPES
+from kernels.formats import CACHE_DTYPES, DTYPES
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -83,7 +83,7 @@ def add_serve_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_engine_flags(engine: Flags) -> None:
-    _add(engine, "--device", "Backend: auto, cpu or reference.", default="auto")
+    _add(engine, "--device", "Backend: auto, ascend, cpu or reference.", default="auto")
     _add(
         engine,
         "--threads",
@@ -97,6 +97,19 @@ def _add_engine_flags(engine: Flags) -> None:
         "Quantise linear layers as they are loaded: w8a8 makes weights and activations int8 where they are not yet; "
         "none takes the weights as stored.",
         default="none",
+    )
+    _add(
+        engine,
+        "--dtype",
+        "What weights that are not quantised and activations are computed in on Ascend: bfloat16, float16; auto is "
+        "bfloat16.",
+        default="auto",
+    )
+    _add(
+        engine,
+        "--eager",
+        "Capture no graphs on Ascend: slower, and the way round a graph that fails.",
+        action="store_true",
     )
     _add(
         engine, "--max-model-len", "Tokens of prompt and answer together (default: the model's own).", type=_integer(1)
@@ -113,7 +126,12 @@ def _add_engine_flags(engine: Flags) -> None:
 
 
 def _add_cache_flags(cache: Flags) -> None:
-    _add(cache, "--block-size", "Tokens in a KV block; a divisor of 128.", type=_integer(1, 128), default=16)
+    _add(
+        cache,
+        "--block-size",
+        "Tokens in a KV block; a divisor of 128 (default: 16; 128 on Ascend).",
+        type=_integer(1, 128),
+    )
     _add(
         cache,
         "--kv-cache-dtype",
@@ -156,6 +174,16 @@ def add_chat_flags(parser: argparse.ArgumentParser) -> None:
     _add(parser, "--system", "System message to begin with.")
     _add(parser, "--temperature", "0 takes the likeliest token each time (default: the server's).", type=_number(0, 2))
     _add(parser, "--max-tokens", "Tokens in an answer at most.", type=_integer(1), default=512)
+
+
+def add_doctor_flags(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``upwell doctor``."""
+    parser.add_argument(
+        "code",
+        nargs="*",
+        help="An Ascend error code such as 507015 or EI0006, or a message that holds one: explain it.",
+    )
+    _add(parser, "--json", "Write JSON, for programs.", action="store_true")
 
 
 def _add(group: Flags, name: str, text: str, **how: Any) -> None:
@@ -214,6 +242,8 @@ def serve_settings(args: argparse.Namespace) -> ServeSettings:
             device=args.device,
             threads=args.threads,
             kv_cache_dtype=args.kv_cache_dtype,
+            dtype=args.dtype,
+            eager=args.eager,
             quantization=args.quantization,
             max_model_len=args.max_model_len,
             max_num_seqs=args.max_num_seqs,
@@ -264,6 +294,8 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
         if self.engine.kv_cache_dtype not in {"auto", *CACHE_DTYPES}:
             choices = ", ".join(("auto", *CACHE_DTYPES))
             raise ConfigError(f"--kv-cache-dtype must be one of {choices}, but is {self.engine.kv_cache_dtype}.")
+        if self.engine.dtype not in DTYPES:
+            raise ConfigError(f"--dtype must be one of {', '.join(DTYPES)}, but is {self.engine.dtype}.")
         if self.engine.quantization not in QUANTIZATIONS:
             choices = ", ".join(QUANTIZATIONS)
             raise ConfigError(f"--quantization must be one of {choices}, but is {self.engine.quantization}.")

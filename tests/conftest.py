@@ -7,11 +7,19 @@ import os
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the suites run side by side: see settings.engine_environment
+os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")  # torch would import torch_npu, which finds no driver here
+
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from server.settings import DEFAULT_MODEL, cache_dir
+from tools.ascend.stubs import LoadedOnDemand
+
+# transformers imports torch_npu wherever it is installed, which fails where there is no driver.
+sys.meta_path.insert(0, LoadedOnDemand(Path(__file__).parents[1] / ".pytest_cache" / "npu-stubs"))
 
 settings.register_profile("upwell", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("few", settings.get_profile("upwell"), max_examples=10)  # where everything is slow

@@ -29,7 +29,7 @@ from engine.types import GenerateRequest, SamplingParams
 from engine.weights.store import resolve_model
 from kernels.cpu.backend import cpu_ops
 from kernels.formats import RawTensor, WeightFormat
-from kernels.ops import F32, I32, BackendOptions, DrawParams, Scores, StepInputs, StepLimits, Tensor
+from kernels.ops import F32, I32, BackendOptions, DrawParams, HostScores, Scores, StepInputs, StepLimits, Tensor
 from server.settings import DEFAULT_MODEL, cache_dir
 
 VOCAB_SIZE = 49152
@@ -72,7 +72,7 @@ class InstantRunner:
             self._clocks_s.append((time.monotonic(), self.native_wall_s()))
             if len(self._clocks_s) == NEW_TOKENS:
                 raise EnoughSteps
-        return Scores(logits, self._answers[len(self._clocks_s) % 64, :rows])
+        return HostScores(logits, self._answers[len(self._clocks_s) % 64, :rows])
 
     def compute(self, _batch: StepInputs, logits: F32) -> F32:
         """The logits as they are."""

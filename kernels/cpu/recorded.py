@@ -18,7 +18,7 @@ import numpy.typing as npt
 from kernels.cpu.abi import Batch, Library
 from kernels.cpu.lowering import Program
 from kernels.cpu.memory import address
-from kernels.ops import BackendUnavailable, Scores, StepInputs, StepLimits
+from kernels.ops import BackendUnavailable, HostScores, Scores, StepInputs, StepLimits
 
 I32 = np.dtype(np.int32)
 
@@ -89,7 +89,7 @@ class RecordedStep:
         self.program = program
         self.runner = runner
         self._logits = program.logits
-        self._scores = Scores(self._logits, program.best)
+        self._scores = HostScores(self._logits, program.best)
         self._limits = limits
         tokens, rows = limits.max_tokens, limits.max_rows
         sizes = (tokens, tokens, tokens, rows + 1, rows, rows, 0)
@@ -107,7 +107,7 @@ class RecordedStep:
         num_rows = len(inputs.logit_rows)
         self.runner.run(self.program, self.batch(inputs))
         if num_rows != len(self._scores.best):
-            self._scores = Scores(self._logits[:num_rows], self.program.best[:num_rows])
+            self._scores = HostScores(self._logits[:num_rows], self.program.best[:num_rows])
         return self._scores
 
     def batch(self, inputs: StepInputs) -> Batch:

@@ -139,7 +139,7 @@ def _online_softmax(
         peak[here] = new_peak
     # Rows that pad a query tile out may have seen nothing; nobody reads them.
     with np.errstate(invalid="ignore"):
-        return (acc / np.where(total == 0, np.float32(1), total)[..., None]).astype(np.float32, copy=False)
+        return np.asarray(acc / np.where(total == 0, np.float32(1), total)[..., None], dtype=np.float32)
 
 
 def _weighted_values(weights: F32, values: F32, seen: npt.NDArray[np.bool_]) -> F32:

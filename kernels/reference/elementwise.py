@@ -32,7 +32,7 @@ def rms_norm(x: F32, weight: F32, eps: float) -> F32:
     Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019), equation 4.
     """
     mean_square = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
-    return (x / np.sqrt(mean_square + np.float32(eps)) * weight).astype(np.float32, copy=False)
+    return np.asarray(x / np.sqrt(mean_square + np.float32(eps)) * weight, dtype=np.float32)
 
 
 def add_rms_norm(x: F32, residual: F32, weight: F32, eps: float) -> tuple[F32, F32]:

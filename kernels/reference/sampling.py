@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from kernels.ops import DrawParams, Scores, StepInputs, StepLimits, Tensor
+from kernels.ops import DrawParams, HostScores, Scores, StepInputs, StepLimits, Tensor
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -30,7 +30,7 @@ def scores_of(logits: F32) -> Scores:
     """Logits f32[R,V], not copied, with the best token of each row i32[R], as ``Scores`` says."""
     best = logits.argmax(axis=1).astype(np.int32)
     best[~np.isfinite(logits).all(axis=1)] = -1
-    return Scores(logits, best)
+    return HostScores(logits, best)
 
 
 def draw(logits: F32, params: DrawParams) -> I32:

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from engine.errors import InvalidRequest
 from engine.sampler import Sampler, SamplerState, logprobs_of
 from engine.types import SamplingParams
-from kernels.ops import DrawParams, Scores
+from kernels.ops import DrawParams, HostScores
 from kernels.reference.sampling import draw, highest, nucleus, scores_of
 
 EOS = 4
@@ -178,7 +178,7 @@ def test_a_row_that_is_not_finite_gives_no_token_and_harms_nobody(bad):
 
 def test_greedy_rows_leave_the_logits_alone():
     """The backend has found the highest already; a vocabulary of rows is not read again."""
-    scores = Scores(None, np.array([3, -1, 0], dtype=np.int32))
+    scores = HostScores(None, np.array([3, -1, 0], dtype=np.int32))
     found = Sampler([EOS], None).sample(scores, [state(temperature=0.0)] * 3)
     assert [s and s.token_id for s in found] == [3, None, 0]
 

@@ -1,0 +1,227 @@
+"""The paged cache, and attention over it by our own kernel.
+
+A head whose size has no kernel is padded with zeros to the next that has one, in the cache and in queries: that changes
+no product. Blocks beyond those asked for take what the rows write that pad a batch out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kernels.ascend.operators import register
+from kernels.ascend.plan import BLOCK_SIZE, NO_WINDOW, AttentionPlan, plan_attention
+from kernels.ascend.platform import Platform
+from kernels.ascend.variant import HEAD_DIMS, MAX_GROUP, best_scores
+from kernels.ops import F32, I32, AttentionBatch, LayerCache, NoKernel
+
+Tensor = Any
+PADDING_BLOCKS = 1
+"""Blocks of a cache that belong to no sequence."""
+PROMPT_ROWS = 64
+"""Rows of a tile of queries where prompts are read."""
+MAX_TASKS = 4096
+"""Tasks of one launch at most, which bounds its scratch memory."""
+
+
+def padded_head(head_dim: int) -> int:
+    """Elements that a head takes in the cache.
+
+    Raises:
+        NoKernel: there is no kernel for heads of that size.
+    """
+    for k_dim, v_dim in HEAD_DIMS:
+        if k_dim == v_dim and head_dim <= k_dim:
+            return k_dim
+    raise NoKernel(f"attention heads of {head_dim} elements; there are kernels for up to {HEAD_DIMS[-1][0]}")
+
+
+@dataclass(frozen=True)
+class PaddedCache(LayerCache):
+    """A layer's cache, k and v [num_blocks + PADDING_BLOCKS, 128, kv_heads, padded].
+
+    Attributes:
+        head_dim: elements of a head before it was padded.
+    """
+
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """An ``AttentionPlan`` on the device, as ``operators.SCHEMA`` has it: tiles, tasks, counts."""
+
+    tiles: Tensor
+    tasks: Tensor
+    counts: Tensor
+
+
+class PlannedBatch(AttentionBatch):
+    """An ``AttentionBatch`` whose q_starts and kv_lens are the host's, so that plans can be made of them."""
+
+    def __init__(self, *_: Tensor) -> None:
+        self._plans: dict[tuple[int, int], list[DevicePlan]] = {}
+
+    @property
+    def decodes(self) -> bool:
+        """Whether each sequence has one query at most."""
+        return bool((np.diff(self.q_starts) <= 1).all())
+
+    def plans(self, queries: int, window: int) -> list[DevicePlan]:
+        """The plans of a step's launches, made and uploaded once for all layers."""
+        key = queries, window
+        if key not in self._plans:
+            plan = plan_attention(self.q_starts, self.kv_lens, queries=queries, window=window)
+            self._plans[key] = [self._upload(part) for part in launches(plan)]
+        return self._plans[key]
+
+    def _upload(self, plan: AttentionPlan) -> DevicePlan:
+        import torch  # noqa: PLC0415
+
+        tiles, tasks, counts = plan_arrays(plan)
+        words = torch.from_numpy(np.concatenate([tiles.reshape(-1), tasks.reshape(-1), counts]))
+        device = words.to(self.block_table.device)
+        ends = tiles.size, tiles.size + tasks.size
+        return DevicePlan(
+            device[: ends[0]].reshape(tiles.shape), device[ends[0] : ends[1]].reshape(tasks.shape), device[ends[1] :]
+        )
+
+
+def plan_arrays(plan: AttentionPlan) -> tuple[I32, I32, I32]:
+    """A plan as i32[6,tiles], i32[3,N] and i32[2]."""
+    tiles = (plan.tile_seq, plan.tile_query, plan.tile_queries, plan.tile_len, plan.tile_task, plan.tile_splits)
+    tasks = (plan.task_tile, plan.task_split, plan.order)
+    counts = np.array([len(plan.task_tile), len(plan.tile_seq)], dtype=np.int32)
+    return np.stack(tiles), np.stack(tasks), counts
+
+
+def launches(plan: AttentionPlan) -> list[AttentionPlan]:
+    """A plan cut up between tiles, so that no part has more than MAX_TASKS tasks; one tile has fewer."""
+    parts, first = [], 0
+    while first < len(plan.tile_seq):
+        base = plan.tile_task[first]
+        last = int(np.searchsorted(plan.tile_task + plan.tile_splits, base + MAX_TASKS, side="right"))
+        if first == 0 and last == len(plan.tile_seq):
+            return [plan]
+        tiles = slice(first, max(last, first + 1))
+        end = int(plan.tile_task[tiles][-1] + plan.tile_splits[tiles][-1])
+        mine = plan.order[(plan.order >= base) & (plan.order < end)]
+        parts.append(
+            AttentionPlan(
+                plan.tile_seq[tiles],
+                plan.tile_query[tiles],
+                plan.tile_queries[tiles],
+                plan.tile_len[tiles],
+                plan.tile_task[tiles] - base,
+                plan.tile_splits[tiles],
+                plan.task_tile[base:end] - np.int32(first),
+                plan.task_split[base:end],
+                mine - base,
+            )
+        )
+        first = tiles.stop
+    return parts
+
+
+def _head_dim(cache: LayerCache) -> int:
+    """Elements of a head before it was padded.
+
+    Raises:
+        TypeError: the cache is another backend's.
+    """
+    if not isinstance(cache, PaddedCache):
+        raise TypeError(f"a {type(cache).__name__} is not a cache of this backend")
+    return cache.head_dim
+
+
+class Attention:
+    """These operations for one device and dtype.
+
+    Attributes:
+        padding_block: the block of the caches that belongs to no sequence.
+    """
+
+    def __init__(self, platform: Platform, dtype: Any) -> None:
+        import torch  # noqa: PLC0415
+        import torch_npu  # noqa: PLC0415
+
+        register()
+        self._torch, self._npu = torch, torch_npu
+        self._platform, self._dtype = platform, dtype
+        self.padding_block = 0
+
+    def alloc_cache(self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> PaddedCache:
+        """An empty cache.
+
+        Raises:
+            ValueError: blocks are not of 128 tokens.
+            NoKernel: there is none for such heads.
+        """
+        if block_size != BLOCK_SIZE:
+            raise ValueError(f"blocks must have {BLOCK_SIZE} tokens, but have {block_size}")
+        self.padding_block = num_blocks
+        shape = (num_blocks + PADDING_BLOCKS, block_size, kv_heads, padded_head(head_dim))
+        k, v = (self._torch.zeros(shape, dtype=self._dtype, device=self._platform.device) for _ in range(2))
+        return PaddedCache(k, v, head_dim)
+
+    def read_cache(self, cache: LayerCache) -> tuple[F32, F32]:
+        """Keys and values, each f32[num_blocks,128,kv_heads,head_dim], without the padding."""
+        k, v = (x[:-PADDING_BLOCKS, ..., : _head_dim(cache)].float().cpu().numpy() for x in (cache.k, cache.v))
+        return k, v
+
+    def copy_block(self, cache: LayerCache, source: int, target: int) -> None:
+        """One block's keys and values also in another."""
+        cache.k[target].copy_(cache.k[source])
+        cache.v[target].copy_(cache.v[source])
+
+    def cache_token_bytes(self, kv_heads: int, head_dim: int) -> int:
+        """Bytes of one token's keys and values in one layer's cache."""
+        return 2 * 2 * kv_heads * padded_head(head_dim)
+
+    def write_kv(self, cache: LayerCache, k: Tensor, v: Tensor, slots: Tensor) -> None:
+        """Keys and values of [T,kv_heads,d] to slots i32[T]."""
+        k, v = (self._padded(x, cache) for x in (k, v))
+        self._npu.npu_scatter_pa_kv_cache(k, v, cache.k, cache.v, slots, cache_mode="Norm")
+
+    def paged_attention(
+        self, q: Tensor, cache: LayerCache, batch: AttentionBatch, scale: float, window: int | None
+    ) -> Tensor:
+        """Each query over the tokens up to its own: q [T,heads,d] -> [T,heads,d].
+
+        Batch-invariant: what is computed for a query depends on its position; see ``paged_decode``.
+
+        Raises:
+            NoKernel: there is none for such heads.
+        """
+        num_heads, kv_heads = q.shape[1], cache.k.shape[2]
+        group = num_heads // kv_heads
+        if not 1 <= group <= MAX_GROUP:
+            raise NoKernel(f"{group} heads of queries share a head of keys; there are kernels for up to {MAX_GROUP}")
+        if not isinstance(batch, PlannedBatch):
+            batch = PlannedBatch(batch.q_starts.cpu().numpy(), batch.kv_lens.cpu().numpy(), batch.block_table)
+        padded, reach = self._padded(q, cache), NO_WINDOW if window is None else window
+        queries = 1 if batch.decodes else max(1, PROMPT_ROWS // group)
+        scores = best_scores(group, cache.k.shape[3], cache.v.shape[3])
+        out = None
+        for plan in batch.plans(queries, reach):
+            part = self._torch.ops.upwell.paged_attention(
+                padded, cache.k, cache.v, batch.block_table, plan.tiles, plan.tasks, plan.counts, None,
+                scale, reach, queries, scores, self._platform.cube_cores,
+            )  # fmt: skip
+            out = part if out is None else self._merged(out, part, plan)
+        if out is None:
+            return self._torch.empty_like(q)
+        return out[..., : _head_dim(cache)]
+
+    def _merged(self, out: Tensor, part: Tensor, plan: DevicePlan) -> Tensor:
+        """What earlier launches gave, and the rows of this one."""
+        first, count = plan.tiles[1].cpu(), plan.tiles[2].cpu()
+        rows = slice(int(first[0]), int(first[-1] + count[-1]))
+        out[rows] = part[rows]
+        return out
+
+    def _padded(self, x: Tensor, cache: LayerCache) -> Tensor:
+        missing = cache.k.shape[3] - _head_dim(cache)
+        return self._torch.nn.functional.pad(x, (0, missing)) if missing else x.contiguous()

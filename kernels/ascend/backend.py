@@ -1,0 +1,105 @@
+"""The Ascend backend: the operation table filled with torch_npu and our own attention kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels.ascend.attention import Attention
+from kernels.ascend.elementwise import Elementwise
+from kernels.ascend.linear import Linears
+from kernels.ascend.moe import Experts
+from kernels.ascend.plan import BLOCK_SIZE
+from kernels.ascend.platform import Platform, npu_platform
+from kernels.ascend.recorded import RecordedStep
+from kernels.formats import DTYPES
+from kernels.ops import (
+    BackendInfo,
+    BackendOptions,
+    BackendUnavailable,
+    Memory,
+    Ops,
+    Scores,
+    StepInputs,
+    StepLimits,
+)
+from kernels.reference.sampling import draw
+
+Tensor = Any
+
+
+def ascend_ops(options: BackendOptions) -> Ops:
+    """The table, on the first NPU that this process sees.
+
+    Raises:
+        BackendUnavailable: there is none, or it cannot do what the options ask; the message names the way out.
+    """
+    _check(options)
+    return ops_on(npu_platform(), options)
+
+
+def ops_on(platform: Platform, options: BackendOptions) -> Ops:
+    """The table on a platform.
+
+    ``options.threads`` means nothing here.
+
+    Raises:
+        BackendUnavailable: it cannot do what the options ask.
+    """
+    import torch  # noqa: PLC0415  (not installed by default)
+
+    _check(options)
+    name = "bfloat16" if options.dtype == "auto" else options.dtype
+    dtype = getattr(torch, name)
+    rows, linears = Elementwise(platform, dtype), Linears(platform, dtype)
+    attention, experts = Attention(platform, dtype), Experts(platform, dtype, linears)
+
+    def upload(array: npt.NDArray[Any]) -> Tensor:
+        if array.dtype == np.float32:
+            return linears.floats(np.ascontiguousarray(array))
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int32)).to(platform.device)
+
+    def record(forward: Callable[[StepInputs], Tensor], limits: StepLimits) -> Callable[[StepInputs], Scores]:
+        return RecordedStep(platform, forward, limits, attention.padding_block, eager=options.eager)
+
+    return Ops(
+        info=BackendInfo("ascend", f"{platform.description}, {name}"),
+        memory=Memory(
+            alloc_cache=attention.alloc_cache,
+            read_cache=attention.read_cache,
+            copy_block=attention.copy_block,
+            cache_token_bytes=attention.cache_token_bytes,
+            block_multiple=BLOCK_SIZE,
+            upload=upload,
+            download=lambda tensor: np.asarray(tensor.float().cpu().numpy()),
+            sync=platform.synchronize,
+        ),
+        prepare_linear=linears.prepare_linear,
+        prepare_vector=rows.prepare_vector,
+        prepare_rope=rows.prepare_rope,
+        prepare_experts=experts.prepare_experts,
+        embed=linears.embed,
+        rms_norm=rows.rms_norm,
+        add_rms_norm=rows.add_rms_norm,
+        linear=linears.linear,
+        rope=rows.rope,
+        write_kv=attention.write_kv,
+        paged_attention=attention.paged_attention,
+        silu_mul=rows.silu_mul,
+        moe=experts.moe,
+        logits=linears.logits,
+        record=record,
+        draw=draw,
+    )
+
+
+def _check(options: BackendOptions) -> None:
+    if options.dtype not in DTYPES:
+        raise BackendUnavailable(f"--dtype must be one of {', '.join(DTYPES)}, but is {options.dtype}.")
+    if options.kv_cache_dtype != "auto":
+        raise BackendUnavailable(
+            f"--kv-cache-dtype {options.kv_cache_dtype} is not for this backend, whose KV cache is of --dtype."
+        )

@@ -1,0 +1,120 @@
+"""Products with a weight matrix: float ones in tiles of rows, W8A8 ones as the device quantises.
+
+A matrix multiplication may be cut up in another way when it has another number of rows, and then add in another
+order. So float rows go through in tiles of a fixed size, the last one padded. Sums of int8 products are exact in any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from kernels.ascend.platform import Platform
+from kernels.formats import RawTensor, WeightFormat
+from kernels.ops import NoKernel
+from kernels.reference.dequant import codes_and_scales, dequantise
+
+Tensor = Any
+FRACTAL_NZ = 29
+"""The storage format that matrix cores read without reordering."""
+
+
+@dataclass(frozen=True)
+class FloatWeight:
+    """Weight [N,K] in the backend's dtype."""
+
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class Int8Weight:
+    """Codes i8[K,N] in FRACTAL_NZ and a scale f32[N] each output."""
+
+    codes: Tensor
+    scales: Tensor
+
+
+@dataclass(frozen=True)
+class AscendLinear:
+    """Weights whose outputs stand side by side, and their bias [N] in the backend's dtype, or None."""
+
+    parts: tuple[FloatWeight | Int8Weight, ...]
+    bias: Tensor
+
+
+class Linears:
+    """These operations for one device and dtype."""
+
+    def __init__(self, platform: Platform, dtype: Any) -> None:
+        import torch  # noqa: PLC0415
+        import torch_npu  # noqa: PLC0415
+
+        self._torch, self._npu = torch, torch_npu
+        self._device, self._dtype, self._row_tile = platform.device, dtype, platform.row_tile
+
+    def prepare_linear(self, weights: Sequence[RawTensor], biases: Sequence[RawTensor] | None) -> AscendLinear:
+        """Weights [N_i,K] and biases [N_i] stacked; W8A8 stays integers, all else becomes the backend's dtype."""
+        runs = groupby(weights, key=lambda raw: raw.format is WeightFormat.W8A8)
+        parts = tuple(self._int8(list(run)) if is_int8 else self._float(list(run)) for is_int8, run in runs)
+        bias = self.floats(np.concatenate([dequantise(part) for part in biases])) if biases else None
+        return AscendLinear(parts, bias)
+
+    def _float(self, weights: Sequence[RawTensor]) -> FloatWeight:
+        parts = [self.floats(dequantise(part)) for part in weights]
+        return FloatWeight(parts[0] if len(parts) == 1 else self._torch.cat(parts))
+
+    def _int8(self, weights: Sequence[RawTensor]) -> Int8Weight:
+        codes, scales = zip(*(codes_and_scales(part) for part in weights), strict=True)
+        stacked = self._torch.from_numpy(np.concatenate(codes)).to(self._device).t().contiguous()
+        return Int8Weight(
+            self._npu.npu_format_cast(stacked, FRACTAL_NZ),
+            self._torch.from_numpy(np.concatenate(scales).astype(np.float32)).to(self._device),
+        )
+
+    def floats(self, array: Any) -> Tensor:
+        """A float32 array in the backend's dtype on the device."""
+        return self._torch.from_numpy(array).to(self._dtype).to(self._device)
+
+    def embed(self, ids: Tensor, w: AscendLinear) -> Tensor:
+        """Rows of the embedding: ids i32[T] -> [T,H].
+
+        Raises:
+            NoKernel: it is W8A8.
+        """
+        if len(w.parts) != 1 or not isinstance(w.parts[0], FloatWeight):
+            raise NoKernel("an embedding in W8A8")
+        return w.parts[0].weight.index_select(0, ids)
+
+    def linear(self, x: Tensor, w: AscendLinear) -> Tensor:
+        """X @ weight.T + bias: [T,K] -> [T,N]. Batch-invariant: see the module."""
+        products = [self._product(x, part) for part in w.parts]
+        out = products[0] if len(products) == 1 else self._torch.cat(products, dim=1)
+        return out if w.bias is None else out + w.bias
+
+    def logits(self, x: Tensor, rows: Tensor, w: AscendLinear) -> Tensor:
+        """Scores over the vocabulary for some rows: x [T,H], rows i32[R] -> f32[R,V]. Batch-invariant as ``linear``."""
+        return self.linear(x.index_select(0, rows), w).to(self._torch.float32)
+
+    def _product(self, x: Tensor, part: FloatWeight | Int8Weight) -> Tensor:
+        if isinstance(part, FloatWeight):
+            return self.tiled(x, part.weight)
+        codes, scales = self._npu.npu_dynamic_quant(x)
+        return self._npu.npu_quant_matmul(
+            codes, part.codes, part.scales, pertoken_scale=scales, output_dtype=self._dtype
+        )
+
+    def tiled(self, x: Tensor, weight: Tensor) -> Tensor:
+        """X @ weight.T, as many rows at a time as a tile has."""
+        torch, tile, num_rows = self._torch, self._row_tile, len(x)
+        missing = -num_rows % tile
+        padded = torch.nn.functional.pad(x, (0, 0, 0, missing)) if missing else x
+        if len(padded) == tile:
+            return torch.nn.functional.linear(padded, weight)[:num_rows]
+        out = torch.empty(len(padded), len(weight), dtype=x.dtype, device=x.device)
+        for start in range(0, len(padded), tile):
+            torch.mm(padded[start : start + tile], weight.t(), out=out[start : start + tile])
+        return out[:num_rows]

@@ -1,0 +1,222 @@
+"""Paged grouped-query attention for the Ascend 910B, in Triton: a pass over splits of the context, and one to combine.
+
+A query sees its context in splits of 1,024 tokens that begin at multiples of 1,024, so what is computed for a query
+depends on its position and on nothing else: bitwise the same alone or among any others, in any order of tasks. One task
+is a tile of queries, a head of keys and a split; tasks go round a fixed number of physical cores. A tile is one query
+where sequences decode, and some adjacent ones of a sequence where a prompt is read.
+
+Matrix and vector cores share global memory only. A task crosses it three times: scores Q Kᵀ of the whole split (cube ->
+vector), weights exp(s - max) (vector -> cube), and the sum of weighted values (cube -> partial result), which is added
+up in L0C over the split's blocks. Where a context ends costs no vector operation: a load that stops there fills the
+rest of the tile. kernels/ascend/README.md draws it.
+
+Only triton-ascend's compiler and the Triton interpreter read this file: it is a list of two kernels, importable where
+triton is installed.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize=["q_query_stride", "q_head_stride", "window", "max_blocks"]
+)
+def paged_attention_split(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    block_table_ptr,
+    tile_seq_ptr,
+    tile_query_ptr,
+    tile_queries_ptr,
+    tile_len_ptr,
+    order_ptr,
+    task_tile_ptr,
+    task_split_ptr,
+    num_tasks_ptr,
+    scores_ptr,
+    weights_ptr,
+    partial_ptr,
+    stats_ptr,
+    scale,
+    q_query_stride,
+    q_head_stride,
+    window,
+    max_blocks,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    QUERIES: tl.constexpr,
+    HEAD_ROWS: tl.constexpr,
+    ROWS: tl.constexpr,
+    K_DIM: tl.constexpr,
+    V_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SPLIT: tl.constexpr,
+    CORES: tl.constexpr,
+):
+    """One split of the context for each task: unnormalised sum, maximum and sum of weights.
+
+    Row r of a tile is head r % GROUP of its query r // GROUP.
+
+    Shapes: q [KV_HEADS, queries, GROUP, K_DIM] by its strides; k and v [num_blocks, BLOCK, KV_HEADS, K_DIM or V_DIM],
+    all f16 or all bf16; block_table i32[B, max_blocks]; tile_seq, tile_query, tile_queries, tile_len i32[tiles]: a
+    tile's row of the table, its first query, how many it has, and how many tokens the first one sees; task_tile,
+    task_split i32[num_tasks[0]], and order i32[num_tasks[0]], in which they are done; scores [CORES, ROWS, SPLIT] f32
+    or f16; weights likewise, of q's dtype; partial f32[num_tasks, KV_HEADS, ROWS, V_DIM]; stats
+    f32[num_tasks, KV_HEADS, 2, ROWS]: maxima and sums.
+    """
+    core = tl.program_id(0)
+    scratch = core * (ROWS * SPLIT)
+    num_tasks = tl.load(num_tasks_ptr) * KV_HEADS
+    for index in range(core, num_tasks, CORES):
+        head = index % KV_HEADS
+        slot = tl.load(order_ptr + index // KV_HEADS)
+        task = slot * KV_HEADS + head
+        tile = tl.load(task_tile_ptr + slot)
+        start = tl.load(task_split_ptr + slot) * SPLIT
+        queries = tl.load(tile_queries_ptr + tile)
+        length = tl.load(tile_len_ptr + tile) - start
+        table_ptr = block_table_ptr + tl.load(tile_seq_ptr + tile) * max_blocks + start // BLOCK
+        begin = tl.maximum(length - window, 0)
+        end = tl.minimum(length + queries - 1, SPLIT)
+        q_at = tl.load(tile_query_ptr + tile) * q_query_stride + head * q_head_stride
+        store_scores(
+            q_ptr + q_at, k_ptr, table_ptr, scores_ptr + scratch, begin, end, head, queries * GROUP,
+            KV_HEADS, ROWS, K_DIM, BLOCK, SPLIT,
+        )  # fmt: skip
+        stats_at = task * (2 * ROWS)
+        for query in range(0, queries if QUERIES > 1 else 1):
+            row = query * GROUP
+            store_weights(
+                scores_ptr + scratch + row * SPLIT, weights_ptr + scratch + row * SPLIT, stats_ptr + stats_at + row,
+                scale, length + query - window, length + query, GROUP, HEAD_ROWS, ROWS, SPLIT,
+            )  # fmt: skip
+        store_sums(
+            weights_ptr + scratch, v_ptr, table_ptr, partial_ptr + task * (ROWS * V_DIM), begin, end, head,
+            queries * GROUP, KV_HEADS, ROWS, V_DIM, BLOCK, SPLIT,
+        )  # fmt: skip
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def store_scores(
+    q_ptr, k_ptr, table_ptr, scores_ptr, begin, end, head, num_rows,
+    KV_HEADS: tl.constexpr, ROWS: tl.constexpr, K_DIM: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Q Kᵀ of the blocks from token begin to token end of a split: q [num_rows, K_DIM] -> scores [ROWS, SPLIT]."""
+    rows = tl.arange(0, ROWS)
+    tokens = tl.arange(0, BLOCK)
+    dims = tl.arange(0, K_DIM)
+    real = rows < num_rows
+    q = tl.load(q_ptr + rows[:, None] * K_DIM + dims[None, :], mask=real[:, None], other=0.0)
+    for j in range(begin // BLOCK, (end + BLOCK - 1) // BLOCK):
+        k_at = tl.load(table_ptr + j).to(tl.int64) * (BLOCK * KV_HEADS * K_DIM) + head * K_DIM
+        k_at = k_ptr + k_at + tokens[:, None] * (KV_HEADS * K_DIM) + dims[None, :]
+        k = tl.load(k_at, mask=(tokens < end - j * BLOCK)[:, None], other=0.0)
+        s = tl.dot(q, tl.trans(k)).to(scores_ptr.dtype.element_ty)
+        tl.store(scores_ptr + j * BLOCK + rows[:, None] * SPLIT + tokens[None, :], s, mask=real[:, None])
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def store_weights(
+    scores_ptr, weights_ptr, stats_ptr, scale, begin, end,
+    GROUP: tl.constexpr, HEAD_ROWS: tl.constexpr, ROWS: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """One query's scores [GROUP, SPLIT] -> exp(s - max) where begin <= token < end, else 0; their maximum and sum.
+
+    A query that sees nothing of the split has weights of 0 and a maximum that no other's weights are changed by.
+    """
+    heads = tl.arange(0, HEAD_ROWS)
+    tokens = tl.arange(0, SPLIT)
+    real = heads < GROUP
+    seen = (tokens >= begin) & (tokens < end)
+    at = heads[:, None] * SPLIT + tokens[None, :]
+    s = tl.load(scores_ptr + at, mask=real[:, None] & seen[None, :], other=float("-inf")).to(tl.float32) * scale
+    most = tl.maximum(tl.max(s, 1), -1.0e30, propagate_nan=tl.PropagateNan.ALL)
+    weights = tl.exp(s - most[:, None])
+    tl.store(weights_ptr + at, weights.to(weights_ptr.dtype.element_ty), mask=real[:, None])
+    tl.store(stats_ptr + heads, most, mask=real)
+    tl.store(stats_ptr + ROWS + heads, tl.sum(weights, 1), mask=real)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def store_sums(
+    weights_ptr, v_ptr, table_ptr, partial_ptr, begin, end, head, num_rows,
+    KV_HEADS: tl.constexpr, ROWS: tl.constexpr, V_DIM: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Weights [ROWS, SPLIT] times the values of those blocks, added up by position: partial f32[num_rows, V_DIM]."""
+    rows = tl.arange(0, ROWS)
+    tokens = tl.arange(0, BLOCK)
+    dims = tl.arange(0, V_DIM)
+    real = rows < num_rows
+    sums = tl.zeros([ROWS, V_DIM], tl.float32)
+    for j in range(begin // BLOCK, (end + BLOCK - 1) // BLOCK):
+        v_at = tl.load(table_ptr + j).to(tl.int64) * (BLOCK * KV_HEADS * V_DIM) + head * V_DIM
+        v_at = v_ptr + v_at + tokens[:, None] * (KV_HEADS * V_DIM) + dims[None, :]
+        known = (tokens >= begin - j * BLOCK) & (tokens < end - j * BLOCK)
+        v = tl.load(v_at, mask=known[:, None], other=0.0)
+        w_at = weights_ptr + j * BLOCK + rows[:, None] * SPLIT + tokens[None, :]
+        sums = tl.dot(tl.load(w_at, mask=real[:, None], other=0.0), v, sums)
+    tl.store(partial_ptr + rows[:, None] * V_DIM + dims[None, :], sums, mask=real[:, None])
+
+
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize=["out_query_stride", "out_head_stride"]
+)
+def paged_attention_combine(
+    partial_ptr,
+    stats_ptr,
+    sink_ptr,
+    tile_query_ptr,
+    tile_queries_ptr,
+    tile_task_ptr,
+    tile_splits_ptr,
+    num_tiles_ptr,
+    out_ptr,
+    out_query_stride,
+    out_head_stride,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    V_DIM: tl.constexpr,
+    HAS_SINK: tl.constexpr,
+    CORES: tl.constexpr,
+):
+    """The splits of each tile and head of keys, added up in order of position.
+
+    Shapes: partial, stats as above; sink f32[KV_HEADS, ROWS], for each row a logit that takes part in the sum of
+    weights and has no value, read with HAS_SINK; tile_task, tile_splits i32[num_tiles[0]]: a tile's first task, and how
+    many it has, one after the other; out [KV_HEADS, queries, GROUP, V_DIM] by its strides.
+    """
+    core = tl.program_id(0)
+    rows = tl.arange(0, ROWS)
+    dims = tl.arange(0, V_DIM)
+    num_tiles = tl.load(num_tiles_ptr) * KV_HEADS
+    for index in range(core, num_tiles, CORES):
+        tile = index // KV_HEADS
+        head = index % KV_HEADS
+        real = rows < tl.load(tile_queries_ptr + tile) * GROUP
+        first = tl.load(tile_task_ptr + tile) * KV_HEADS + head
+        most = tl.full([ROWS], -1.0e30, tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+        if HAS_SINK:
+            most = tl.load(sink_ptr + head * ROWS + rows)
+            total += 1.0
+        sums = tl.zeros([ROWS, V_DIM], tl.float32)
+        for split in range(0, tl.load(tile_splits_ptr + tile)):
+            task = first + split * KV_HEADS
+            stats = stats_ptr + task * (2 * ROWS) + rows
+            its_most = tl.load(stats)
+            its_total = tl.load(stats + ROWS)
+            at = task * (ROWS * V_DIM) + rows[:, None] * V_DIM + dims[None, :]
+            its_sums = tl.load(partial_ptr + at, mask=real[:, None], other=0.0)
+            larger = tl.maximum(most, its_most, propagate_nan=tl.PropagateNan.ALL)
+            kept = tl.exp(most - larger)
+            added = tl.exp(its_most - larger)
+            sums = sums * kept[:, None] + its_sums * added[:, None]
+            total = total * kept + its_total * added
+            most = larger
+        out = out_ptr + tl.load(tile_query_ptr + tile) * out_query_stride + head * out_head_stride
+        out = out + rows[:, None] * V_DIM + dims[None, :]
+        tl.store(out, (sums / total[:, None]).to(out_ptr.dtype.element_ty), mask=real[:, None])

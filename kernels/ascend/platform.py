@@ -1,0 +1,102 @@
+"""What the Ascend backend runs on: a device, its cores, and how a step is captured on it.
+
+Everything else of the backend is torch and torch_npu by name, and the same wherever it runs. ``npu_platform`` is a
+chip; tests have another, of this machine's processor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from kernels.ascend.stubs_refused import refuse_stubs
+from kernels.ops import BackendUnavailable
+
+ROW_TILE = 256
+"""Rows of a float product on a chip: always as many, so that how it is computed does not depend on how many are real.
+
+By count of operations a 910B needs about as long to read a weight as to multiply it with so many rows; not measured."""
+
+WAY_OUT = "`upwell doctor` says what is missing."
+
+
+class Graph(Protocol):
+    """A captured step."""
+
+    def replay(self) -> None:
+        """Run it again on what its inputs hold now."""
+
+
+@dataclass(frozen=True)
+class Platform:
+    """A device of torch.
+
+    Attributes:
+        device: of all tensors.
+        description: one line about the chip.
+        cube_cores: matrix cores; vector_cores: vector cores.
+        row_tile: rows of a float product.
+        new_graph: an empty graph; capture: a context in which operations go to a graph instead of running.
+        synchronize: wait for all work.
+        free_bytes: device memory that is free.
+    """
+
+    device: Any
+    description: str
+    cube_cores: int
+    vector_cores: int
+    row_tile: int
+    new_graph: Callable[[], Graph]
+    capture: Callable[[Any], AbstractContextManager[Any]]
+    synchronize: Callable[[], None]
+    free_bytes: Callable[[], int]
+
+
+def npu_platform() -> Platform:
+    """The first NPU that this process sees.
+
+    Raises:
+        BackendUnavailable: there is none, or what drives it is not installed or not real.
+    """
+    refuse_stubs()
+    try:
+        import torch  # noqa: PLC0415  (heavy, and not installed by default)
+        import torch_npu  # noqa: PLC0415
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"torch_npu cannot be imported: {error}. `upwell doctor` says what is missing."
+        ) from error
+    refuse_stubs()
+    npu = torch_npu.npu
+    if not npu.is_available():
+        raise BackendUnavailable(f"torch_npu finds no NPU. {WAY_OUT}")
+    npu.config.allow_internal_format = True  # else FRACTAL_NZ is refused in silence
+    cube, vector = _cores(npu.current_device())
+    return Platform(
+        device=torch.device("npu", npu.current_device()),
+        description=f"{npu.get_device_name()}, {cube} cube and {vector} vector cores, torch {torch.__version__}",
+        cube_cores=cube,
+        vector_cores=vector,
+        row_tile=ROW_TILE,
+        new_graph=npu.NPUGraph,
+        capture=npu.graph,
+        synchronize=npu.synchronize,
+        free_bytes=lambda: int(npu.mem_get_info()[0]),
+    )
+
+
+def _cores(device: int) -> tuple[int, int]:
+    """Matrix and vector cores, as triton-ascend asks the driver for them.
+
+    Raises:
+        BackendUnavailable: triton-ascend is not installed, or cannot ask.
+    """
+    try:
+        from triton.runtime import driver  # noqa: PLC0415
+
+        properties = driver.active.utils.get_device_properties(device)
+    except Exception as error:  # whatever goes wrong in there, the way out is the same
+        raise BackendUnavailable(f"triton-ascend cannot ask for the chip's cores: {error}. {WAY_OUT}") from error
+    return int(properties["num_aicore"]), int(properties["num_vectorcore"])
