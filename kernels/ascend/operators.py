@@ -18,7 +18,7 @@ SCHEMA = (
 )
 """q [T,heads,k_dim]; caches [blocks,128,kv_heads,k_dim or v_dim]; block_table i32[B,M]; tiles i32[6,tiles], the rows
 of an ``AttentionPlan`` from tile_seq to tile_splits; tasks i32[3,N], those from task_tile to order; counts i32[2], how
-many of the tasks and of the tiles are real; sink f32[kv_heads,rows] or none; window and queries as ``plan_attention``
+many of the tasks and of the tiles are real; sink f32[kv_heads,group] or none; window and queries as ``plan_attention``
 has them; scores: a ``Dtype``; cores: matrix cores -> [T,heads,v_dim], undefined for queries in no tile."""
 
 
@@ -48,13 +48,13 @@ def _on_npu(
     scores: Dtype,
     cores: int,
 ) -> Tensor:
-    from kernels.ascend.paged_decode import paged_attention_combine, paged_attention_split  # noqa: PLC0415
+    from kernels.ascend.paged_decode import OPTIONS, paged_attention_combine, paged_attention_split  # noqa: PLC0415
 
     call = Call(q, k_cache, v_cache, tasks.shape[1], queries, scores, cores)
     split = call.split_arguments(block_table, tiles, tasks, counts, scale, window)
     combine = call.combine_arguments(tiles, counts, sink)
     variant = call.variant
-    paged_attention_split[(cores,)](*split, **variant.split_constants(cores))
+    paged_attention_split[(cores,)](*split, **variant.split_constants(cores), **OPTIONS)
     constants = variant.combine_constants(2 * cores, has_sink=sink is not None)
     paged_attention_combine[(2 * cores,)](*combine, **constants)
     return call.result

@@ -19,6 +19,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+SCORES_READY = tl.constexpr(0)
+WEIGHTS_READY = tl.constexpr(1)
+"""Flags between the cores of a group. Two suffice: scores of the next task are stored once this one's weights have been
+waited for, and its weights once those scores have been."""
+OPTIONS = {"disable_auto_inject_block_sync": True}
+"""Of a launch: cores wait for each other where the kernel says so, and nowhere else."""
+
 
 @triton.jit(  # type: ignore[untyped-decorator]
     do_not_specialize=["q_query_stride", "q_head_stride", "window", "max_blocks"]
@@ -70,7 +77,8 @@ def paged_attention_split(
     core = tl.program_id(0)
     scratch = core * (ROWS * SPLIT)
     num_tasks = tl.load(num_tasks_ptr) * KV_HEADS
-    for index in range(core, num_tasks, CORES):
+    index = core
+    while index < num_tasks:  # with a for, the compiler takes two tasks at a time through the same scratch memory
         head = index % KV_HEADS
         slot = tl.load(order_ptr + index // KV_HEADS)
         task = slot * KV_HEADS + head
@@ -86,6 +94,8 @@ def paged_attention_split(
             q_ptr + q_at, k_ptr, table_ptr, scores_ptr + scratch, begin, end, head, queries * GROUP,
             KV_HEADS, ROWS, K_DIM, BLOCK, SPLIT,
         )  # fmt: skip
+        tl.sync_block_set("cube", "vector", SCORES_READY)
+        tl.sync_block_wait("cube", "vector", SCORES_READY)
         stats_at = task * (2 * ROWS)
         for query in range(0, queries if QUERIES > 1 else 1):
             row = query * GROUP
@@ -93,10 +103,13 @@ def paged_attention_split(
                 scores_ptr + scratch + row * SPLIT, weights_ptr + scratch + row * SPLIT, stats_ptr + stats_at + row,
                 scale, length + query - window, length + query, GROUP, HEAD_ROWS, ROWS, SPLIT,
             )  # fmt: skip
+        tl.sync_block_set("vector", "cube", WEIGHTS_READY)
+        tl.sync_block_wait("vector", "cube", WEIGHTS_READY)
         store_sums(
             weights_ptr + scratch, v_ptr, table_ptr, partial_ptr + task * (ROWS * V_DIM), begin, end, head,
             queries * GROUP, KV_HEADS, ROWS, V_DIM, BLOCK, SPLIT,
         )  # fmt: skip
+        index += CORES
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -104,7 +117,10 @@ def store_scores(
     q_ptr, k_ptr, table_ptr, scores_ptr, begin, end, head, num_rows,
     KV_HEADS: tl.constexpr, ROWS: tl.constexpr, K_DIM: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Q Kᵀ of the blocks from token begin to token end of a split: q [num_rows, K_DIM] -> scores [ROWS, SPLIT]."""
+    """Q Kᵀ of the blocks from token begin to token end of a split: q [num_rows, K_DIM] -> scores [ROWS, SPLIT].
+
+    The last block is taken whole: scores beyond its end are of whatever lies there, and are never read.
+    """
     rows = tl.arange(0, ROWS)
     tokens = tl.arange(0, BLOCK)
     dims = tl.arange(0, K_DIM)
@@ -113,9 +129,9 @@ def store_scores(
     for j in range(begin // BLOCK, (end + BLOCK - 1) // BLOCK):
         k_at = tl.load(table_ptr + j).to(tl.int64) * (BLOCK * KV_HEADS * K_DIM) + head * K_DIM
         k_at = k_ptr + k_at + tokens[:, None] * (KV_HEADS * K_DIM) + dims[None, :]
-        k = tl.load(k_at, mask=(tokens < end - j * BLOCK)[:, None], other=0.0)
-        s = tl.dot(q, tl.trans(k)).to(scores_ptr.dtype.element_ty)
-        tl.store(scores_ptr + j * BLOCK + rows[:, None] * SPLIT + tokens[None, :], s, mask=real[:, None])
+        s = tl.dot(q, tl.trans(tl.load(k_at))).to(scores_ptr.dtype.element_ty)
+        s_at = scores_ptr + j * BLOCK + rows[:, None] * SPLIT + tokens[None, :]
+        tl.store(s_at, s, mask=real[:, None])
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -178,45 +194,48 @@ def paged_attention_combine(
     out_head_stride,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
+    HEAD_ROWS: tl.constexpr,
     ROWS: tl.constexpr,
     V_DIM: tl.constexpr,
     HAS_SINK: tl.constexpr,
     CORES: tl.constexpr,
 ):
-    """The splits of each tile and head of keys, added up in order of position.
+    """The splits of each query and head of keys, added up in order of position.
 
-    Shapes: partial, stats as above; sink f32[KV_HEADS, ROWS], for each row a logit that takes part in the sum of
-    weights and has no value, read with HAS_SINK; tile_task, tile_splits i32[num_tiles[0]]: a tile's first task, and how
-    many it has, one after the other; out [KV_HEADS, queries, GROUP, V_DIM] by its strides.
+    Shapes: partial, stats as above; sink f32[KV_HEADS, GROUP], for each head of queries a logit that takes part in the
+    sum of weights and has no value, read with HAS_SINK; tile_task, tile_splits i32[num_tiles[0]]: a tile's first task,
+    and how many it has, one after the other; out [KV_HEADS, queries, GROUP, V_DIM] by its strides.
     """
     core = tl.program_id(0)
-    rows = tl.arange(0, ROWS)
+    heads = tl.arange(0, HEAD_ROWS)
     dims = tl.arange(0, V_DIM)
+    real = heads < GROUP
     num_tiles = tl.load(num_tiles_ptr) * KV_HEADS
     for index in range(core, num_tiles, CORES):
         tile = index // KV_HEADS
         head = index % KV_HEADS
-        real = rows < tl.load(tile_queries_ptr + tile) * GROUP
         first = tl.load(tile_task_ptr + tile) * KV_HEADS + head
-        most = tl.full([ROWS], -1.0e30, tl.float32)
-        total = tl.zeros([ROWS], tl.float32)
-        if HAS_SINK:
-            most = tl.load(sink_ptr + head * ROWS + rows)
-            total += 1.0
-        sums = tl.zeros([ROWS, V_DIM], tl.float32)
-        for split in range(0, tl.load(tile_splits_ptr + tile)):
-            task = first + split * KV_HEADS
-            stats = stats_ptr + task * (2 * ROWS) + rows
-            its_most = tl.load(stats)
-            its_total = tl.load(stats + ROWS)
-            at = task * (ROWS * V_DIM) + rows[:, None] * V_DIM + dims[None, :]
-            its_sums = tl.load(partial_ptr + at, mask=real[:, None], other=0.0)
-            larger = tl.maximum(most, its_most, propagate_nan=tl.PropagateNan.ALL)
-            kept = tl.exp(most - larger)
-            added = tl.exp(its_most - larger)
-            sums = sums * kept[:, None] + its_sums * added[:, None]
-            total = total * kept + its_total * added
-            most = larger
-        out = out_ptr + tl.load(tile_query_ptr + tile) * out_query_stride + head * out_head_stride
-        out = out + rows[:, None] * V_DIM + dims[None, :]
-        tl.store(out, (sums / total[:, None]).to(out_ptr.dtype.element_ty), mask=real[:, None])
+        for query in range(0, tl.load(tile_queries_ptr + tile)):
+            rows = query * GROUP + heads
+            most = tl.full([HEAD_ROWS], -1.0e30, tl.float32)
+            total = tl.zeros([HEAD_ROWS], tl.float32)
+            if HAS_SINK:
+                most = tl.load(sink_ptr + head * GROUP + heads, mask=real, other=0.0)
+                total += 1.0
+            sums = tl.zeros([HEAD_ROWS, V_DIM], tl.float32)
+            for split in range(0, tl.load(tile_splits_ptr + tile)):
+                task = first + split * KV_HEADS
+                stats = stats_ptr + task * (2 * ROWS) + rows
+                its_most = tl.load(stats, mask=real, other=0.0)
+                its_total = tl.load(stats + ROWS, mask=real, other=0.0)
+                at = task * (ROWS * V_DIM) + rows[:, None] * V_DIM + dims[None, :]
+                its_sums = tl.load(partial_ptr + at, mask=real[:, None], other=0.0)
+                larger = tl.maximum(most, its_most, propagate_nan=tl.PropagateNan.ALL)
+                kept = tl.exp(most - larger)
+                added = tl.exp(its_most - larger)
+                sums = sums * kept[:, None] + its_sums * added[:, None]
+                total = total * kept + its_total * added
+                most = larger
+            out = (tl.load(tile_query_ptr + tile) + query) * out_query_stride + head * out_head_stride
+            out = out_ptr + out + heads[:, None] * V_DIM + dims[None, :]
+            tl.store(out, (sums / total[:, None]).to(out_ptr.dtype.element_ty), mask=real[:, None])

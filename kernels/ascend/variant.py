@@ -98,8 +98,8 @@ class AttentionVariant:
 
     def combine_constants(self, cores: int, *, has_sink: bool) -> dict[str, Any]:
         """Its constants, on so many vector cores."""
-        heads = {"KV_HEADS": self.kv_heads, "GROUP": self.group, "ROWS": self.rows, "V_DIM": self.v_dim}
-        return {**heads, "HAS_SINK": has_sink, "CORES": cores}
+        heads = {"KV_HEADS": self.kv_heads, "GROUP": self.group, "HEAD_ROWS": self.head_rows, "ROWS": self.rows}
+        return {**heads, "V_DIM": self.v_dim, "HAS_SINK": has_sink, "CORES": cores}
 
     def tile_elements(self, cores: int) -> int:
         """Elements of the scratch memory for scores, and of that for weights."""

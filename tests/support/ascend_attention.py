@@ -97,12 +97,10 @@ class AttentionCase:
     def combine_arguments(self, split: dict[str, Any]) -> dict[str, Any]:
         """What ``paged_attention_combine`` is called with after the split pass."""
         variant, plan = self.variant, self.plan
-        rows = np.zeros((variant.kv_heads, variant.rows), dtype=np.float32)
-        if self.sink is not None:
-            rows[:, : variant.queries * variant.group] = np.tile(self.sink, (1, variant.queries))
         out = np.full((variant.kv_heads, len(self.q), variant.group, variant.v_dim), np.nan, dtype=np.float32)
         return {
-            "partial_ptr": split["partial_ptr"], "stats_ptr": split["stats_ptr"], "sink_ptr": rows,
+            "partial_ptr": split["partial_ptr"], "stats_ptr": split["stats_ptr"],
+            "sink_ptr": np.zeros(1, dtype=np.float32) if self.sink is None else self.sink,
             "tile_query_ptr": plan.tile_query, "tile_queries_ptr": plan.tile_queries,
             "tile_task_ptr": plan.tile_task, "tile_splits_ptr": plan.tile_splits,
             "num_tiles_ptr": _one(len(plan.tile_seq)), "out_ptr": rounded(out, variant.dtype),

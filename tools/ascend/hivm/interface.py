@@ -74,7 +74,7 @@ def declarations(accesses: set[ScalarAccess], entries: Mapping[str, Sequence[Arg
         yield f"  func.func private @hivm_{name}(i64, i64, i64)"
     yield "  func.func private @hivm_pipe_barrier(i64)"
     yield "  func.func private @hivm_block_set(i64, i64)"
-    yield "  func.func private @hivm_block_wait(i64)"
+    yield "  func.func private @hivm_block_wait(i64, i64)"
     for access in sorted(accesses, key=lambda access: access.name):
         yield f"  func.func private @{access.name}{access.types.removesuffix(' -> ()')}{INTERFACE}"
     for kind in sorted({argument.type for arguments in entries.values() for argument in arguments}):

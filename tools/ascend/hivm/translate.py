@@ -106,6 +106,8 @@ class _Translation:
     def plain(self, line: str) -> str:
         """An operation of an upstream dialect, without address spaces and without the compiler's attributes."""
         words = line.strip()
+        if re.match(r"\^bb0\([^#]*\):$", words):  # the body of an scf.while
+            return line
         if not _PLAIN.match(words):
             raise self.fail(line)
         if constant := re.match(r"(%[\w-]+) = arith\.constant (-?\d+) : (?:i\d+|index)$", words):
@@ -202,14 +204,13 @@ class _Translation:
         return [line, f"    func.call @hivm_pipe_barrier({name}) : (i64) -> ()"]
 
     def block_flag(self, verb: str, pipe: str, waiting: str, flag: str) -> list[str]:
-        if waiting != "PIPE_S":
-            raise OperandError("a cross-core flag that another pipe than the scalar unit waits for")
         lines = []
         if not flag.startswith("%"):
             flag, line = self.constant(int(flag))
             lines.append(line)
         if verb == "wait":
-            return [*lines, f"    func.call @hivm_block_wait({flag}) : (i64) -> ()"]
+            name, line = self.constant(PIPES.index(waiting))
+            return [*lines, line, f"    func.call @hivm_block_wait({name}, {flag}) : (i64, i64) -> ()"]
         name, line = self.constant(PIPES.index(pipe))
         return [*lines, line, f"    func.call @hivm_block_set({name}, {flag}) : (i64, i64) -> ()"]
 

@@ -247,15 +247,16 @@ void pointer(MemRef<int8_t, 1>* to, Memory& memory, int64_t address, int64_t byt
     *to = {memory.data, memory.data, 0, {memory.size}, {1}};
 }
 
-// Wait until the other cores of the group have set the flag, letting them run.
-void await(Core& core, int64_t flag) {
+// Wait until the other cores of the group have set the flag, letting them run. What comes later on the waiting pipe is
+// ordered behind it; if that is the scalar unit, which issues to all pipes, everything is.
+void await(Core& core, int pipe, int64_t flag) {
     auto& sets = core.received[flag];
     size_t senders = core.index ? 1 : 2;
     core.awaits = (int)flag;
     while (sets[0].empty() || (senders > 1 && sets[1].empty())) swapcontext(&core.context, &machine->scheduler);
     core.awaits = -1;
     for (size_t i = 0; i < senders; i++) {
-        join(core.known[kS], sets[i].front());
+        join(core.known[pipe], sets[i].front());
         sets[i].pop_front();
     }
 }
@@ -304,9 +305,9 @@ void hivm_block_set(int64_t pipe, int64_t flag) {
     else
         for (int vector = 1; vector < kCores; vector++) send(machine->cores[vector].received[flag][0], clock, flag);
 }
-void hivm_block_wait(int64_t flag) {
+void hivm_block_wait(int64_t pipe, int64_t flag) {
     if (flag < 0 || flag >= kFlags)
         return machine->error("flag", "a cross-core flag that does not exist is waited for");
-    await(*machine->core, flag);
+    await(*machine->core, (int)pipe, flag);
 }
 }
