@@ -20,7 +20,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # reference backend serves. Tests and benchmarks want kernels that compile, and so does UPWELL_REQUIRE_NATIVE=1; where there
 # is no compiler, the reference backend is tested, and pytest says which tests were left out.
 BUILT := $(wildcard pyproject.toml CMakeLists.txt kernels/cpu/csrc/*)
-CXX_FILES = $(wildcard kernels/cpu/csrc/*.cpp kernels/cpu/csrc/*.hpp kernels/cpu/csrc/*.h tools/bench/*.cpp)
+CXX_FILES = $(wildcard kernels/cpu/csrc/*.cpp kernels/cpu/csrc/*.hpp kernels/cpu/csrc/*.h tools/bench/*.cpp \
+  tools/ascend/*.c tools/ascend/hivm/csrc/*.cpp tools/ascend/hivm/csrc/*.hpp)
 NATIVE_IF_COMPILER = $(if $(shell command -v c++ || command -v g++ || command -v clang++),UPWELL_REQUIRE_NATIVE=1)
 
 # What the tests hold the Ascend backend against. Where there are no packages of them for a machine, pytest says which

@@ -50,7 +50,9 @@ def ops_on(platform: Platform, options: BackendOptions) -> Ops:
         BackendUnavailable: it cannot do what the options ask.
     """
     import torch  # noqa: PLC0415  (not installed by default)
+    import torch_npu  # noqa: PLC0415
 
+    torch_npu.npu.config.allow_internal_format = True  # else weights stay out of FRACTAL_NZ, with a warning at most
     _check(options)
     name = "bfloat16" if options.dtype == "auto" else options.dtype
     dtype = getattr(torch, name)

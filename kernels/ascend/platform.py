@@ -72,7 +72,6 @@ def npu_platform() -> Platform:
     npu = torch_npu.npu
     if not npu.is_available():
         raise BackendUnavailable(f"torch_npu finds no NPU. {WAY_OUT}")
-    npu.config.allow_internal_format = True  # else FRACTAL_NZ is refused in silence
     cube, vector = _cores(npu.current_device())
     return Platform(
         device=torch.device("npu", npu.current_device()),
