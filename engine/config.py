@@ -46,6 +46,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         kv_cache_dtype: ``auto``, f32, f16, i16 or i8.
         dtype: ``auto``, bfloat16 or float16: what backends that compute in 16 bits compute in.
         eager: whether such a backend captures nothing as a graph.
+        prompt_attention: ``own`` or ``fused``, as ``kernels.ops.BackendOptions`` has it.
         quantization: of linear layers as they are loaded, one of ``QUANTIZATIONS``; ``none`` takes them as stored.
         max_model_len: None takes the model's own context length, cut to what the KV cache can hold.
         max_num_seqs: as ``SchedulerConfig`` has it, like ``max_num_batched_tokens``.
@@ -60,6 +61,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_dtype: str = "auto"
     dtype: str = "auto"
     eager: bool = False
+    prompt_attention: str = "own"
     quantization: str = "none"
     max_model_len: int | None = None
     max_num_seqs: int = 64

@@ -66,7 +66,7 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None]) -> t
 
 
 def _options(config: EngineConfig) -> BackendOptions:
-    return BackendOptions(config.threads, config.kv_cache_dtype, config.dtype, config.eager)
+    return BackendOptions(config.threads, config.kv_cache_dtype, config.dtype, config.eager, config.prompt_attention)
 
 
 def _lay_out(

@@ -187,12 +187,14 @@ class BackendOptions:
         kv_cache_dtype: ``auto`` or a ``CacheDtype``.
         dtype: ``auto``, ``bfloat16`` or ``float16``, of weights that are not quantised and of activations.
         eager: whether nothing is captured as a graph.
+        prompt_attention: ``own`` or ``fused``: by whose kernel a device attends where prompts are read.
     """
 
     threads: int | None = None
     kv_cache_dtype: str = "auto"
     dtype: str = "auto"
     eager: bool = False
+    prompt_attention: str = "own"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import msgspec
 from engine.config import QUANTIZATIONS, EngineConfig
 from engine.errors import ConfigError
 from kernels.cpu.threads import MAX_THREADS
-from kernels.formats import CACHE_DTYPES, DTYPES
+from kernels.formats import CACHE_DTYPES, DTYPES, PROMPT_ATTENTIONS
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -110,6 +110,13 @@ def _add_engine_flags(engine: Flags) -> None:
         "--eager",
         "Capture no graphs on Ascend: slower, and the way round a graph that fails.",
         action="store_true",
+    )
+    _add(
+        engine,
+        "--prompt-attention",
+        "Attention where prompts are read on Ascend: own, the kernel that decodes too; fused, the one of CANN's "
+        "library, with which tokens may depend on how a prompt is cut.",
+        default="own",
     )
     _add(
         engine, "--max-model-len", "Tokens of prompt and answer together (default: the model's own).", type=_integer(1)
@@ -244,6 +251,7 @@ def serve_settings(args: argparse.Namespace) -> ServeSettings:
             kv_cache_dtype=args.kv_cache_dtype,
             dtype=args.dtype,
             eager=args.eager,
+            prompt_attention=args.prompt_attention,
             quantization=args.quantization,
             max_model_len=args.max_model_len,
             max_num_seqs=args.max_num_seqs,
@@ -296,6 +304,9 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"--kv-cache-dtype must be one of {choices}, but is {self.engine.kv_cache_dtype}.")
         if self.engine.dtype not in DTYPES:
             raise ConfigError(f"--dtype must be one of {', '.join(DTYPES)}, but is {self.engine.dtype}.")
+        if self.engine.prompt_attention not in PROMPT_ATTENTIONS:
+            choices = ", ".join(PROMPT_ATTENTIONS)
+            raise ConfigError(f"--prompt-attention must be one of {choices}, but is {self.engine.prompt_attention}.")
         if self.engine.quantization not in QUANTIZATIONS:
             choices = ", ".join(QUANTIZATIONS)
             raise ConfigError(f"--quantization must be one of {choices}, but is {self.engine.quantization}.")

@@ -22,6 +22,8 @@ PADDING_BLOCKS = 1
 """Blocks of a cache that belong to no sequence."""
 PROMPT_ROWS = 64
 """Rows of a tile of queries where prompts are read."""
+FUSED_MASK = 2048
+"""Rows and columns of the mask that npu_fused_infer_attention_score wants, whatever the lengths are."""
 MAX_TASKS = 4096
 """Tasks of one launch at most, which bounds its scratch memory."""
 
@@ -143,13 +145,15 @@ class Attention:
         padding_block: the block of the caches that belongs to no sequence.
     """
 
-    def __init__(self, platform: Platform, dtype: Any) -> None:
+    def __init__(self, platform: Platform, dtype: Any, *, fused_prompts: bool = False) -> None:
+        """With ``fused_prompts`` steps that read prompts go to torch_npu's own attention."""
         import torch  # noqa: PLC0415
         import torch_npu  # noqa: PLC0415
 
         register()
         self._torch, self._npu = torch, torch_npu
         self._platform, self._dtype = platform, dtype
+        self._fused_mask = self._causal_mask() if fused_prompts else None
         self.padding_block = 0
 
     def alloc_cache(self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> PaddedCache:
@@ -202,6 +206,8 @@ class Attention:
         if not isinstance(batch, PlannedBatch):
             batch = PlannedBatch(batch.q_starts.cpu().numpy(), batch.kv_lens.cpu().numpy(), batch.block_table)
         padded, reach = self._padded(q, cache), NO_WINDOW if window is None else window
+        if self._fused_mask is not None and not batch.decodes:
+            return self._fused(padded, cache, batch, scale, window)[..., : _head_dim(cache)]
         queries = 1 if batch.decodes else max(1, PROMPT_ROWS // group)
         scores = best_scores(group, cache.k.shape[3], cache.v.shape[3])
         out = None
@@ -214,6 +220,33 @@ class Attention:
         if out is None:
             return self._torch.empty_like(q)
         return out[..., : _head_dim(cache)]
+
+    def _fused(self, q: Tensor, cache: LayerCache, batch: PlannedBatch, scale: float, window: int | None) -> Tensor:
+        """The same by npu_fused_infer_attention_score, which adds in an order of its own, not known here."""
+        blocks, block_size, kv_heads, _ = cache.k.shape
+        limits = (
+            {"sparse_mode": 3} if window is None else {"sparse_mode": 4, "pre_tokens": window - 1, "next_tokens": 0}
+        )
+        return self._npu.npu_fused_infer_attention_score(
+            q,
+            cache.k.view(blocks, block_size, -1),
+            cache.v.view(blocks, block_size, -1),
+            atten_mask=self._fused_mask,
+            actual_seq_lengths=batch.q_starts[1:].tolist(),
+            actual_seq_lengths_kv=batch.kv_lens.tolist(),
+            block_table=batch.block_table,
+            num_heads=q.shape[1],
+            num_key_value_heads=kv_heads,
+            scale=scale,
+            input_layout="TND",
+            block_size=block_size,
+            **limits,
+        )[0]
+
+    def _causal_mask(self) -> Tensor:
+        """What the device wants as a mask when it is to look at positions alone: true where a key comes later."""
+        ones = self._torch.ones(FUSED_MASK, FUSED_MASK, dtype=self._torch.bool)
+        return self._torch.triu(ones, diagonal=1).to(self._platform.device)
 
     def _merged(self, out: Tensor, part: Tensor, plan: DevicePlan) -> Tensor:
         """What earlier launches gave, and the rows of this one."""

@@ -15,7 +15,7 @@ from kernels.ascend.moe import Experts
 from kernels.ascend.plan import BLOCK_SIZE
 from kernels.ascend.platform import Platform, npu_platform
 from kernels.ascend.recorded import RecordedStep
-from kernels.formats import DTYPES
+from kernels.formats import DTYPES, PROMPT_ATTENTIONS
 from kernels.ops import (
     BackendInfo,
     BackendOptions,
@@ -57,7 +57,8 @@ def ops_on(platform: Platform, options: BackendOptions) -> Ops:
     name = "bfloat16" if options.dtype == "auto" else options.dtype
     dtype = getattr(torch, name)
     rows, linears = Elementwise(platform, dtype), Linears(platform, dtype)
-    attention, experts = Attention(platform, dtype), Experts(platform, dtype, linears)
+    attention = Attention(platform, dtype, fused_prompts=options.prompt_attention == "fused")
+    experts = Experts(platform, dtype, linears)
 
     def upload(array: npt.NDArray[Any]) -> Tensor:
         if array.dtype == np.float32:
@@ -101,6 +102,9 @@ def ops_on(platform: Platform, options: BackendOptions) -> Ops:
 def _check(options: BackendOptions) -> None:
     if options.dtype not in DTYPES:
         raise BackendUnavailable(f"--dtype must be one of {', '.join(DTYPES)}, but is {options.dtype}.")
+    if options.prompt_attention not in PROMPT_ATTENTIONS:
+        choices = ", ".join(PROMPT_ATTENTIONS)
+        raise BackendUnavailable(f"--prompt-attention must be one of {choices}, but is {options.prompt_attention}.")
     if options.kv_cache_dtype != "auto":
         raise BackendUnavailable(
             f"--kv-cache-dtype {options.kv_cache_dtype} is not for this backend, whose KV cache is of --dtype."
