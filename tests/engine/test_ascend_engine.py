@@ -1,7 +1,7 @@
 """Link 5: the engine on the Ascend backend, over CPU emulations under torch_npu's schemas.
 
-Greedy tokens are those of the reference wherever the reference is sure: where its two likeliest tokens are further apart
-than float16 can blur. And they are the same in any company, chunking and after any preemption or prefix hit, with
+Greedy tokens are those of the reference wherever the reference is sure: where its two likeliest tokens are further
+apart than float16 can blur. And they are the same in any company, chunking and after any preemption or prefix hit, with
 graphs and without.
 """
 
@@ -160,7 +160,7 @@ def test_the_fused_attention_for_prompts_gives_the_references_tokens_too(model):
 
 @pytest.mark.parametrize("options", [{"quantization": "w8a8"}, {"dtype": "bfloat16"}])
 def test_coarser_arithmetic_gives_the_references_tokens_but_for_a_few(model, options):
-    """In W8A8 and bfloat16 one rounding more moves what comes after it by more: in one request of six, here and there."""
+    """In W8A8 and bfloat16 one rounding more moves what comes after it by more: in one request of six at times."""
     quantization = options.get("quantization", "none")
     reference = answers(engine_of(model, "reference", block_size=128, quantization=quantization), REQUESTS)
     got = answers(engine_of(model, "ascend", **options), REQUESTS)
