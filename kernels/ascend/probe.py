@@ -16,7 +16,8 @@ from enum import StrEnum
 
 from kernels.ascend import versions
 from kernels.ascend.chips import Chip, chips_of_npu_smi, chips_of_torch_npu, npu_smi_version, why_it_ended
-from kernels.ascend.machine import Machine
+from kernels.ascend.errors import explain
+from kernels.ascend.machine import Machine, Ran
 from kernels.ascend.stubs_refused import refusal, stub_library_on_path
 
 COMPILERS = ("bishengir-compile", "hivmc")
@@ -24,6 +25,13 @@ HELPER_NODES = ("davinci_manager", "devmm_svm", "hisi_hdc")
 """Beside /dev/davinciN a process needs these; containers are given each by name."""
 DOWNLOADS = "https://www.hiascend.com/cann/download"
 _CANN_PLACES = ("/usr/local/Ascend/cann", "/usr/local/Ascend/ascend-toolkit/latest")
+COMPILE_PROGRAM = """
+from kernels.ascend.launch import compile_check
+print("compiled " + compile_check())
+"""
+"""Run on its own, as a compiler may take the process with it."""
+COMPILE_S = 600.0
+_COMPILED = "compiled "
 _IMPORT_TRITON_S = 60.0
 _NPU_SMI_S = 20.0
 
@@ -302,16 +310,17 @@ def chips_finding(nodes: tuple[str, ...], chips: tuple[Chip, ...], note: str) ->
 
 
 def kernel_compiles(machine: Machine) -> Finding:
-    """Whether the attention kernel compiles here, with this machine's compiler.
+    """Whether the attention kernel compiles here, with this machine's compiler: tried, in a process of its own.
 
-    So far it is found out what a compilation would need, and that Triton can be imported. What compiles it goes where
-    this function ends, in a process of its own like the import.
+    Not where something that it needs is missing; and a process that does not end in time tells nothing of the kernel.
     """
     wanted = "compiles for this chip"
     reasons = (
         ("triton-ascend is not installed", machine.version("triton-ascend") is None),
         *((f"no {name} on PATH", machine.which(name) is None) for name in COMPILERS),
         ("there is no NPU here", not npu_nodes(machine)),
+        ("torch-npu is not installed", machine.version("torch-npu") is None),
+        ("stub libraries are in the way", stub_finding(machine) is not None),
     )
     for reason, holds in reasons:
         if holds:
@@ -320,8 +329,22 @@ def kernel_compiles(machine: Machine) -> Finding:
     if ran.code != 0:
         remedy = "pip install --force-reinstall --no-deps triton-ascend (another triton may have overwritten it)"
         return Finding("kernel", Verdict.WRONG, "", wanted, f"import triton: {why_it_ended(ran)}", remedy)
-    why = "not tried: this version of Upwell does not compile it here"
-    return Finding("kernel", Verdict.UNKNOWN, "not tried", wanted, why)
+    environment = {**machine.environment, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "TRITON_ALWAYS_COMPILE": "1"}
+    ran = machine.run((sys.executable, "-P", "-c", COMPILE_PROGRAM), environment, COMPILE_S)
+    said = [line.removeprefix(_COMPILED) for line in ran.stdout.splitlines() if line.startswith(_COMPILED)]
+    if ran.code == 0 and said:
+        return Finding("kernel", Verdict.OK, said[-1], wanted)
+    if ran.code is None:
+        return Finding("kernel", Verdict.UNKNOWN, "not known", wanted, f"not known: {ran.reason}")
+    remedy = "Compare triton-ascend with CANN above; deploy/ascend/first_hour.py --step 4 shows all that is said."
+    return Finding("kernel", Verdict.WRONG, "", wanted, _compiler_said(ran), remedy)
+
+
+def _compiler_said(ran: Ran) -> str:
+    """One line: a known Ascend error explained, else what follows the first ``error:``, else the last thing said."""
+    said = ran.stdout + "\n" + ran.stderr
+    found = re.search(r"error:\s*(\S[^\n]*)", said)
+    return explain(said) or (found[1].strip()[:200] if found else why_it_ended(ran))
 
 
 def _chips(machine: Machine, nodes: tuple[str, ...], smi: str, stub: Finding | None) -> tuple[tuple[Chip, ...], str]:

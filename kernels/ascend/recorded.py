@@ -144,6 +144,7 @@ class RecordedStep:
         self._limits, self._padding_block = limits, padding_block
         most = min(limits.max_rows, limits.max_tokens, BUCKETS[-1])
         sizes = [] if eager else [most, *(size for size in reversed(BUCKETS) if size < most)]
+        self._pool: Any = None
         with torch.inference_mode():
             self._buckets = [self._captured(size) for size in sizes][::-1]
 
@@ -205,9 +206,10 @@ class RecordedStep:
             attention.fill(np.ones(rows, dtype=np.int32))
             self._forward(self._graph_inputs(inputs, attention))
         self._platform.synchronize()
-        with self._platform.capture(graph):
+        with self._platform.capture(graph, self._pool):
             logits = self._forward(self._graph_inputs(inputs, attention))
             best = best_tokens(torch, logits)
+        self._pool = graph.pool() if self._pool is None else self._pool
         return Bucket(rows, inputs, attention, graph, logits, best)
 
     def _graph_inputs(self, inputs: Upload, attention: GraphBatch) -> StepInputs:

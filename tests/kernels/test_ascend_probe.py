@@ -13,11 +13,12 @@ import pytest
 from kernels.ascend import stubs_refused, versions
 from kernels.ascend.chips import chips_of_npu_smi, npu_smi_version
 from kernels.ascend.machine import Machine, Ran, installed_version, run_command
-from kernels.ascend.probe import Verdict, diagnose
+from kernels.ascend.probe import COMPILE_S, Verdict, diagnose
 from kernels.ascend.stubs_refused import LIBRARIES, MARKER, refuse_stubs, stub_library_on_path
 from kernels.ops import BackendUnavailable
 from tests.support.ascend_machine import DRIVER, GIB, NPU_SMI, FakeHost
 
+COMPILED = Ran(0, "[WARNING] of triton\ncompiled bf16, 32 heads on 8 of 128: decoding in 31.2 s, prompts in 40.0 s\n")
 TORCH_NPU_FAILS = Ran(1, "", "Traceback\nImportError: libhccl.so: cannot open shared object file\n")
 
 
@@ -35,11 +36,12 @@ def stops(host):
 
 
 def test_a_healthy_host_has_nothing_to_mend(host):
+    host.answers["compile_check"] = COMPILED
     diagnosis = diagnose(host.machine())
     assert diagnosis.nodes == ("davinci0", "davinci1")
     assert diagnosis.stops == ()
     odd = {finding.name: finding.verdict for finding in diagnosis.findings if finding.verdict is not Verdict.OK}
-    assert odd == {"kernel": Verdict.UNKNOWN}
+    assert odd == {}
     assert [(chip.name, chip.free_hbm_bytes // GIB, chip.total_hbm_bytes // GIB) for chip in diagnosis.chips] == [
         ("Ascend910B3", 60, 64),
         ("Ascend910B3", 61, 64),
@@ -326,6 +328,63 @@ def test_a_triton_that_cannot_be_imported(host):
     assert stops(host) == ["kernel"]
 
 
+def test_the_kernel_is_compiled_in_a_process_of_its_own_and_not_taken_from_a_cache(host):
+    host.answers["compile_check"] = COMPILED
+    finding = findings(host)["kernel"]
+    assert finding.verdict is Verdict.OK
+    assert finding.found == "bf16, 32 heads on 8 of 128: decoding in 31.2 s, prompts in 40.0 s"
+    (asked,) = [entry for entry in host.asked if "compile_check" in entry[0][-1]]
+    assert asked[0][:2] == (sys.executable, "-P")
+    assert asked[1]["TRITON_ALWAYS_COMPILE"] == "1"
+    assert asked[1]["PATH"] == host.environment["PATH"]
+    assert asked[2] == COMPILE_S
+
+
+@pytest.mark.parametrize(
+    ("ran", "verdict", "detail"),
+    [
+        (
+            Ran(1, "", "a.mlir:3:1: error: ub overflow, requires 4730880 bits\nINFO: the cache is in /root"),
+            Verdict.WRONG,
+            "ub overflow, requires 4730880 bits",
+        ),
+        (
+            Ran(1, "", "[ConvertLinalgRToBinary] encounters error:\nASCEND_HOME_PATH is not set\n\n[INFO]: /root"),
+            Verdict.WRONG,
+            "ASCEND_HOME_PATH is not set",
+        ),
+        (Ran(1, "", "call failed, error code is 507033\n"), Verdict.WRONG, "507033: The device could not be opened."),
+        (Ran(-11), Verdict.WRONG, "ended by signal 11"),
+        (Ran(0, "nothing\n"), Verdict.WRONG, "nothing (ended with exit code 0)"),
+        (Ran(None, reason="no answer within 600 s"), Verdict.UNKNOWN, "not known: no answer within 600 s"),
+    ],
+)
+def test_a_kernel_that_does_not_compile(host, ran, verdict, detail):
+    host.answers["compile_check"] = ran
+    finding = findings(host)["kernel"]
+    assert finding.verdict is verdict
+    assert finding.detail.startswith(detail)
+    assert ("kernel" in stops(host)) == (verdict is Verdict.WRONG)
+
+
+def test_nothing_is_compiled_without_torch_npu_or_past_stubs(host):
+    host.packages["torch-npu"] = None
+    assert findings(host)["kernel"].detail == "not tried: torch-npu is not installed"
+    host.packages["torch-npu"] = "2.7.1"
+    host.environment["LD_LIBRARY_PATH"] = str(stub(host.root / "stubs" / "libascendcl.so").parent)
+    assert findings(host)["kernel"].detail == "not tried: stub libraries are in the way"
+    assert not any("compile_check" in command[-1] for command, _, _ in host.asked)
+
+
+def test_this_machine_has_no_chip_to_compile_for():
+    program = "from kernels.ascend.launch import compile_check; compile_check()"
+    environment = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    command = [sys.executable, "-P", "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "BackendUnavailable: torch_npu" in done.stderr
+
+
 def test_a_command_that_hangs_is_killed_with_its_children(tmp_path):
     began_s = time.monotonic()
     ran = run_command(("sh", "-c", f"sleep 300 & echo $! > {tmp_path}/child; wait"), os.environ, 0.5)
@@ -402,30 +461,52 @@ def test_what_is_no_stub_is_passed_over(tmp_path, monkeypatch):
     assert stub_library_on_path({}, "") is None
 
 
-def test_this_process_is_free_of_stubs_and_says_so_by_its_maps(tmp_path, monkeypatch):
+def in_a_fresh_process(check, folder):
+    """Other tests load stubs into theirs for good."""
+    name = check.__name__
+    program = f"from pathlib import Path; from {__name__} import {name}; {name}(Path({str(folder)!r}))"
+    environment = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_process_is_free_of_stubs_and_says_so_by_its_maps(tmp_path):
+    in_a_fresh_process(free_of_stubs, tmp_path)
+
+
+def free_of_stubs(folder):
     refuse_stubs({})
-    path = stub(tmp_path / "libascendcl.so")
-    maps = tmp_path / "maps"
+    path = stub(folder / "libascendcl.so")
+    maps = folder / "maps"
     maps.write_text(f"7f00-7f01 r-xp 00000000 08:01 42 {path}\n")
-    monkeypatch.setattr(stubs_refused, "_MAPS", maps)
-    with pytest.raises(BackendUnavailable, match=r"libascendcl\.so is a stub .* LD_LIBRARY_PATH"):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stubs_refused, "_MAPS", maps)
+        with pytest.raises(BackendUnavailable, match=r"libascendcl\.so is a stub .* LD_LIBRARY_PATH"):
+            refuse_stubs({})
+        patch.setattr(stubs_refused, "_MAPS", folder / "nowhere")
         refuse_stubs({})
-    monkeypatch.setattr(stubs_refused, "_MAPS", tmp_path / "nowhere")
-    refuse_stubs({})
-    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
-    with pytest.raises(BackendUnavailable):
-        refuse_stubs()
+        patch.setenv("LD_LIBRARY_PATH", str(folder))
+        with pytest.raises(BackendUnavailable):
+            refuse_stubs()
 
 
-def test_a_stub_that_is_loaded_is_known_by_its_symbol_when_its_file_is_gone(tmp_path, monkeypatch):
-    maps = tmp_path / "maps"
+def test_a_stub_that_is_loaded_is_known_by_its_symbol_when_its_file_is_gone(tmp_path):
+    in_a_fresh_process(known_by_its_symbol, tmp_path)
+
+
+def known_by_its_symbol(folder):
+    maps = folder / "maps"
     maps.write_text("7f00-7f01 r-xp 00000000 08:01 42 /gone/libhccl.so (deleted)\n")
-    monkeypatch.setattr(stubs_refused, "_MAPS", maps)
-    assert stub_library_on_path({}) is None
-    monkeypatch.setattr(stubs_refused, "MARKER", b"Py_IsInitialized")
-    assert stub_library_on_path({}) == Path("/gone/libhccl.so")
-    maps.write_text("")
-    assert stub_library_on_path({}) == Path("libascendcl.so")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stubs_refused, "_MAPS", maps)
+        assert stub_library_on_path({}) is None
+        patch.setattr(stubs_refused, "MARKER", b"Py_IsInitialized")
+        assert stub_library_on_path({}) == Path("/gone/libhccl.so")
+        maps.write_text("")
+        assert stub_library_on_path({}) == Path("libascendcl.so")
 
 
 def test_stubs_are_a_finding_and_torch_npu_is_not_asked(host):

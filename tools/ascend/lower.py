@@ -64,7 +64,12 @@ def lower(
     """
     os.environ.setdefault("TRITON_ASCEND_ARCH", CHIP)
     from triton._C.libtriton import ir  # noqa: PLC0415  (the backend reads the chip's name as it is imported)
-    from triton.backends.ascend.compiler import AscendBackend, make_ttir, ttir_to_linalg  # noqa: PLC0415
+    from triton.backends.ascend.compiler import (  # noqa: PLC0415
+        AscendAttrsDescriptor,
+        AscendBackend,
+        make_ttir,
+        ttir_to_linalg,
+    )
     from triton.backends.compiler import GPUTarget  # noqa: PLC0415
     from triton.compiler.compiler import ASTSource  # noqa: PLC0415
 
@@ -74,7 +79,15 @@ def lower(
     ir.load_dialects(context)
     backend.load_dialects(context)
     signature = {name: "*" + dtype for name, dtype in pointers.items()} | dict(scalars)
-    source = ASTSource(kernel, signature, dict(constants))
+    # What a launch finds out of its arguments: memory that torch allocates begins on multiples of 16 bytes and more.
+    attributes = AscendAttrsDescriptor()
+    attributes.arg_properties["tt.divisibility"] = [
+        index
+        for index, parameter in enumerate(kernel.params)
+        if parameter.name in pointers and not parameter.do_not_specialize
+    ]
+    attributes.property_values["tt.divisibility"] = 16
+    source = ASTSource(kernel, signature, dict(constants), attributes)
     generated = source.make_ir(options, backend.get_codegen_implementation(), backend.get_module_map(), context)
     metadata = {"target": backend.target, "hash": kernel.__name__, **options.__dict__}
     text = ttir_to_linalg(make_ttir(generated, metadata, options), metadata, options, named_ops=True)

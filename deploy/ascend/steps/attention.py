@@ -1,0 +1,108 @@
+"""Step 4: our attention kernel launched, held to NumPy in float64, and to itself in other company."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from deploy.ascend.steps.bench import Bench, Tensor, bits
+from deploy.ascend.steps.launches import Lengths, array_of, case_of, launch_of
+from deploy.ascend.steps.report import Report
+from kernels.ascend.plan import SPLIT
+from tools.ascend.cases import BORDERS, AttentionCase
+
+NOT_LAUNCHED = (
+    "Run this step alone with TRITON_DEBUG=1 TRITON_ALWAYS_COMPILE=1: a compiler error names a line of "
+    "kernels/ascend/paged_decode.py, one of the launch has a code for `upwell doctor CODE`. Nothing serves without it."
+)
+INACCURATE = (
+    "The kernel computes something else here than in every emulation: do not serve; report the line with the versions "
+    "of step 0. If decoding passed and only prompts failed, --prompt-attention fused goes round those."
+)
+DEPENDS = "A token would depend on its neighbours: do not serve; report the line with the versions of step 0."
+PROMPTS = ((SPLIT + 7, 40), (5, 5), (1, 1), (140, 11))
+"""(tokens in the cache, of which queries)."""
+ACCURATE: dict[str, tuple[Lengths, dict[str, Any]]] = {
+    f"decoding at {', '.join(map(str, BORDERS))} tokens": (BORDERS, {}),
+    "decoding in a window of 100 tokens": ([1, 128, 500, SPLIT + 1], {"window": 100}),
+    "decoding with loud scores": ([300, SPLIT + 5], {"loud": 4.0}),
+    "prompts": (PROMPTS, {}),
+    "prompts in a window of 100 tokens": (PROMPTS, {"window": 100}),
+}
+"""What is held to the oracle; slots of the cache that belong to no token hold NaN."""
+
+
+def kernel(bench: Bench, report: Report) -> None:
+    """Step 4: for each kind of heads, which is a kernel of its own to the compiler."""
+    for group, dim in bench.sizes.heads:
+        heads = f"{group} x {dim}"
+        with report.attempt(f"{heads}: first launch", NOT_LAUNCHED):
+            _first_launch(bench, report, group, dim)
+        for name, (lengths, more) in ACCURATE.items():
+            with report.attempt(f"{heads}: {name}", NOT_LAUNCHED):
+                case = case_of(bench, group, dim, lengths, **more)
+                worst = case.worst(array_of(launch_of(bench, case).ours()()))
+                report.check(worst <= 1, f"{heads}: {name}: {worst:.3g} times what rounding explains", INACCURATE)
+        with report.attempt(f"{heads}: alone and among others", NOT_LAUNCHED):
+            _among_others(bench, report, group, dim)
+        with report.attempt(f"{heads}: queries of prompts", NOT_LAUNCHED):
+            _prompts(bench, report, group, dim)
+    if not bench.emulated:
+        with report.attempt(
+            "what was compiled", "This is counted in Triton's own cache, which may have changed: no harm."
+        ):
+            _compiled(report, len(bench.sizes.heads))
+
+
+def _compiled(report: Report, kinds: int) -> None:
+    """How many kernels Triton made of ours: each costs seconds at the first step that needs it."""
+    from kernels.ascend.paged_decode import paged_attention_combine, paged_attention_split  # noqa: PLC0415
+
+    counts = [sum(map(len, kernel.cache.values())) for kernel in (paged_attention_split, paged_attention_combine)]
+    text = f"{counts[0]} and {counts[1]} kernels for {kinds} kinds of heads, decoding and prompts"
+    report.measured(f"compiled: {text}; more than {2 * kinds} each are of other alignments", compiled=counts)
+
+
+def _first_launch(bench: Bench, report: Report, group: int, dim: int) -> None:
+    run = launch_of(bench, case_of(bench, group, dim, [1])).ours()
+    bench.platform.synchronize()
+    times = []
+    for _ in range(2):
+        began_s = time.perf_counter()
+        run()
+        bench.platform.synchronize()
+        times.append(time.perf_counter() - began_s)
+    report.measured(
+        f"{group} query heads a head of keys, {dim} elements: first launch {times[0]:.2f} s, compiled unless that had "
+        f"been done before; the second {times[1] * 1e3:.3f} ms",
+        first_launch_s=times[0], second_launch_s=times[1],
+    )  # fmt: skip
+
+
+def _among_others(bench: Bench, report: Report, group: int, dim: int) -> None:
+    rng, longest = np.random.default_rng(0), bench.sizes.longest
+    lengths = [*rng.integers(1, 500, 200).tolist(), longest, *rng.integers(1, longest // 2, 56).tolist()]
+    case = case_of(bench, group, dim, lengths)
+    run = launch_of(bench, case).ours()
+    together, again = run().cpu(), run().cpu()
+    odd = [query for query in (0, 1, 100, 199, 200, 256) if not _same(bench, case, together, query)]
+    text = f"sequences {odd} differ" if odd else "the same bits"
+    report.check(not odd, f"{group} x {dim}: a sequence alone, and among 256 others: {text}", DEPENDS)
+    same = bits(again) == bits(together)
+    text = "the same bits" if same else "not the same bits"
+    report.check(same, f"{group} x {dim}: 257 sequences twice: {text}", DEPENDS)
+
+
+def _prompts(bench: Bench, report: Report, group: int, dim: int) -> None:
+    case = case_of(bench, group, dim, PROMPTS)
+    together = launch_of(bench, case).ours()().cpu()
+    queries = range(0, len(case.q), 5)
+    odd = [query for query in queries if not _same(bench, case, together, query)]
+    text = f"queries {odd} differ" if odd else "the same bits"
+    report.check(not odd, f"{group} x {dim}: {len(queries)} queries of prompts, and decoded alone: {text}", DEPENDS)
+
+
+def _same(bench: Bench, case: AttentionCase, together: Tensor, query: int) -> bool:
+    return bits(launch_of(bench, case.only(query)).ours()()[0]) == bits(together[query])

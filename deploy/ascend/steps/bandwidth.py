@@ -1,0 +1,46 @@
+"""Step 6: how fast decoding reads keys and values, beside a copy on the same chip. No figure here is a vendor's."""
+
+from __future__ import annotations
+
+from deploy.ascend.steps.bench import GIB, Bench
+from deploy.ascend.steps.launches import decoding, times_of
+from deploy.ascend.steps.report import Report, table
+
+NOT_TIMED = "Read the error; with too little free memory end other processes (npu-smi info), then run this step alone."
+
+
+def bandwidth(bench: Bench, report: Report) -> None:
+    """Step 6."""
+    rate = copy_rate(bench)
+    size = bench.sizes.copy_bytes / GIB
+    report.measured(f"copy of {size:g} GiB: {rate / 1e9:.1f} GB/s, read and written", copy_gb_per_s=rate / 1e9)
+    rows = []
+    for batch in bench.sizes.batches:
+        for context in bench.sizes.contexts:
+            with report.attempt(f"{batch} x {context}", NOT_TIMED):
+                rows.append((f"{batch} x {context}", *_timed(bench, report, batch, context, rate)))
+    report.say(
+        "one launch that decodes; GB/s of keys and values, by the faster way; small ones are launches, not reads"
+    )
+    table(report, ("sequences x tokens", "eager us", "graph us", "KV MB", "GB/s", "of the copy"), rows)
+
+
+def copy_rate(bench: Bench) -> float:
+    """Bytes that a copy reads and writes a second, by the median of some."""
+    torch = bench.torch
+    source = torch.ones(bench.sizes.copy_bytes // 4, dtype=torch.float32, device=bench.platform.device)
+    target = torch.empty_like(source)
+    return 2 * bench.sizes.copy_bytes / bench.seconds(lambda: target.copy_(source))
+
+
+def _timed(bench: Bench, report: Report, batch: int, context: int, rate: float) -> tuple[str, ...]:
+    """Cells of the table."""
+    launch, kv_bytes = decoding(bench, batch, context)
+    times = times_of(bench, report, f"{batch} x {context}", launch.ours())
+    got = kv_bytes / times.best_s
+    report.measured(
+        f"{batch} x {context}: {got / 1e9:.2f} GB/s, {got / rate:.1%} of the copy",
+        sequences=batch, context=context, eager_s=times.eager_s, graph_s=times.graph_s, kv_bytes=kv_bytes,
+        gb_per_s=got / 1e9, of_copy=got / rate,
+    )  # fmt: skip
+    return *times.cells(), f"{kv_bytes / 1e6:.1f}", f"{got / 1e9:.2f}", f"{got / rate:.1%}"

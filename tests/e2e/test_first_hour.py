@@ -1,0 +1,359 @@
+"""Link 5: the first-hour script as a user runs it, in emulation; and that what is wrong is told as a failure."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy.ascend import first_hour
+from deploy.ascend.first_hour import EMULATED, STEPS, main
+from deploy.ascend.steps.report import Report, Verdict
+from kernels.ascend.attention import Attention
+from kernels.ops import BackendUnavailable
+from tests.support.ascend_links import REPOSITORY, link
+from tools.ascend.bishengir import FLAGS
+
+pytestmark = link(5)
+
+SCRIPT = REPOSITORY / "deploy" / "ascend" / "first_hour.py"
+ENVIRONMENT = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+
+
+def run(*arguments, cwd, **environment):
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments],
+        cwd=cwd,
+        env={**ENVIRONMENT, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, default_model):
+    """The whole script: how it ended, and what it wrote to its file."""
+    folder = tmp_path_factory.mktemp("hour")
+    done = run("--emulated", "--model", str(default_model), "--json", "found.json", cwd=folder)
+    return done, json.loads((folder / "found.json").read_text())
+
+
+@pytest.fixture
+def emulated():
+    """The platform, for steps in this process; and torch_npu, to be broken."""
+    import torch
+
+    threads = torch.get_num_threads()
+    platform = first_hour.emulated()
+    import torch_npu
+
+    yield platform, torch_npu
+    torch.set_num_threads(threads)
+
+
+def failures(capsys, *arguments, platform):
+    """What failed of steps in this process, and what there is to do about it, if they ended with 1."""
+    assert main([*arguments, "--emulated"], lambda: platform) == 1
+    shown, _, summary = capsys.readouterr().out.partition("\n--- summary\n")
+    found = re.findall(r"^  FAIL       (.*)\n             what to do: (.*)$", shown, re.MULTILINE)
+    assert len(found) == shown.count("\n  FAIL       ")
+    assert "\nfailed: step" in summary
+    assert all(text in summary for text, _ in found)
+    return found
+
+
+def test_every_step_is_there_and_nothing_fails(whole):
+    done, found = whole
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert [step["step"] for step in found["steps"]] == list(range(len(STEPS))) == list(range(9))
+    verdicts = [step["verdict"] for step in found["steps"]]
+    assert verdicts == ["PASS"] * 6 + ["MEASURED"] + ["PASS"] * 2
+    for number, step in enumerate(STEPS):
+        assert f"\n--- step {number}: {step.title} [EMULATED]\n" in done.stdout
+        assert re.search(rf"^  (PASS|MEASURED)\s+step {number}: ", done.stdout, re.MULTILINE)
+    assert {line["verdict"] for step in found["steps"] for line in step["lines"]} == {"PASS", "MEASURED"}
+
+
+def test_an_emulation_says_so_in_every_line_of_its_header_and_in_the_end(whole):
+    done, found = whole
+    header = done.stdout.partition("\n\n")[0].splitlines()
+    assert len(header) >= 3
+    assert all(line.startswith(EMULATED) for line in header)
+    assert done.stdout.splitlines()[-1] == EMULATED
+    assert (found["emulated"], found["note"]) == (True, EMULATED)
+
+
+def test_every_operation_that_the_backend_calls_is_tried_against_numpy(whole):
+    _, found = whole
+    source = "".join(path.read_text() for path in (REPOSITORY / "kernels" / "ascend").glob("*.py"))
+    called = set(re.findall(r"npu\.(npu_\w+)\(", source))
+    assert len(called) >= 10
+    said = " ".join(line["text"] for step in (2, 5) for line in found["steps"][step]["lines"])
+    tried = set(re.findall(r"npu_\w+", said + STEPS[5].title))
+    assert called <= tried
+
+
+def test_rows_are_tried_in_all_numbers_of_others(whole):
+    done, _ = whole
+    head, *rows = done.stdout.partition("at three places: bits\n")[2].partition("\n  PASS")[0].splitlines()
+    assert head.split() == ["operation", "2", "16", "17", "255", "256", "257"]
+    assert len(rows) >= 18
+    assert all(row.split()[-6:] == ["same"] * 6 for row in rows)
+
+
+def test_figures_are_those_that_were_asked_for(whole):
+    _, found = whole
+    bandwidth = [line["figures"] for line in found["steps"][6]["lines"]]
+    assert bandwidth[0]["copy_gb_per_s"] > 0
+    assert all(figures["graph_s"] > 0 for figures in bandwidth[1:])
+    assert {(figures["sequences"], figures["context"]) for figures in bandwidth[1:]} == {
+        (1, 256), (1, 1280), (3, 256), (3, 1280),
+    }  # fmt: skip
+    assert all(
+        figures["kv_bytes"] == figures["sequences"] * figures["context"] * 2 * 64 * 2 * 2 for figures in bandwidth[1:]
+    )
+    fused = [line["figures"] for line in found["steps"][5]["lines"] if "ratio" in line["figures"]]
+    assert all(figures["ratio"] == pytest.approx(figures["ours_s"] / figures["fused_s"]) for figures in fused)
+    assert fused
+
+
+def test_a_result_that_is_rounded_wrongly_fails(capsys, monkeypatch, emulated):
+    platform, npu = emulated
+    real = npu.npu_swiglu
+    monkeypatch.setattr(
+        npu, "npu_swiglu", lambda x, *more: (real(x, *more).view(dtype=npu.torch.int16) & ~3).view(x.dtype)
+    )
+    found = failures(capsys, "--step", "2", platform=platform)
+    assert [text.partition(":")[0] for text, _ in found] == ["npu_swiglu"]
+    assert "upwell doctor" in found[0][1]
+
+
+def test_a_row_that_depends_on_its_neighbours_fails(capsys, monkeypatch, emulated):
+    platform, npu = emulated
+    real = npu.npu_quant_matmul
+
+    def many_rows(x, *more, **options):
+        out = real(x, *more, **options)
+        return out if len(x) < 257 else out.nextafter(out + 1)
+
+    monkeypatch.setattr(npu, "npu_quant_matmul", many_rows)
+    assert main(["--step", "3", "--emulated"], lambda: platform) == 1
+    shown = capsys.readouterr().out
+    (row,) = re.findall(r"^ +npu_quant_matmul  +(.*)$", shown, re.MULTILINE)
+    cells = re.split(r"  +", row)
+    assert cells[:4] == ["same"] * 4
+    assert all(cell.endswith(" differ") for cell in cells[4:])
+    assert re.findall(r"^  FAIL       (npu_.*)$", shown, re.MULTILINE) == [
+        "npu_quant_matmul: a row depends on its neighbours"
+    ]
+
+
+def test_what_the_backend_does_not_call_is_measured_and_no_failure(capsys, monkeypatch, emulated):
+    platform, npu = emulated
+    real = npu.npu_add_rms_norm
+    monkeypatch.setattr(
+        npu, "npu_add_rms_norm", lambda x, y, *more: tuple(out + (len(x) > 20) for out in real(x, y, *more))
+    )
+    assert main(["--step", "3", "--emulated"], lambda: platform) == 0
+    assert "MEASURED   npu_add_rms_norm (not called): rows depend on their neighbours" in capsys.readouterr().out
+
+
+def test_attention_that_depends_on_its_company_fails(capsys, monkeypatch, emulated):
+    real = Attention.paged_attention
+    monkeypatch.setattr(
+        Attention,
+        "paged_attention",
+        lambda self, q, cache, batch, *more: real(self, q, cache, batch, *more)
+        * (1 + (len(batch.kv_lens) > 250) / 512),
+    )
+    (found,) = failures(capsys, "--step", "4", platform=emulated[0])
+    assert "among 256 others: sequences [0, 1, 100, 199, 200, 256] differ" in found[0]
+    assert "do not serve" in found[1]
+
+
+def test_attention_that_is_off_fails(capsys, monkeypatch, emulated):
+    real = Attention.paged_attention
+    monkeypatch.setattr(Attention, "paged_attention", lambda *given: real(*given) * (1 + 1 / 128))
+    found = failures(capsys, "--step", "4", platform=emulated[0])
+    assert len(found) == 5
+    assert all("times what rounding explains" in text for text, _ in found)
+
+
+def test_an_error_with_a_code_is_explained_and_the_step_goes_on(capsys, monkeypatch, emulated):
+    platform, npu = emulated
+
+    def refuse(*_, **__):
+        raise RuntimeError("call aclnnFusedInferAttentionScoreV3 failed, error code is 561003")
+
+    monkeypatch.setattr(npu, "npu_fused_infer_attention_score", refuse)
+    found = failures(capsys, "--step", "5", platform=platform)
+    assert len(found) == 7
+    assert all("error code is 561003" in text for text, _ in found)
+    assert all(remedy.startswith("561003: An operator has no kernel for this chip.") for _, remedy in found)
+
+
+def test_a_graph_that_goes_stale_fails(capsys, emulated):
+    platform, _ = emulated
+
+    def stale():
+        graph = platform.new_graph()
+        real, graph.done = graph.replay, 0
+
+        def replay():
+            graph.done += 1
+            if graph.done < 3:
+                real()
+
+        graph.replay = replay
+        return graph
+
+    found = failures(capsys, "--step", "7", platform=dataclasses.replace(platform, new_graph=stale))
+    assert found
+    assert all("logits differ" in text and "--eager" in remedy for text, remedy in found)
+
+
+def test_graphs_that_are_not_replayed_fail(capsys, monkeypatch, emulated):
+    monkeypatch.setattr("kernels.ascend.recorded.RecordedStep._filled", lambda *_: None)
+    (found,) = failures(capsys, "--step", "7", platform=emulated[0])
+    assert found[0] == "graphs were replayed 0 times in 7 steps"
+
+
+def test_answers_that_depend_on_their_company_fail(capsys, monkeypatch, emulated, default_model):
+    platform, npu = emulated
+    real = npu.npu_rms_norm
+    monkeypatch.setattr(
+        npu, "npu_rms_norm", lambda x, *more: tuple(out * (1 if len(x) == 1 else -1) for out in real(x, *more))
+    )
+    found = failures(capsys, "--step", "8", "--model", str(default_model), platform=platform)
+    assert any("alone, and eagerly, together: prompt" in text for text, _ in found)
+    assert all("step 3" in remedy for _, remedy in found)
+
+
+def test_a_device_that_is_not_there_fails_every_step_and_ends_none(capsys, tmp_path):
+    def nothing():
+        raise BackendUnavailable("torch_npu finds no NPU.")
+
+    steps = [word for number in range(1, 9) for word in ("--step", str(number))]
+    found = tmp_path / "found.json"
+    assert main([*steps, "--emulated", "--json", str(found), "--model", "./nowhere.gguf"], nothing) == 1
+    assert {step["verdict"] for step in json.loads(found.read_text())["steps"]} == {"FAIL"}
+    assert capsys.readouterr().out.count("torch_npu finds no NPU") >= 7
+
+
+def test_without_an_npu_the_real_thing_fails_in_a_line(tmp_path):
+    done = run("--step", "0", "--step", "1", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "EMULATED" not in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert re.search(r"^  FAIL       device nodes: -", done.stdout, re.MULTILINE)
+    assert re.search(r"^  FAIL  .*BackendUnavailable", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("program", "timeout", "reason"),
+    [
+        ("import os; os.abort()", "60", "ended by signal 6"),
+        ("import time; print('waits', flush=True); time.sleep(60)", "0.8", "no answer within 0.8 s"),
+        ("raise SystemExit('SetDevice, error code is 507033')", "60", "507033: The device could not be opened."),
+    ],
+)
+def test_a_step_that_takes_its_process_with_it_is_a_failure_and_the_next_is_tried(
+    capsys, monkeypatch, program, timeout, reason
+):
+    monkeypatch.setattr(first_hour, "command", lambda _: [sys.executable, "-c", program])
+    monkeypatch.setattr(first_hour, "STEPS", STEPS[:2])
+    assert main(["--emulated", "--timeout-s", timeout]) == 1
+    shown = capsys.readouterr().out
+    assert shown.count(f"  FAIL       its process ended: {reason}") == 2
+    assert "failed: step 0, 1\n" in shown
+
+
+def test_a_process_that_ends_badly_after_its_step_is_told(capsys, monkeypatch):
+    facts = {"steps": [Report(0, "title").facts() | {"lines": [{"verdict": "PASS", "text": "good"}]}]}
+    program = f"import os, sys; open(sys.argv[-1], 'w').write({json.dumps(facts)!r}); os.abort()"
+    monkeypatch.setattr(first_hour, "command", lambda _: [sys.executable, "-c", program])
+    monkeypatch.setattr(first_hour, "STEPS", STEPS[:1])
+    assert main(["--emulated"]) == 0
+    assert "had done all, but ended badly: ended by signal 6" in capsys.readouterr().out
+
+
+def test_the_page_has_a_row_for_each_step_and_flags_that_there_are():
+    page = SCRIPT.with_name("README.md").read_text()
+    assert re.findall(r"^\| (\d+) \|", page, re.MULTILINE) == [str(number) for number in range(len(STEPS))]
+    flags = set(re.findall(r"first_hour\.py.*?(--[\w-]+)", page)) | {"--timeout-s", "--dtype", "--model", "--step"}
+    assert {"--emulated", "--json"} <= flags
+    for flag in flags:
+        assert f'"{flag}"' in SCRIPT.read_text()
+
+
+def test_a_step_without_findings_has_failed_and_reports_survive_a_file():
+    report = Report(3, "title")
+    assert report.verdict is Verdict.FAIL
+    report.measured("so fast", seconds=1.5)
+    assert report.verdict is Verdict.MEASURED
+    report.passed("good")
+    assert report.verdict is Verdict.PASS
+    report.failed("bad", "mend it")
+    again = Report.of_facts(json.loads(json.dumps(report.facts())))
+    assert (again.lines, again.verdict) == (report.lines, Verdict.FAIL)
+
+
+COMPILER = """#!/bin/sh
+echo "$@" >> "$FAKE_LOG"
+case "$*" in *--help*) exit 0;; esac
+cat "$1" >> "$FAKE_LOG.mlir"
+while [ $# -gt 0 ]; do [ "$1" = -o ] && out=$2; shift; done
+echo binary > "$out.o"
+echo binary > "${out}_reloc.o"
+"""
+COMPILE = """
+import sys
+from types import SimpleNamespace
+from triton.backends import backends
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from kernels.ascend import launch
+
+backends["ascend"].compiler.add_stages.__globals__["NPUUtils"] = lambda: SimpleNamespace(get_arch=lambda: "Ascend910B3")
+driver.set_active(SimpleNamespace(
+    get_current_device=lambda: 0, get_current_stream=lambda device: 0,
+    get_current_target=lambda: GPUTarget("npu", "Ascend910B3", 0),
+))
+launch.npu_platform = lambda: SimpleNamespace(cube_cores=20)
+print("compiled " + launch.compile_check())
+"""
+"""What ``upwell doctor`` does on a chip, with a driver that only tells the chip's name."""
+
+
+def test_the_doctor_compiles_as_a_launch_would(tmp_path):
+    compiler = tmp_path / "bin" / "bishengir-compile"
+    compiler.parent.mkdir()
+    compiler.write_text(COMPILER)
+    compiler.chmod(0o755)
+    log = tmp_path / "log"
+    environment = ENVIRONMENT | {
+        "PATH": f"{compiler.parent}:{os.environ['PATH']}", "FAKE_LOG": str(log), "TRITON_ALWAYS_COMPILE": "1",
+        "TRITON_CACHE_DIR": str(tmp_path / "cache"), "ASCEND_HOME_PATH": str(tmp_path),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", COMPILE], env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"^compiled bf16, 32 heads on 8 of 128: decoding in \S+ s, prompts in \S+ s$", done.stdout, re.MULTILINE
+    )
+    compiled = [line.split() for line in log.read_text().splitlines() if "kernel" in line and "--target" in line]
+    assert len(compiled) == 4
+    assert all("--target=Ascend910B3" in words for words in compiled)
+    assert [set(FLAGS) <= set(words) for words in compiled] == [True, False, True, False]
+    modules = Path(f"{log}.mlir").read_text()
+    assert re.findall(r"func\.func @(\w+)", modules) == ["paged_attention_split", "paged_attention_combine"] * 2
+    assert "hivm.hir.sync_block_set" in modules
