@@ -6,6 +6,8 @@ import msgspec
 
 QUANTIZATIONS = ("none", "w8a8")
 """What ``EngineConfig.quantization`` may be."""
+MAX_RANKS = 64
+"""Of a tensor parallel model; more than a machine has NPUs."""
 
 
 ENOUGH_ROWS = 96
@@ -46,13 +48,15 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         kv_cache_dtype: ``auto``, f32, f16, i16 or i8.
         dtype: ``auto``, bfloat16 or float16: what backends that compute in 16 bits compute in.
         eager: whether such a backend captures nothing as a graph.
+        attention_scores: ``float32`` or ``float16``, as ``kernels.ops.BackendOptions`` has it.
         prompt_attention: ``own`` or ``fused``, as ``kernels.ops.BackendOptions`` has it.
+        tensor_parallel_size: processes that compute the model together, each on an NPU of its own.
         quantization: of linear layers as they are loaded, one of ``QUANTIZATIONS``; ``none`` takes them as stored.
         max_model_len: None takes the model's own context length, cut to what the KV cache can hold.
         max_num_seqs: as ``SchedulerConfig`` has it, like ``max_num_batched_tokens``.
         block_size: tokens a block; divides 128. None leaves it to the backend.
         num_blocks: None sizes the KV cache by ``kv_cache_bytes``.
-        kv_cache_bytes: of all layers together, at most.
+        kv_cache_bytes: of all layers together, at most; of tensor parallel processes, in each.
     """
 
     model_path: str
@@ -61,7 +65,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_dtype: str = "auto"
     dtype: str = "auto"
     eager: bool = False
+    attention_scores: str = "float32"
     prompt_attention: str = "own"
+    tensor_parallel_size: int = 1
     quantization: str = "none"
     max_model_len: int | None = None
     max_num_seqs: int = 64

@@ -8,6 +8,7 @@
     │   ├── MalformedModel        a file that contradicts itself or its own size
     │   └── UnsupportedModel      a well-formed model that this build cannot run
     ├── ConfigError               flags that contradict each other or the model
+    ├── FollowerFailed            another rank of a tensor parallel model is gone
     └── EngineDead                the engine process is gone; the request may be sent again
 
 Messages are complete sentences that name the cause and, where there is one, the way out. They never hold a prompt.
@@ -59,6 +60,19 @@ class UnsupportedModel(ModelError):
 
 class ConfigError(UpwellError):
     """Settings that cannot hold together."""
+
+
+class FollowerFailed(UpwellError):
+    """Another rank of a model has failed, without which no step can be computed.
+
+    Attributes:
+        expected: True for what would have been a ModelError or ConfigError here.
+    """
+
+    def __init__(self, rank: int, reason: str, *, expected: bool = False) -> None:
+        super().__init__(f"rank {rank} of the tensor parallel processes failed: {reason}")
+        self.rank = rank
+        self.expected = expected
 
 
 class EngineDead(UpwellError):

@@ -5,51 +5,59 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.config import ENOUGH_ROWS, CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
-from engine.engine import Engine
+from engine.config import ENOUGH_ROWS, MAX_RANKS, CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from engine.engine import Engine, Runner
 from engine.errors import ConfigError, UnsupportedModel
 from engine.model_runner import ModelRunner, block_bytes
 from engine.models.registry import model_class
+from engine.parallel import Followers, LeadingRunner
 from engine.types import EngineReady
 from engine.weights.checkpoint import Checkpoint
 from engine.weights.open import open_checkpoint
 from engine.weights.quantised import quantised
-from kernels.control_groups import memory_bytes
-from kernels.ops import BackendOptions, BackendUnavailable, NoKernel, Ops, StepLimits
+from engine.weights.sharded import ShardedCheckpoint
+from kernels.ops import BackendOptions, BackendUnavailable, NoKernel, Ops, Parallel, StepLimits
 from kernels.resolve import Resolved, resolve
 
 BLOCK_SIZE = 16
 """Tokens of a KV block where neither the user nor the backend wants others."""
 
 
-def load_engine(config: EngineConfig, progress: Callable[[int, int], None]) -> tuple[Engine, EngineReady]:
+Progress = Callable[[int, int], None]
+"""Called with (bytes laid out, bytes in all)."""
+
+
+def load_engine(
+    config: EngineConfig, progress: Progress, followers: Followers | None = None
+) -> tuple[Engine, EngineReady]:
     """Everything from disk to a first possible step.
 
     Args:
         config: what to load and how.
-        progress: called with (bytes laid out, bytes in all).
+        progress: told how far it is, of all ranks together.
+        followers: with a tensor parallel size above 1, not yet started; they are the caller's to close.
 
     Raises:
         ModelError: the model cannot be served.
         ConfigError: the settings do not fit the model, the device or each other.
+        FollowerFailed: another rank could not load its part.
         MemoryError: the weights or the cache do not fit.
+        ValueError: there are to be several ranks, and no followers.
     """
-    try:
-        resolved = resolve(config.device, _options(config))
-    except BackendUnavailable as error:
-        raise ConfigError(str(error)) from error
-    checkpoint = quantised(open_checkpoint(Path(config.model_path)), config.quantization)
+    parallel = _leader(config, followers)
+    resolved, checkpoint = _opened(config, parallel)
     model_config = checkpoint.config
     cache, max_model_len = size_cache(config, model_config, resolved.ops)
-    moe = model_config.moe
-    limits = SchedulerConfig(
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=max(config.max_num_batched_tokens, 1),
-        max_model_len=max_model_len,
-        enough_prompt_tokens=moe.tokens_for(ENOUGH_ROWS) if moe else ENOUGH_ROWS,
-    )
+    limits = _limits(config, model_config, max_model_len)
     step_limits = StepLimits(limits.max_num_batched_tokens, limits.max_num_seqs, max_model_len)
-    runner = _lay_out(checkpoint, resolved.ops, cache, step_limits, progress)
+    cache_bytes = cache.num_blocks * block_bytes(model_config, resolved.ops, cache.block_size)
+    runner: Runner
+    if followers is None or parallel is None:
+        runner, weights_bytes = _lay_out(checkpoint, resolved.ops, cache, step_limits, progress), checkpoint.total_bytes
+    else:
+        followers.start(config, cache, step_limits)
+        runner, weights_bytes = _led(checkpoint, resolved.ops, cache, step_limits, progress, followers)
+        cache_bytes *= parallel.size
     engine = Engine(runner, checkpoint.vocabulary(), model_config.eos_token_ids, limits, cache)
     ready = EngineReady(
         architecture=model_config.architecture,
@@ -59,18 +67,84 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None]) -> t
         block_size=cache.block_size,
         backend=_describe(resolved),
         provenance=resolved.provenance,
-        weights_bytes=checkpoint.total_bytes,
-        kv_cache_bytes=cache.num_blocks * block_bytes(model_config, resolved.ops, cache.block_size),
+        weights_bytes=weights_bytes,
+        kv_cache_bytes=cache_bytes,
     )
     return engine, ready
 
 
-def _options(config: EngineConfig) -> BackendOptions:
-    return BackendOptions(config.threads, config.kv_cache_dtype, config.dtype, config.eager, config.prompt_attention)
+def load_part(
+    config: EngineConfig, parallel: Parallel, cache: CacheConfig, limits: StepLimits, progress: Progress
+) -> ModelRunner:
+    """A follower's part of what ``load_engine`` loads, for the cache and the steps that rank 0 has chosen.
+
+    Raises:
+        ModelError, ConfigError, MemoryError: as ``load_engine`` does.
+    """
+    resolved, checkpoint = _opened(config, parallel)
+    return _lay_out(checkpoint, resolved.ops, cache, limits, progress)
+
+
+def _leader(config: EngineConfig, followers: Followers | None) -> Parallel | None:
+    """This process' place among several; None if it is to be alone."""
+    size = config.tensor_parallel_size
+    if not 1 <= size <= MAX_RANKS:
+        raise ConfigError(f"--tensor-parallel-size must be between 1 and {MAX_RANKS}, but is {size}.")
+    if size == 1:
+        return None
+    if followers is None:
+        raise ValueError(f"{size} tensor parallel processes are asked for, but there are no followers to start")
+    return followers.leader(size)
+
+
+def _opened(config: EngineConfig, parallel: Parallel | None) -> tuple[Resolved, Checkpoint]:
+    """The backend, and the checkpoint or a rank's part of it."""
+    options = BackendOptions(
+        threads=config.threads,
+        kv_cache_dtype=config.kv_cache_dtype,
+        dtype=config.dtype,
+        eager=config.eager,
+        attention_scores=config.attention_scores,
+        prompt_attention=config.prompt_attention,
+        parallel=parallel,
+    )
+    try:
+        resolved = resolve(config.device, options)
+    except BackendUnavailable as error:
+        raise ConfigError(str(error)) from error
+    checkpoint = quantised(open_checkpoint(Path(config.model_path)), config.quantization)
+    return resolved, ShardedCheckpoint(checkpoint, parallel.rank, parallel.size) if parallel else checkpoint
+
+
+def _limits(config: EngineConfig, model: ModelConfig, max_model_len: int) -> SchedulerConfig:
+    return SchedulerConfig(
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=max(config.max_num_batched_tokens, 1),
+        max_model_len=max_model_len,
+        enough_prompt_tokens=model.moe.tokens_for(ENOUGH_ROWS) if model.moe else ENOUGH_ROWS,
+    )
+
+
+def _led(
+    checkpoint: Checkpoint,
+    ops: Ops,
+    cache: CacheConfig,
+    limits: StepLimits,
+    progress: Progress,
+    followers: Followers,
+) -> tuple[LeadingRunner, int]:
+    """Rank 0's part laid out while the followers do theirs, and the bytes of all parts together."""
+    own_bytes = checkpoint.total_bytes
+    with followers.blamed():
+        runner = _lay_out(checkpoint, ops, cache, limits, lambda *own: progress(*followers.progress(*own)))
+        followers.wait_until_ready(lambda: progress(*followers.progress(own_bytes, own_bytes)))
+    done_bytes, all_bytes = followers.progress(own_bytes, own_bytes)
+    progress(done_bytes, all_bytes)
+    return LeadingRunner(runner, followers), all_bytes
 
 
 def _lay_out(
-    checkpoint: Checkpoint, ops: Ops, cache: CacheConfig, limits: StepLimits, progress: Callable[[int, int], None]
+    checkpoint: Checkpoint, ops: Ops, cache: CacheConfig, limits: StepLimits, progress: Progress
 ) -> ModelRunner:
     """The model on its backend."""
     config, done = checkpoint.config, 0
@@ -123,13 +197,12 @@ def size_cache(config: EngineConfig, model: ModelConfig, ops: Ops) -> tuple[Cach
             f"a context of {wanted} tokens needs {needed} bytes of KV cache, but there are {num_blocks * per_block}; "
             "raise --kv-cache-memory-bytes (or --num-blocks) or lower --max-model-len."
         )
-    machine_bytes = memory_bytes()
-    if num_blocks * per_block > machine_bytes:
+    capacity_bytes = ops.memory.capacity_bytes()
+    if num_blocks * per_block > capacity_bytes:
         flag = "--kv-cache-memory-bytes" if config.num_blocks is None else "--num-blocks"
         raise ConfigError(
-            f"{num_blocks} blocks of KV cache need {num_blocks * per_block} bytes, but this process may fill "
-            f"{machine_bytes} bytes of memory (what the machine has, or its control group grants): "
-            f"{machine_bytes // per_block} blocks at most; lower {flag}."
+            f"{num_blocks} blocks of KV cache need {num_blocks * per_block} bytes, but there are {capacity_bytes} "
+            f"bytes of {ops.memory.capacity}: {capacity_bytes // per_block} blocks at most; lower {flag}."
         )
     return CacheConfig(num_blocks, block_size, config.enable_prefix_caching), min(wanted, capacity)
 

@@ -10,19 +10,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import select
 import signal
 import socket
 import sys
+import threading
 import time
 
 import msgspec
 
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.errors import ConfigError, InvalidRequest, ModelError
+from engine.errors import ConfigError, FollowerFailed, InvalidRequest, ModelError
 from engine.freed_memory import return_freed_memory
 from engine.loading import load_engine
+from engine.parallel import Followers
+from engine.rank_messages import FromFollower
 from engine.types import (
     Abort,
     EngineFailed,
@@ -41,6 +45,7 @@ from kernels.ops import BackendUnavailable
 
 HEARTBEAT_S = 1.0
 PROGRESS_EVERY_S = 0.05
+LAST_WORD_S = 1.0
 NO_MEMORY = (
     "there is not enough memory for this model, its KV cache and its largest step; lower --num-blocks or "
     "--kv-cache-memory-bytes, or --max-num-batched-tokens, or serve a smaller model."
@@ -54,17 +59,19 @@ class Link:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self._sending = threading.Lock()
         self._reader = FrameReader()
         self._readable = select.poll()  # unlike select(), it takes descriptors of any number
         self._readable.register(sock, select.POLLIN)
 
-    def send(self, message: Outbound) -> None:
-        """Write one message; waits while the server does not read.
+    def send(self, message: Outbound | FromFollower) -> None:
+        """Write one message; waits while the server does not read. For any thread.
 
         Raises:
             ConnectionError: the server is gone.
         """
-        self._socket.sendall(encode_frame(message))
+        with self._sending:
+            self._socket.sendall(encode_frame(message))
 
     def frames(self, wait_s: float | None) -> list[bytes]:
         """What arrives within ``wait_s`` seconds (None: wait for ever).
@@ -128,7 +135,7 @@ def _submit(engine: Engine, request: GenerateRequest) -> list[TokenDelta]:
     return []
 
 
-def _load(link: Link) -> Engine:
+def _load(link: Link, followers: Followers) -> Engine:
     config = msgspec.msgpack.decode(link.first_frame(), type=EngineConfig)
     refuse_stubs()
     last_sent_s = 0.0
@@ -140,10 +147,23 @@ def _load(link: Link) -> Engine:
             last_sent_s = now_s
             link.send(LoadProgress(done, total))
 
-    engine, ready = load_engine(config, progress)
+    engine, ready = load_engine(config, progress, followers)
     return_freed_memory()
     link.send(ready)
     return engine
+
+
+def _end_without(link: Link, failure: FollowerFailed) -> None:
+    """End this process, whose step waits for a rank that is gone and will not end. Called in another thread."""
+    last_word = threading.Thread(target=_say, args=(link, failure), daemon=True)
+    last_word.start()
+    last_word.join(LAST_WORD_S)
+    os._exit(1)
+
+
+def _say(link: Link, failure: FollowerFailed) -> None:
+    with contextlib.suppress(OSError):  # a server that has gone need not be told
+        link.send(EngineFailed(str(failure), failure.expected))
 
 
 def main() -> int:
@@ -153,13 +173,16 @@ def main() -> int:
     link = Link(socket.socket(fileno=int(sys.argv[1])))
     code = 1
     try:
-        serve(link, _load(link))
+        with Followers(lambda failure: _end_without(link, failure)) as followers:
+            serve(link, _load(link, followers))
     except (EOFError, ConnectionError):
         return 0
     except BackendUnavailable as error:
         failure, code = EngineFailed(str(error), expected=True), 2
     except (ModelError, ConfigError) as error:
         failure = EngineFailed(str(error), expected=True)
+    except FollowerFailed as error:
+        failure = EngineFailed(str(error), error.expected)
     except MemoryError:
         failure = EngineFailed(NO_MEMORY, expected=True)
     except Exception as error:
@@ -171,4 +194,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    logging.shutdown()
+    os._exit(exit_code)  # without what an interpreter does last, which may wait for ranks that are gone

@@ -19,7 +19,11 @@ class BadFrame(UpwellError):
 
 def encode_frame(message: Any) -> bytes:
     """One message, ready to be written."""
-    payload = _encoder.encode(message)
+    return framed(_encoder.encode(message))
+
+
+def framed(payload: bytes) -> bytes:
+    """Bytes of any kind behind their length."""
     return len(payload).to_bytes(4, "little") + payload
 
 

@@ -21,6 +21,8 @@ CacheDtype = Literal["f32", "f16", "i16", "i8"]
 CACHE_DTYPES: tuple[CacheDtype, ...] = get_args(CacheDtype)
 DTYPES = ("auto", "bfloat16", "float16")
 """What may be asked for as the type of activations, and of weights that are not quantised."""
+ATTENTION_SCORES = ("float32", "float16")
+"""As what scores of attention may travel between a device's cores."""
 PROMPT_ATTENTIONS = ("own", "fused")
 """By which kernel a device attends where prompts are read: Upwell's, or the one of the device's library."""
 

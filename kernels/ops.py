@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from kernels.control_groups import memory_bytes
 from kernels.formats import CacheDtype, RawTensor
 
 Tensor = Any
@@ -43,6 +44,25 @@ class LayerCache:
 
     k: Tensor
     v: Tensor
+
+
+Split = Literal["none", "outputs", "inputs", "vocabulary"]
+"""How a Linear is shared out between processes, each of which prepares its own part: see ``Ops``."""
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """Which of the processes this is that compute a model together, each with a part of its weights and of its cache.
+
+    Attributes:
+        rank: from 0 to size - 1.
+        size: how many there are.
+        rendezvous: where they find each other: an ``init_method`` of torch.distributed, the same for all.
+    """
+
+    rank: int
+    size: int
+    rendezvous: str
 
 
 class AttentionBatch(NamedTuple):
@@ -141,6 +161,7 @@ class Memory:
         block_multiple: block sizes must be a multiple of it.
         upload: NumPy array, f32 of rows or integers that fit i32 -> Tensor; download: the reverse, synchronising.
         sync: wait for all work.
+        capacity_bytes: what a cache may take at most; capacity: what that is, in words.
     """
 
     alloc_cache: Callable[[int, int, int, int], LayerCache]
@@ -151,6 +172,8 @@ class Memory:
     upload: Callable[[npt.NDArray[Any]], Tensor]
     download: Callable[[Tensor], npt.NDArray[Any]]
     sync: Callable[[], None]
+    capacity_bytes: Callable[[], int] = memory_bytes
+    capacity: str = "memory that this process may fill (what the machine has, or its control group grants)"
 
 
 Activations = Literal["f32", "int8 blocks of 32"]
@@ -187,14 +210,40 @@ class BackendOptions:
         kv_cache_dtype: ``auto`` or a ``CacheDtype``.
         dtype: ``auto``, ``bfloat16`` or ``float16``, of weights that are not quantised and of activations.
         eager: whether nothing is captured as a graph.
+        attention_scores: ``float32`` or ``float16``: as what a device's scores travel between its cores.
         prompt_attention: ``own`` or ``fused``: by whose kernel a device attends where prompts are read.
+        parallel: this process' place among those that compute the model together; None where it is alone.
     """
 
     threads: int | None = None
     kv_cache_dtype: str = "auto"
     dtype: str = "auto"
     eager: bool = False
+    attention_scores: str = "float32"
     prompt_attention: str = "own"
+    parallel: Parallel | None = None
+
+
+def refuse_parallel(options: BackendOptions) -> None:
+    """For a backend that is one process.
+
+    Raises:
+        BackendUnavailable: there are to be several.
+    """
+    if options.parallel is not None:
+        raise BackendUnavailable(
+            f"--tensor-parallel-size {options.parallel.size} is for --device ascend and its NPUs; this backend is one "
+            "process, on all the threads it is given."
+        )
+
+
+class PrepareLinear(Protocol):
+    """What lays a linear layer's weights out."""
+
+    def __call__(
+        self, weights: Sequence[RawTensor], biases: Sequence[RawTensor] | None, *, split: Split = "none"
+    ) -> Linear:
+        """Weights [N_i, K] and biases [N_i] or none, their rows one below the other."""
 
 
 @dataclass(frozen=True)
@@ -204,10 +253,18 @@ class Ops:
     A step is recorded once and replayed; a backend that has nothing to record just calls. ``record`` takes the model's
     forward pass, from inputs to logits f32[R,V], and gives what runs it on inputs of NumPy arrays.
 
+    Where several processes compute together (``BackendOptions.parallel``), each runs the same steps on its own part of
+    the weights, and results are the same in all of them. ``prepare_linear`` is told what a part is: with ``none`` all
+    of it; with ``outputs`` some of the rows, and the process goes on with those outputs alone; with ``inputs`` some of
+    the columns, for which the process has the inputs, and ``linear`` adds the products of all up before the bias, which
+    each has whole; with ``vocabulary`` the rows of some token ids, the ranks' one after the other: ``embed`` and
+    ``logits`` give what one process with all rows would. Experts have part of their inner columns each, as if split by
+    inputs. All prepare the same in the same order. A backend that is one process has no use for ``split``.
+
     Tensors are f32 where nothing else is said. NoKernel comes from ``prepare_*``, ``record`` or an operation itself.
 
     Attributes:
-        prepare_linear: (weights [N_i, K], biases [N_i] or none) -> Linear of their rows one below the other.
+        prepare_linear: (weights [N_i, K], biases [N_i] or none, split) -> Linear of their rows one below the other.
         prepare_vector: a one-dimensional weight -> Tensor f32.
         prepare_rope: (inv_freq f64[d/2], scale, num_positions) -> Tensor of cosines and sines, times scale.
         prepare_experts: (gate [E,F,H], up [E,F,H], down [E,H,F]) -> Experts.
@@ -233,7 +290,7 @@ class Ops:
 
     info: BackendInfo
     memory: Memory
-    prepare_linear: Callable[[Sequence[RawTensor], Sequence[RawTensor] | None], Linear]
+    prepare_linear: PrepareLinear
     prepare_vector: Callable[[RawTensor], Tensor]
     prepare_rope: Callable[[npt.NDArray[np.float64], float, int], Tensor]
     prepare_experts: Callable[[RawTensor, RawTensor, RawTensor], Experts]

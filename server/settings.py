@@ -16,10 +16,10 @@ from typing import Any
 
 import msgspec
 
-from engine.config import QUANTIZATIONS, EngineConfig
+from engine.config import MAX_RANKS, QUANTIZATIONS, EngineConfig
 from engine.errors import ConfigError
 from kernels.cpu.threads import MAX_THREADS
-from kernels.formats import CACHE_DTYPES, DTYPES, PROMPT_ATTENTIONS
+from kernels.formats import ATTENTION_SCORES, CACHE_DTYPES, DTYPES, PROMPT_ATTENTIONS
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -93,6 +93,13 @@ def _add_engine_flags(engine: Flags) -> None:
     )
     _add(
         engine,
+        "--tensor-parallel-size",
+        "Ascend NPUs that compute the model together, each with a part of its weights and of its KV cache.",
+        type=_integer(1, MAX_RANKS),
+        default=1,
+    )
+    _add(
+        engine,
         "--quantization",
         "Quantise linear layers as they are loaded: w8a8 makes weights and activations int8 where they are not yet; "
         "none takes the weights as stored.",
@@ -110,6 +117,13 @@ def _add_engine_flags(engine: Flags) -> None:
         "--eager",
         "Capture no graphs on Ascend: slower, and the way round a graph that fails.",
         action="store_true",
+    )
+    _add(
+        engine,
+        "--attention-scores",
+        "As what attention's scores travel between the cores of an Ascend: float32, or float16, which moves fewer "
+        "bytes and is off by more the larger scores are.",
+        default="float32",
     )
     _add(
         engine,
@@ -251,7 +265,9 @@ def serve_settings(args: argparse.Namespace) -> ServeSettings:
             kv_cache_dtype=args.kv_cache_dtype,
             dtype=args.dtype,
             eager=args.eager,
+            attention_scores=args.attention_scores,
             prompt_attention=args.prompt_attention,
+            tensor_parallel_size=args.tensor_parallel_size,
             quantization=args.quantization,
             max_model_len=args.max_model_len,
             max_num_seqs=args.max_num_seqs,
@@ -304,6 +320,9 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"--kv-cache-dtype must be one of {choices}, but is {self.engine.kv_cache_dtype}.")
         if self.engine.dtype not in DTYPES:
             raise ConfigError(f"--dtype must be one of {', '.join(DTYPES)}, but is {self.engine.dtype}.")
+        if self.engine.attention_scores not in ATTENTION_SCORES:
+            choices = ", ".join(ATTENTION_SCORES)
+            raise ConfigError(f"--attention-scores must be one of {choices}, but is {self.engine.attention_scores}.")
         if self.engine.prompt_attention not in PROMPT_ATTENTIONS:
             choices = ", ".join(PROMPT_ATTENTIONS)
             raise ConfigError(f"--prompt-attention must be one of {choices}, but is {self.engine.prompt_attention}.")

@@ -81,6 +81,10 @@ class Requantised:
             return raw
         return RawTensor(raw.shape, self._format, QUANTISERS[self._format](dequantise(raw)))
 
+    def format(self, name: str) -> WeightFormat:
+        """The format of the tensor of that name."""
+        return self.tensor(name).format
+
     def vocabulary(self) -> TokenTable:
         """What each token id stands for."""
         return self._stored.vocabulary()

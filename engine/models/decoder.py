@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from engine.config import ModelConfig
 from engine.models.rope import rope_frequencies
 from engine.weights.checkpoint import Checkpoint
+from engine.weights.sharded import split_of
 from kernels.formats import RawTensor
 from kernels.ops import Experts, LayerCache, Linear, Ops, StepInputs, Tensor
 
@@ -162,7 +163,7 @@ class _Loader:
         """Weights with the same input, stacked; with ``bias`` each has one beside it."""
         weights = [self._checkpoint.tensor(name) for name in names]
         biases = [self._checkpoint.tensor(name.removesuffix("weight") + "bias") for name in names] if bias else None
-        out = self._ops.prepare_linear(weights, biases)
+        out = self._ops.prepare_linear(weights, biases, split=split_of(names[0]))
         self._report([*weights, *(biases or [])])
         return out
 

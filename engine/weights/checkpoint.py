@@ -12,7 +12,7 @@ from typing import Protocol
 
 from engine.config import ModelConfig
 from engine.token_table import TokenTable
-from kernels.formats import RawTensor
+from kernels.formats import RawTensor, WeightFormat
 
 
 class Checkpoint(Protocol):
@@ -28,6 +28,13 @@ class Checkpoint(Protocol):
 
     def tensor(self, name: str) -> RawTensor:
         """The tensor of that name.
+
+        Raises:
+            MalformedModel: it is not there.
+        """
+
+    def format(self, name: str) -> WeightFormat:
+        """The format in which ``tensor`` hands out the tensor of that name, without reading it.
 
         Raises:
             MalformedModel: it is not there.

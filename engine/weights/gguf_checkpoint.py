@@ -21,7 +21,7 @@ from engine.weights.gguf import GGUFFile
 from engine.weights.gguf_config import family_of, read_config
 from engine.weights.mapped import shown
 from engine.weights.shapes import Shape, check_no_others, check_shapes, expected_shapes
-from kernels.formats import RawTensor
+from kernels.formats import RawTensor, WeightFormat
 
 _GLOBAL = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -80,15 +80,16 @@ class GGUFCheckpoint:
         Raises:
             MalformedModel: it is not there, or is a bias in blocks whose order must change.
         """
-        file_name = self._file_name(name)
-        if file_name is None:
-            raise MalformedModel(f"{self.file.name}: tensor {shown(name)} is missing.")
-        raw = self.file.raw(file_name)
+        raw = self.file.raw(self._found(name))
         rotated = _ROTATED.fullmatch(name) if self._family.interleaved_rope else None
         if rotated is None:
             return raw
         num_heads = self.config.num_heads if rotated[1] == "q" else self.config.num_kv_heads
         return _pick(raw, split_halves(num_heads, self.config.head_dim))
+
+    def format(self, name: str) -> WeightFormat:
+        """The format in which the tensor of that name is handed out; raises as ``tensor``."""
+        return self.file.tensors[self._found(name)].format
 
     def vocabulary(self) -> TokenTable:
         """What each token id stands for. Raises as ``gguf_vocabulary.read_vocabulary`` does."""
@@ -98,6 +99,17 @@ class GGUFCheckpoint:
         file_name = self._file_name(name)
         info = self.file.tensors.get(file_name) if file_name is not None else None
         return info.shape if info is not None else None
+
+    def _found(self, name: str) -> str:
+        """The file's name of a tensor that it has.
+
+        Raises:
+            MalformedModel: it has none.
+        """
+        file_name = self._file_name(name)
+        if file_name is None or file_name not in self.file.tensors:
+            raise MalformedModel(f"{self.file.name}: tensor {shown(name)} is missing.")
+        return file_name
 
     def _file_name(self, name: str) -> str | None:
         """The file's name for a Hugging Face name, None if there cannot be one."""

@@ -69,9 +69,7 @@ class HFCheckpoint:
         Raises:
             MalformedModel: it is not there.
         """
-        parts = self._parts(name)
-        if not parts:
-            raise MalformedModel(f"{self._name}: tensor {shown(name)} is missing.")
+        parts = self._found(name)
         raws = [self._raw(part) for part in parts]
         if parts == [name]:
             return raws[0]
@@ -79,6 +77,10 @@ class HFCheckpoint:
             return _half(raws[0], name)
         shape = (len(raws), *raws[0].shape)
         return RawTensor(shape, raws[0].format, np.stack([raw.data for raw in raws]))
+
+    def format(self, name: str) -> WeightFormat:
+        """The format in which the tensor of that name is handed out; raises as ``tensor``."""
+        return self._info(self._found(name)[0]).format or WeightFormat.W8A8
 
     def vocabulary(self) -> TokenTable:
         """What each token id stands for. Raises as ``hf_vocabulary``'s functions do."""
@@ -100,6 +102,17 @@ class HFCheckpoint:
         single = [f"{prefix}.{index}.{part}_proj.weight" for index in range(self.config.moe.num_experts)]
         return single if all(part in self._files for part in single) else []
 
+    def _found(self, name: str) -> list[str]:
+        """As ``_parts``, but there are some.
+
+        Raises:
+            MalformedModel: the tensor is not there.
+        """
+        parts = self._parts(name)
+        if not parts:
+            raise MalformedModel(f"{self._name}: tensor {shown(name)} is missing.")
+        return parts
+
     def _shape(self, name: str) -> Shape | None:
         parts = self._parts(name)
         if not parts:
@@ -119,7 +132,7 @@ class HFCheckpoint:
     def _num_bytes(self, name: str, shape: Shape) -> int:
         """Size of the tensor of that name as it is handed out."""
         *outer, columns = shape
-        return prod(outer) * (self._info(self._parts(name)[0]).format or WeightFormat.W8A8).row_bytes(columns)
+        return prod(outer) * self.format(name).row_bytes(columns)
 
     def _raw(self, part: str) -> RawTensor:
         if self._info(part).format is not None:

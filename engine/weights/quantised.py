@@ -43,6 +43,10 @@ class W8A8Checkpoint:
         raw = self._stored.tensor(name)
         return to_w8a8(raw) if is_quantised(name) else raw
 
+    def format(self, name: str) -> WeightFormat:
+        """The format in which the tensor of that name is handed out; raises as ``tensor``."""
+        return WeightFormat.W8A8 if is_quantised(name) else self._stored.format(name)
+
     def vocabulary(self) -> TokenTable:
         """What each token id stands for; raises as the checkpoint's own."""
         return self._stored.vocabulary()

@@ -14,7 +14,7 @@ import numpy as np
 from kernels.ascend.operators import register
 from kernels.ascend.plan import BLOCK_SIZE, NO_WINDOW, AttentionPlan, plan_attention
 from kernels.ascend.platform import Platform
-from kernels.ascend.variant import HEAD_DIMS, MAX_GROUP, best_scores
+from kernels.ascend.variant import HEAD_DIMS, MAX_GROUP, Dtype
 from kernels.ops import F32, I32, AttentionBatch, LayerCache, NoKernel
 
 Tensor = Any
@@ -24,6 +24,8 @@ PROMPT_ROWS = 64
 """Rows of a tile of queries where prompts are read."""
 FUSED_MASK = 2048
 """Rows and columns of the mask that npu_fused_infer_attention_score wants, whatever the lengths are."""
+HALF_SCALE = 2.0**-4
+"""What queries are multiplied with before scores that travel as float16."""
 MAX_TASKS = 4096
 """Tasks of one launch at most, which bounds its scratch memory."""
 
@@ -145,14 +147,14 @@ class Attention:
         padding_block: the block of the caches that belongs to no sequence.
     """
 
-    def __init__(self, platform: Platform, dtype: Any, *, fused_prompts: bool = False) -> None:
+    def __init__(self, platform: Platform, dtype: Any, *, scores: Dtype = "fp32", fused_prompts: bool = False) -> None:
         """With ``fused_prompts`` steps that read prompts go to torch_npu's own attention."""
         import torch  # noqa: PLC0415
         import torch_npu  # noqa: PLC0415
 
         register()
         self._torch, self._npu = torch, torch_npu
-        self._platform, self._dtype = platform, dtype
+        self._platform, self._dtype, self._scores = platform, dtype, scores
         self._fused_mask = self._causal_mask() if fused_prompts else None
         self.padding_block = 0
 
@@ -209,12 +211,13 @@ class Attention:
         if self._fused_mask is not None and not batch.decodes:
             return self._fused(padded, cache, batch, scale, window)[..., : _head_dim(cache)]
         queries = 1 if batch.decodes else max(1, PROMPT_ROWS // group)
-        scores = best_scores(group, cache.k.shape[3], cache.v.shape[3])
+        if self._scores == "fp16":  # a power of two, so nothing is rounded; what float16 cannot hold is far away then
+            padded, scale = padded * HALF_SCALE, scale / HALF_SCALE
         out = None
         for plan in batch.plans(queries, reach):
             part = self._torch.ops.upwell.paged_attention(
                 padded, cache.k, cache.v, batch.block_table, plan.tiles, plan.tasks, plan.counts, None,
-                scale, reach, queries, scores, self._platform.cube_cores,
+                scale, reach, queries, self._scores, self._platform.cube_cores,
             )  # fmt: skip
             out = part if out is None else self._merged(out, part, plan)
         if out is None:

@@ -12,9 +12,11 @@ from kernels.ascend.attention import Attention
 from kernels.ascend.elementwise import Elementwise
 from kernels.ascend.linear import Linears
 from kernels.ascend.moe import Experts
+from kernels.ascend.parallel import Ranks
 from kernels.ascend.plan import BLOCK_SIZE
 from kernels.ascend.platform import Platform, npu_platform
 from kernels.ascend.recorded import RecordedStep
+from kernels.ascend.variant import Dtype
 from kernels.formats import DTYPES, PROMPT_ATTENTIONS
 from kernels.ops import (
     BackendInfo,
@@ -29,16 +31,17 @@ from kernels.ops import (
 from kernels.reference.sampling import draw
 
 Tensor = Any
+SCORES: dict[str, Dtype] = {"float32": "fp32", "float16": "fp16"}
 
 
 def ascend_ops(options: BackendOptions) -> Ops:
-    """The table, on the first NPU that this process sees.
+    """The table, on the first NPU that this process sees, or that of its rank.
 
     Raises:
         BackendUnavailable: there is none, or it cannot do what the options ask; the message names the way out.
     """
     _check(options)
-    return ops_on(npu_platform(), options)
+    return ops_on(npu_platform(options.parallel), options)
 
 
 def ops_on(platform: Platform, options: BackendOptions) -> Ops:
@@ -56,9 +59,13 @@ def ops_on(platform: Platform, options: BackendOptions) -> Ops:
     _check(options)
     name = "bfloat16" if options.dtype == "auto" else options.dtype
     dtype = getattr(torch, name)
-    rows, linears = Elementwise(platform, dtype), Linears(platform, dtype)
-    attention = Attention(platform, dtype, fused_prompts=options.prompt_attention == "fused")
-    experts = Experts(platform, dtype, linears)
+    ranks = Ranks(platform, options.parallel)
+    rows, linears = Elementwise(platform, dtype), Linears(platform, dtype, ranks)
+    attention = Attention(
+        platform, dtype, scores=SCORES[options.attention_scores], fused_prompts=options.prompt_attention == "fused"
+    )
+    experts = Experts(platform, dtype, linears, ranks)
+    together = "" if options.parallel is None else f", tensor parallel over {options.parallel.size}"
 
     def upload(array: npt.NDArray[Any]) -> Tensor:
         if array.dtype == np.float32:
@@ -69,7 +76,7 @@ def ops_on(platform: Platform, options: BackendOptions) -> Ops:
         return RecordedStep(platform, forward, limits, attention.padding_block, eager=options.eager)
 
     return Ops(
-        info=BackendInfo("ascend", f"{platform.description}, {name}"),
+        info=BackendInfo("ascend", f"{platform.description}, {name}{together}"),
         memory=Memory(
             alloc_cache=attention.alloc_cache,
             read_cache=attention.read_cache,
@@ -79,6 +86,8 @@ def ops_on(platform: Platform, options: BackendOptions) -> Ops:
             upload=upload,
             download=lambda tensor: np.asarray(tensor.float().cpu().numpy()),
             sync=platform.synchronize,
+            capacity_bytes=platform.free_bytes,
+            capacity="free memory on the device, which the weights take from too",
         ),
         prepare_linear=linears.prepare_linear,
         prepare_vector=rows.prepare_vector,
@@ -102,6 +111,9 @@ def ops_on(platform: Platform, options: BackendOptions) -> Ops:
 def _check(options: BackendOptions) -> None:
     if options.dtype not in DTYPES:
         raise BackendUnavailable(f"--dtype must be one of {', '.join(DTYPES)}, but is {options.dtype}.")
+    if options.attention_scores not in SCORES:
+        choices = ", ".join(SCORES)
+        raise BackendUnavailable(f"--attention-scores must be one of {choices}, but is {options.attention_scores}.")
     if options.prompt_attention not in PROMPT_ATTENTIONS:
         choices = ", ".join(PROMPT_ATTENTIONS)
         raise BackendUnavailable(f"--prompt-attention must be one of {choices}, but is {options.prompt_attention}.")

@@ -2,6 +2,9 @@
 
 A matrix multiplication may be cut up in another way when it has another number of rows, and then add in another
 order. So float rows go through in tiles of a fixed size, the last one padded. Sums of int8 products are exact in any.
+
+Where processes share a layer's inputs, each rounds its own part of a token to int8, with a scale of its own: that is
+finer than one scale for all, so a W8A8 model's tokens are not always those that one process gives.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from kernels.ascend.parallel import Ranks
 from kernels.ascend.platform import Platform
 from kernels.formats import RawTensor, WeightFormat
-from kernels.ops import NoKernel
+from kernels.ops import NoKernel, Split
 from kernels.reference.dequant import codes_and_scales, dequantise
 
 Tensor = Any
@@ -40,28 +44,39 @@ class Int8Weight:
 
 @dataclass(frozen=True)
 class AscendLinear:
-    """Weights whose outputs stand side by side, and their bias [N] in the backend's dtype, or None."""
+    """Weights whose outputs stand side by side, and their bias [N] in the backend's dtype, or None.
+
+    Attributes:
+        split: what part of the layer this process has.
+        vocabulary: of a vocabulary's part, how many rows each rank has, in the order of the ranks.
+    """
 
     parts: tuple[FloatWeight | Int8Weight, ...]
     bias: Tensor
+    split: Split = "none"
+    vocabulary: tuple[int, ...] = ()
 
 
 class Linears:
-    """These operations for one device and dtype."""
+    """These operations for one device and dtype, and for the processes that share the weights."""
 
-    def __init__(self, platform: Platform, dtype: Any) -> None:
+    def __init__(self, platform: Platform, dtype: Any, ranks: Ranks | None = None) -> None:
         import torch  # noqa: PLC0415
         import torch_npu  # noqa: PLC0415
 
         self._torch, self._npu = torch, torch_npu
         self._device, self._dtype, self._row_tile = platform.device, dtype, platform.row_tile
+        self._ranks = Ranks() if ranks is None else ranks
 
-    def prepare_linear(self, weights: Sequence[RawTensor], biases: Sequence[RawTensor] | None) -> AscendLinear:
+    def prepare_linear(
+        self, weights: Sequence[RawTensor], biases: Sequence[RawTensor] | None, *, split: Split = "none"
+    ) -> AscendLinear:
         """Weights [N_i,K] and biases [N_i] stacked; W8A8 stays integers, all else becomes the backend's dtype."""
         runs = groupby(weights, key=lambda raw: raw.format is WeightFormat.W8A8)
         parts = tuple(self._int8(list(run)) if is_int8 else self._float(list(run)) for is_int8, run in runs)
         bias = self.floats(np.concatenate([dequantise(part) for part in biases])) if biases else None
-        return AscendLinear(parts, bias)
+        rows = sum(raw.shape[0] for raw in weights)
+        return AscendLinear(parts, bias, split, self._ranks.each(rows) if split == "vocabulary" else ())
 
     def _float(self, weights: Sequence[RawTensor]) -> FloatWeight:
         parts = [self.floats(dequantise(part)) for part in weights]
@@ -87,17 +102,28 @@ class Linears:
         """
         if len(w.parts) != 1 or not isinstance(w.parts[0], FloatWeight):
             raise NoKernel("an embedding in W8A8")
-        return w.parts[0].weight.index_select(0, ids)
+        weight = w.parts[0].weight
+        if len(w.vocabulary) <= 1:
+            return weight.index_select(0, ids)
+        own = ids - sum(w.vocabulary[: self._ranks.rank])
+        is_here = (own >= 0) & (own < len(weight))
+        rows = weight.index_select(0, self._torch.where(is_here, own, 0))
+        return self._ranks.sum(self._torch.where(is_here[:, None], rows, 0))
 
     def linear(self, x: Tensor, w: AscendLinear) -> Tensor:
-        """X @ weight.T + bias: [T,K] -> [T,N]. Batch-invariant: see the module."""
+        """X @ weight.T + bias: [T,K] -> [T,N]. Batch-invariant: see the module and ``parallel``."""
         products = [self._product(x, part) for part in w.parts]
         out = products[0] if len(products) == 1 else self._torch.cat(products, dim=1)
+        if w.split == "inputs":
+            out = self._ranks.sum(out)
         return out if w.bias is None else out + w.bias
 
     def logits(self, x: Tensor, rows: Tensor, w: AscendLinear) -> Tensor:
         """Scores over the vocabulary for some rows: x [T,H], rows i32[R] -> f32[R,V]. Batch-invariant as ``linear``."""
-        return self.linear(x.index_select(0, rows), w).to(self._torch.float32)
+        out = self.linear(x.index_select(0, rows), w)
+        if len(w.vocabulary) > 1:
+            out = self._ranks.side_by_side(out, w.vocabulary)
+        return out.to(self._torch.float32)
 
     def _product(self, x: Tensor, part: FloatWeight | Int8Weight) -> Tensor:
         if isinstance(part, FloatWeight):

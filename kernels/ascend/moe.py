@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from kernels.ascend.linear import FRACTAL_NZ, AscendLinear, Linears
+from kernels.ascend.parallel import Ranks
 from kernels.ascend.platform import Platform
 from kernels.formats import RawTensor, WeightFormat
 from kernels.reference.dequant import codes_and_scales, dequantise
@@ -36,14 +37,15 @@ class AscendExperts:
 
 
 class Experts:
-    """These operations for one device and dtype."""
+    """These operations for one device and dtype, and for the processes that share each expert's inner columns."""
 
-    def __init__(self, platform: Platform, dtype: Any, linears: Linears) -> None:
+    def __init__(self, platform: Platform, dtype: Any, linears: Linears, ranks: Ranks | None = None) -> None:
         import torch  # noqa: PLC0415
         import torch_npu  # noqa: PLC0415
 
         self._torch, self._npu = torch, torch_npu
         self._device, self._dtype, self._linears = platform.device, dtype, linears
+        self._ranks = Ranks() if ranks is None else ranks
 
     def prepare_experts(self, gate: RawTensor, up: RawTensor, down: RawTensor) -> AscendExperts:
         """Gate and up [E,F,H], down [E,H,F], transposed as grouped products take them."""
@@ -81,7 +83,7 @@ class Experts:
         )
         hidden = npu.npu_swiglu(self._grouped(rows, experts.gate_up, counts))
         out = self._grouped(hidden, experts.down, counts)
-        return npu.npu_moe_token_unpermute(out, places, probs=weights.to(out.dtype))
+        return self._ranks.sum(npu.npu_moe_token_unpermute(out, places, probs=weights.to(out.dtype)))
 
     def _grouped(self, x: Tensor, stack: Stack, counts: Tensor) -> Tensor:
         groups = {"group_list": counts, "split_item": 2, "group_type": 0, "group_list_type": 1}

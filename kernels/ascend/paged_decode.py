@@ -29,8 +29,19 @@ OPTIONS = {"disable_auto_inject_block_sync": True}
 
 @triton.jit(  # type: ignore[untyped-decorator]
     do_not_specialize=[
-        "block_table_ptr", "tile_seq_ptr", "tile_query_ptr", "tile_queries_ptr", "tile_len_ptr", "order_ptr",
-        "task_tile_ptr", "task_split_ptr", "num_tasks_ptr", "q_query_stride", "q_head_stride", "window", "max_blocks",
+        "block_table_ptr",
+        "tile_seq_ptr",
+        "tile_query_ptr",
+        "tile_queries_ptr",
+        "tile_len_ptr",
+        "order_ptr",
+        "task_tile_ptr",
+        "task_split_ptr",
+        "num_tasks_ptr",
+        "q_query_stride",
+        "q_head_stride",
+        "window",
+        "max_blocks",
     ]  # those lie one behind the other in an upload, and whether on multiples of 16 differs from step to step
 )
 def paged_attention_split(
@@ -182,8 +193,14 @@ def store_sums(
 
 @triton.jit(  # type: ignore[untyped-decorator]
     do_not_specialize=[
-        "sink_ptr", "tile_query_ptr", "tile_queries_ptr", "tile_task_ptr", "tile_splits_ptr", "num_tiles_ptr",
-        "out_query_stride", "out_head_stride",
+        "sink_ptr",
+        "tile_query_ptr",
+        "tile_queries_ptr",
+        "tile_task_ptr",
+        "tile_splits_ptr",
+        "num_tiles_ptr",
+        "out_query_stride",
+        "out_head_stride",
     ]
 )
 def paged_attention_combine(

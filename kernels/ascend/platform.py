@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kernels.ascend.stubs_refused import refuse_stubs
-from kernels.ops import BackendUnavailable
+from kernels.ops import BackendUnavailable, Parallel
 
 ROW_TILE = 256
 """Rows of a float product on a chip: always as many, so that how it is computed does not depend on how many are real.
@@ -28,6 +28,9 @@ class Graph(Protocol):
     def replay(self) -> None:
         """Run it again on what its inputs hold now."""
 
+    def pool(self) -> Any:
+        """Its memory, for other graphs to share: what one leaves there holds until another is replayed."""
+
 
 @dataclass(frozen=True)
 class Platform:
@@ -38,9 +41,11 @@ class Platform:
         description: one line about the chip.
         cube_cores: matrix cores; vector_cores: vector cores.
         row_tile: rows of a float product.
-        new_graph: an empty graph; capture: a context in which operations go to a graph instead of running.
+        new_graph: an empty graph; capture: (graph, pool of another or None) -> a context in which operations go to the
+            graph instead of running.
         synchronize: wait for all work.
         free_bytes: device memory that is free.
+        collectives: the backend of torch.distributed by which processes on such devices speak.
     """
 
     device: Any
@@ -49,16 +54,17 @@ class Platform:
     vector_cores: int
     row_tile: int
     new_graph: Callable[[], Graph]
-    capture: Callable[[Any], AbstractContextManager[Any]]
+    capture: Callable[[Any, Any], AbstractContextManager[Any]]
     synchronize: Callable[[], None]
     free_bytes: Callable[[], int]
+    collectives: str = "hccl"
 
 
-def npu_platform() -> Platform:
-    """The first NPU that this process sees.
+def npu_platform(parallel: Parallel | None = None) -> Platform:
+    """The first NPU that this process sees; of several processes, each has the one of its rank's number.
 
     Raises:
-        BackendUnavailable: there is none, or what drives it is not installed or not real.
+        BackendUnavailable: there is none, or what drives it is not installed or not real; or fewer than processes.
     """
     refuse_stubs()
     try:
@@ -72,6 +78,8 @@ def npu_platform() -> Platform:
     npu = torch_npu.npu
     if not npu.is_available():
         raise BackendUnavailable(f"torch_npu finds no NPU. {WAY_OUT}")
+    if parallel is not None:
+        _take(npu, parallel)
     cube, vector = _cores(npu.current_device())
     return Platform(
         device=torch.device("npu", npu.current_device()),
@@ -84,6 +92,20 @@ def npu_platform() -> Platform:
         synchronize=npu.synchronize,
         free_bytes=lambda: int(npu.mem_get_info()[0]),
     )
+
+
+def _take(npu: Any, parallel: Parallel) -> None:
+    """Make the NPU of this rank the one that this process uses.
+
+    Raises:
+        BackendUnavailable: there are fewer than ranks.
+    """
+    if npu.device_count() < parallel.size:
+        raise BackendUnavailable(
+            f"--tensor-parallel-size {parallel.size} needs as many NPUs, but this process sees {npu.device_count()}; "
+            "lower it, or look at ASCEND_RT_VISIBLE_DEVICES."
+        )
+    npu.set_device(parallel.rank)
 
 
 def _cores(device: int) -> tuple[int, int]:

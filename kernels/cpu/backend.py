@@ -34,8 +34,10 @@ from kernels.ops import (
     Memory,
     Ops,
     Scores,
+    Split,
     StepInputs,
     StepLimits,
+    refuse_parallel,
 )
 from kernels.reference.dequant import dequantise
 from kernels.reference.elementwise import prepare_rope
@@ -99,6 +101,7 @@ class CpuBackend:
     """
 
     def __init__(self, options: BackendOptions) -> None:
+        refuse_parallel(options)
         wanted = DEFAULT_CACHE if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
         kind = next((each for each in CACHE_KINDS if each == wanted), None)
         if kind is None:
@@ -132,8 +135,14 @@ class CpuBackend:
         head = self._library.cache_head_bytes(CACHE_KINDS[self._cache_kind], BLOCK_MULTIPLE, head_dim)
         return 2 * head * kv_heads // BLOCK_MULTIPLE
 
-    def prepare_linear(self, weights: Sequence[RawTensor], biases: Sequence[RawTensor] | None) -> PackedLinear:
-        """Pack weights that share their input: [N_i,K], biases [N_i] -> [N,K]. Raises as ``pack_linear`` does."""
+    def prepare_linear(
+        self, weights: Sequence[RawTensor], biases: Sequence[RawTensor] | None, *, split: Split = "none"
+    ) -> PackedLinear:
+        """Pack weights that share their input: [N_i,K], biases [N_i] -> [N,K]. Raises as ``pack_linear`` does.
+
+        ``split`` is for backends of several processes.
+        """
+        del split
         return pack_linear(self._library, self._weights, weights, biases)
 
     def prepare_experts(self, gate: RawTensor, up: RawTensor, down: RawTensor) -> PackedExperts:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kernels.ops import BackendInfo, BackendOptions, BackendUnavailable, Memory, Ops
+from kernels.ops import BackendInfo, BackendOptions, BackendUnavailable, Memory, Ops, refuse_parallel
 from kernels.reference import attention, elementwise, linear, moe, sampling
 
 
@@ -17,8 +17,9 @@ def reference_ops(options: BackendOptions) -> Ops:
     ``options.threads`` means nothing here: NumPy's BLAS has its own, set by the environment.
 
     Raises:
-        BackendUnavailable: another KV cache than f32.
+        BackendUnavailable: another KV cache than f32, or several processes.
     """
+    refuse_parallel(options)
     if options.kv_cache_dtype not in {"auto", "f32"}:
         raise BackendUnavailable(
             f"--kv-cache-dtype {options.kv_cache_dtype} is not for this backend, whose KV cache is f32."

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.formats import RawTensor, WeightFormat
-from kernels.ops import NoKernel
+from kernels.ops import NoKernel, Split
 from kernels.reference.dequant import codes_and_scales, dequantise
 from kernels.reference.w8a8 import Int8Weight
 
@@ -53,14 +53,19 @@ class ReferenceLinear:
     bias: F32 | None
 
 
-def prepare_linear(weights: Sequence[RawTensor], biases: Sequence[RawTensor] | None) -> ReferenceLinear:
+def prepare_linear(
+    weights: Sequence[RawTensor], biases: Sequence[RawTensor] | None, *, split: Split = "none"
+) -> ReferenceLinear:
     """Unpack weights that share their input and stack their rows; what is W8A8 stays integers.
+
+    ``split`` is for backends of several processes.
 
     Shapes: weights [N_i,K], biases [N_i] -> [N,K], in the order given.
 
     Raises:
         ValueError: data are not those of their shape.
     """
+    del split
     runs = groupby(weights, key=lambda raw: raw.format is WeightFormat.W8A8)
     parts = tuple(_int8_weight(list(run)) if is_int8 else _float_weight(list(run)) for is_int8, run in runs)
     return ReferenceLinear(parts, np.concatenate([dequantise(part) for part in biases]) if biases else None)

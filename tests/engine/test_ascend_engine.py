@@ -151,9 +151,10 @@ def test_nothing_else_changes_a_bit(model, alone, options):
         assert engine.scheduler.num_preemptions > 0
 
 
-def test_the_fused_attention_for_prompts_gives_the_references_tokens_too(model):
+@pytest.mark.parametrize("options", [{"prompt_attention": "fused"}, {"attention_scores": "float16"}])
+def test_other_kernels_give_the_references_tokens_too(model, options):
     reference = answers(engine_of(model, "reference", block_size=128), REQUESTS)
-    got = answers(engine_of(model, "ascend", prompt_attention="fused"), REQUESTS)
+    got = answers(engine_of(model, "ascend", **options), REQUESTS)
     assert sum(agreeing(got, reference, BLUR).values()) >= 0.5 * 12 * len(REQUESTS)
     assert len(agreeing(got, reference, BLUR)) == len(REQUESTS)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from tests.support.ascend_links import BUILT
 from tools.ascend.hivm.execute import Program, Report, Value, build
 
-FOLDER = Path(__file__).resolve().parents[2] / "build" / "hivm"
+FOLDER = BUILT
 """Where what is compiled is kept from run to run."""
 ELEMENTS = {"f32": "float", "f16": "half", "bf16": "bfloat16_t", "i8": "int8_t", "i16": "int16_t", "i32": "int32_t"}
 _SPACE = "#hivm.address_space<{}>"
@@ -80,8 +80,8 @@ class Core:
     def barrier(self, pipe: str) -> None:
         self.lines.append(f"    hivm.hir.pipe_barrier[<PIPE_{pipe}>]")
 
-    def block(self, verb: str, core: str, pipe: str, flag: int) -> None:
-        self.lines.append(f"    hivm.hir.sync_block_{verb}[<{core}>, <PIPE_{pipe}>, <PIPE_S>] flag = {flag}")
+    def block(self, verb: str, core: str, pipe: str, flag: int, *, waiting: str = "S") -> None:
+        self.lines.append(f"    hivm.hir.sync_block_{verb}[<{core}>, <PIPE_{pipe}>, <PIPE_{waiting}>] flag = {flag}")
 
     def load(
         self, source: Operand, target: Operand, element: str, rank: int = 1, pad: tuple[int, float] = (0, 0)

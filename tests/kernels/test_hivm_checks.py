@@ -188,7 +188,7 @@ def test_flags_are_set_and_waited_for_in_turn():
     only(flags("set"), "flag MTE2 -> V is still set at the end")
 
 
-def handed_over(*, wait: bool = True, answers: int = 1, pipe: str = "MTE3") -> tuple[Core, Core]:
+def handed_over(*, wait: bool = True, answers: int = 1, pipe: str = "MTE3", waiting: str = "S") -> tuple[Core, Core]:
     """A value from the vector cores by way of global memory to the cube core."""
     cube, vector = Core(["f16"]), Core(["f16"])
     value = vector.buffer("ub", 0, "16", "f16")
@@ -206,7 +206,7 @@ def handed_over(*, wait: bool = True, answers: int = 1, pipe: str = "MTE3") -> t
     for _ in range(answers):
         vector.block("set", "VECTOR", pipe, 3)
     if wait:
-        cube.block("wait", "CUBE", pipe, 3)
+        cube.block("wait", "CUBE", pipe, 3, waiting=waiting)
     cube.call("nd2nz_half", cube.argument(0, "2, 16", "16, 1"), cube.buffer("cbuf", 0, "1x1x16x16", "f16"))
     return cube, vector
 
@@ -231,6 +231,12 @@ def test_without_it_the_cores_race():
 
 def test_a_cross_core_flag_of_a_pipe_that_did_not_write_orders_nothing():
     assert any("race: nd2nz_half reads argument 3" in error for error in vectors_first(handed_over(pipe="V")).errors)
+
+
+def test_only_what_a_pipe_does_that_waits_is_behind_a_cross_core_flag():
+    assert vectors_first(handed_over(waiting="MTE2")).errors == ()
+    errors = vectors_first(handed_over(waiting="MTE1")).errors
+    assert any("race: nd2nz_half reads argument 3" in error for error in errors)
 
 
 def vectors_first(cores: tuple[Core, Core]) -> Report:

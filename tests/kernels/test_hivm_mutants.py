@@ -87,6 +87,18 @@ def test_only_what_does_the_same_is_excused(original: Behaviour):
         classify(Mutant("itself", almost), Behaviour((), (), ()), [case()], FOLDER)
 
 
+def test_a_fill_that_is_left_out_is_excused_only_if_nan_in_its_place_changes_nothing(original: Behaviour):
+    almost = exponentials().replace("5.000000000e-01", "5.000001000e-01")
+    for poisoned, survived in ((exponentials(), False), (almost, True)):
+        mutant = Mutant("itself", exponentials(), Reason.PADDING, poisoned)
+        assert classify(mutant, original, [case()], FOLDER / "mutants").survived is survived
+    fill = next(mutant for mutant in mutants(exponentials()) if "broadcast_scalar_float_to_1d dropped" in mutant.name)
+    assert fill.poisoned is not None
+    assert "0x7FC00000" in fill.poisoned
+    nan = behaviour(build(fill.poisoned, FOLDER), [case()])
+    assert nan.accepted == (False,)
+
+
 def test_a_mutant_that_does_not_build_is_caught(original: Behaviour):
     broken = exponentials().replace("hivm.hir.pipe_barrier", "hivm.hir.pipe_fence")
     assert classify(Mutant("broken", broken), original, [case()], FOLDER).caught_by == "build"

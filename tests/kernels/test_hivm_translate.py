@@ -50,7 +50,7 @@ def test_vector_operands_that_are_known_to_be_unaligned_are_found():
     "line",
     [
         "    hivm.hir.load_scalar %arg0",
-        "    hivm.hir.sync_block_wait[<VECTOR>, <PIPE_FIX>, <PIPE_MTE2>] flag = 1",
+        "    hivm.hir.sync_block_wait[<VECTOR>, <PIPE_FIX>, <PIPE_NONE>] flag = 1",
         "    hivm.hir.set_flag[<PIPE_NONE>, <PIPE_V>, <EVENT_ID0>]",
         "    %1 = hivm.hir.pointer_cast(%0) : memref<8xf32, #hivm.address_space<gm>>",
         "    %1 = hivm.hir.pointer_cast(%0, %0) : memref<8xf32, #hivm.address_space<ub>>",

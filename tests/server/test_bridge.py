@@ -219,6 +219,7 @@ async def test_an_idle_engine_is_not_taken_for_hung():
         ({"device": "abacus"}, "abacus"),
         ({"kv_cache_dtype": "i16"}, "--kv-cache-dtype i16"),
         ({"quantization": "w4"}, "--quantization must be one of none, w8a8"),
+        ({"tensor_parallel_size": 2}, "--tensor-parallel-size 2 is for --device ascend"),
         ({"max_model_len": 5000}, "--max-model-len"),
         ({"num_blocks": 2, "max_model_len": 512}, "--kv-cache-memory-bytes"),
         ({"block_size": 24}, "--block-size"),

@@ -12,6 +12,7 @@ import torch
 from kernels.ascend.operators import Call, register
 from kernels.ascend.platform import Platform
 from kernels.ascend.variant import AttentionVariant, Dtype
+from kernels.control_groups import memory_bytes
 from tools.ascend.emulation.registry import install
 from tools.ascend.graph import NPUGraph, graph
 from tools.ascend.host_code import HostKernel
@@ -41,7 +42,8 @@ def emulated_platform() -> Platform:
         new_graph=NPUGraph,
         capture=graph,
         synchronize=lambda: None,
-        free_bytes=lambda: 0,
+        free_bytes=memory_bytes,
+        collectives="gloo",
     )
 
 

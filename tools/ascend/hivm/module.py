@@ -62,6 +62,7 @@ class Module:
         text: upstream MLIR with the entries ``hivm_entry_cube`` (if there is a cube core) and ``hivm_entry_vector``.
         calls: library call -> how often it stands in the text.
         signatures: call of the library or of the model -> its types.
+        vector_operands: operands of library calls that lie in UB.
         workspace_bytes: of each block.
     """
 
@@ -72,6 +73,7 @@ class Module:
     casts: tuple[PointerCast, ...]
     calls: Mapping[str, int]
     signatures: Mapping[str, str]
+    vector_operands: int
     unaligned: tuple[UnalignedOperand, ...]
     workspace_bytes: int
 

@@ -3,7 +3,8 @@
 A mutant is caught by an error of the run, by results that its case refuses, or since it does not build. One that is
 not caught counts as equivalent only if it does what the original does on every case (every byte of every array, every
 counter but that of instructions, no error), and changed an order or a place, of which the run then shows that nothing
-depended on it: ``Reason``. All else has survived, and is a gap of the model or of the cases.
+depended on it: ``Reason``. Of a fill that was left out, a run that fills with NaN instead has to show it. All else has
+survived, and is a gap of the model or of the cases.
 """
 
 from __future__ import annotations
@@ -37,17 +38,23 @@ class Reason(Enum):
 
     ORDERS_NOTHING = "without it no two conflicting accesses are unordered"
     DEAD_MEMORY = "the buffer's new place holds nothing that is read later"
-    PADDING = "what was filled are rows that no result depends on: the model makes them NaN"
+    PADDING = "what was filled are rows that no result depends on: if they are NaN, nothing changes"
     EMPTY_TURN = "the turn more does no work"
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A module with one defect; ``harmless`` is the reason that may excuse it."""
+    """A module with one defect.
+
+    Attributes:
+        harmless: the reason that may excuse it.
+        poisoned: the module with NaN for what the defect left out; the reason holds only if this works as the original.
+    """
 
     name: str
     text: str
     harmless: Reason | None = None
+    poisoned: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,11 +126,20 @@ def classify(mutant: Mutant, original: Behaviour, cases: Sequence[Case], folder:
         return Verdict(mutant.name, _kind(errors[0]))
     if not all(found.accepted):
         return Verdict(mutant.name, "results")
-    same = found.arrays == original.arrays and all(
-        _work(mine.counters) == _work(theirs.counters)
+    if mutant.poisoned is None:
+        return Verdict(mutant.name, None, mutant.harmless if _same(found, original) else None)
+    poisoned = build(mutant.poisoned, folder)
+    as_well = found.arrays == original.arrays and _same(behaviour(poisoned, cases), original)
+    poisoned.library.unlink(missing_ok=True)
+    return Verdict(mutant.name, None, mutant.harmless if as_well else None)
+
+
+def _same(found: Behaviour, original: Behaviour) -> bool:
+    """Whether both do the same work, with the same results and no error."""
+    return found.arrays == original.arrays and all(
+        _work(mine.counters) == _work(theirs.counters) and mine.errors == theirs.errors
         for mine, theirs in zip(found.reports, original.reports, strict=True)
     )
-    return Verdict(mutant.name, None, mutant.harmless if same else None)
 
 
 def mutants(text: str) -> Iterator[Mutant]:
@@ -204,8 +220,20 @@ def _swapped(lines: list[str], at: int, line: str) -> Iterator[Mutant]:
     if name.startswith(
         ("vexp", "nd2nz", "set_l1", "fixpipe", "load_", "store_", "vcast", "broadcast", "copy_", "vmuls")
     ):
-        padding = Reason.PADDING if name.startswith("set_l1") else None
-        yield Mutant(f"line {at + 1}: {name} dropped", _joined(lines[:at] + lines[at + 1 :]), padding)
+        padding = Reason.PADDING if name.startswith(("set_l1", "broadcast_scalar")) else None
+        left_out = _joined(lines[:at] + lines[at + 1 :])
+        yield Mutant(f"line {at + 1}: {name} dropped", left_out, padding, _poisoned(lines, at))
+
+
+def _poisoned(lines: list[str], at: int) -> str | None:
+    """The module with NaN where a call fills floats of UB with a number; None if the call does not."""
+    fill = re.match(
+        r"(\s*(?:func\.)?call @broadcast_scalar_(?:float|half)_to_1d\()%[\w-]+(, .*: \((f32|f16), .*)$", lines[at]
+    )
+    if fill is None:
+        return None
+    nan = f"    %nan = arith.constant {'0x7FC00000' if fill[3] == 'f32' else '0x7E00'} : {fill[3]}"
+    return _joined([*lines[:at], nan, f"{fill[1]}%nan{fill[2]}", *lines[at + 1 :]])
 
 
 def _renamed(lines: list[str], at: int, old: str, new: str) -> Mutant:

@@ -45,6 +45,7 @@ class _Translation:
     casts: list[PointerCast] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
     signatures: dict[str, str] = field(default_factory=dict)
+    vector_operands: int = 0
     unaligned: list[UnalignedOperand] = field(default_factory=list)
     entries: dict[str, list[Argument]] = field(default_factory=dict)
     scalar_accesses: set[ScalarAccess] = field(default_factory=set)
@@ -75,6 +76,7 @@ class _Translation:
             casts=tuple(self.casts),
             calls=dict(self.calls),
             signatures=self.signatures,
+            vector_operands=self.vector_operands,
             unaligned=tuple(self.unaligned),
             workspace_bytes=self.workspace_bytes,
         )
@@ -220,7 +222,9 @@ class _Translation:
         lines, names, types = [], [], []
         for operand, kind in zip(split_types(operands), split_types(kinds), strict=True):
             source = self.types.get(operand)
-            if kind.endswith("address_space<ub>>") and source is not None and not source.aligned:
+            in_ub = kind.endswith("address_space<ub>>")
+            self.vector_operands += in_ub
+            if in_ub and source is not None and not source.aligned:
                 self.unaligned.append(UnalignedOperand(self.number, callee, source.text))
             name = operand
             if passed(kind) != kind:

@@ -1,0 +1,223 @@
+"""Link 4: the final HIVM of both passes, executed with the addresses and flags that the compiler planned.
+
+All cases run on 20 groups of a cube core and two vector cores. A run with an error (a race, a read of what nobody has
+written, a flag that is left or missed, an access out of range) fails, as does a vector operand that is not aligned.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from functools import cache
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels.ascend.attention import HALF_SCALE, plan_arrays
+from kernels.ascend.operators import Call
+from kernels.ascend.plan import NO_WINDOW, SPLIT
+from kernels.ascend.variant import HEAD_DIMS, MAX_GROUP, TRAFFIC_GOAL, AttentionVariant, Dtype, best_scores, traffic
+from tests.support.ascend_attention import AttentionCase, attention_case, variant_of
+from tests.support.ascend_executed import EXECUTOR, attended, executed
+from tests.support.ascend_links import BUILT, link
+from tools.ascend.executed import CORES, cost
+from tools.ascend.host_code import HostKernel
+from tools.ascend.lower import lower_combine, lower_split
+from tools.ascend.matrix import DTYPES, SCORES, variant
+from tools.ascend.report import PAGE
+from tools.ascend.scores import score_cost
+
+pytestmark = link(4)
+
+BORDERS = [1, 127, 128, 129, SPLIT - 1, SPLIT, SPLIT + 1, 2 * SPLIT + 129]
+GROUPS = (1, 3, 5, 7, 10, 16)
+PROMPTS = [(SPLIT + 7, 40), (5, 5), (1, 1), (140, 11)]
+HOST_CORES = 4
+MARGIN = 0.003
+"""Share by which executed traffic may exceed the count of ``traffic``, which leaves out tables, plans and results."""
+
+
+@cache
+def host_code(variant: AttentionVariant, has_sink: bool) -> tuple[HostKernel, HostKernel]:
+    split = HostKernel(lower_split(variant, HOST_CORES), BUILT)
+    return split, HostKernel(lower_combine(variant, 2 * HOST_CORES, has_sink=has_sink), BUILT)
+
+
+def by_host_code(case: AttentionCase) -> bytes:
+    """What link 2 gives."""
+    split_kernel, combine_kernel = host_code(case.variant, case.sink is not None)
+    split = case.split_arguments(HOST_CORES)
+    split_kernel.run(split, HOST_CORES)
+    combine = case.combine_arguments(split)
+    combine_kernel.run(combine, 2 * HOST_CORES)
+    return case.result(combine).tobytes()
+
+
+def check_every_way(case: AttentionCase, *, against_link_2: bool = True) -> np.ndarray:
+    """Against NumPy, and to the bit: whichever cores run first, and as link 2 has it."""
+    got = attended(case)
+    case.check(got)
+    assert executed(case, vectors_first=True).result.tobytes() == got.tobytes()
+    if against_link_2:
+        assert by_host_code(case) == got.tobytes()
+    return got
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("k_dim", "v_dim"), HEAD_DIMS)
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_head_size_at_every_border(group, k_dim, v_dim, dtype):
+    case = attention_case(variant(group, k_dim, v_dim, dtype), BORDERS, seed=group)
+    check_every_way(case, against_link_2=dtype == DTYPES[(group + k_dim // 64) // 2 % 2])
+
+
+@pytest.mark.parametrize(("k_dim", "v_dim"), HEAD_DIMS)
+@pytest.mark.parametrize("group", [7, 16])
+def test_scores_as_f16_at_every_border(group, k_dim, v_dim):
+    dtype = DTYPES[k_dim // 64 % 2]
+    check_every_way(attention_case(variant(group, k_dim, v_dim, dtype, scores="fp16"), BORDERS, seed=group))
+
+
+@pytest.mark.parametrize("window", [1, 100, 128, SPLIT, SPLIT + 100])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_windows_and_sinks(window, dtype):
+    lengths = [1, 128, 500, SPLIT + 1, 4000]
+    check_every_way(attention_case(variant_of(3, 64, 64, dtype), lengths, window=window, sink=True))
+
+
+@pytest.mark.parametrize("scores", ["fp16", "fp32"])
+def test_both_ways_for_scores_and_large_ones(scores):
+    check_every_way(attention_case(variant_of(7, 128, 128, "fp16", scores=scores), [300, SPLIT + 5], loud=4))
+
+
+@pytest.mark.parametrize("kv_heads", [1, 5])
+def test_heads_of_keys(kv_heads):
+    check_every_way(attention_case(variant_of(2, 64, 64, "bf16", kv_heads=kv_heads), [300, SPLIT + 5]))
+
+
+@pytest.mark.parametrize("window", [NO_WINDOW, 100])
+@pytest.mark.parametrize(("k_dim", "v_dim"), HEAD_DIMS)
+@pytest.mark.parametrize("group", [1, 7, 16])
+def test_tiles_of_prompts_give_what_each_query_alone_gets(group, k_dim, v_dim, window):
+    dtype = DTYPES[group % 2]
+    case = attention_case(variant(group, k_dim, v_dim, dtype, prompt=True), PROMPTS, window=window, sink=True)
+    got = check_every_way(case)
+    for query in (0, 3, 39, 40, 44, 45, 46, 56):
+        assert got[query].tobytes() == attended(case.only(query))[0].tobytes()
+
+
+def test_a_sequence_among_256_others_is_bitwise_what_it_is_alone():
+    rng = np.random.default_rng(0)
+    lengths = [*rng.integers(1, 500, 200).tolist(), 5000, *rng.integers(1, 2500, 56).tolist()]
+    case = attention_case(variant_of(3, 64, 64, "bf16"), lengths)
+    got = attended(case)
+    case.check(got)
+    for query in (0, 1, 100, 199, 200, 201, 256):
+        assert got[query].tobytes() == attended(case.only(query))[0].tobytes()
+
+
+def test_the_order_of_tasks_changes_no_bit():
+    case = attention_case(variant_of(5, 128, 128, "fp16"), [(3000, 3), 700, 1, 2 * SPLIT + 1])
+    got = attended(case)
+    for seed in range(3):
+        other = replace(case)
+        order = np.random.default_rng(seed).permutation(len(case.plan.order)).astype(np.int32)
+        other.__dict__["plan"] = replace(case.plan, order=order)
+        assert other.split_arguments(CORES)["order_ptr"] is order
+        assert attended(other).tobytes() == got.tobytes()
+
+
+@pytest.mark.parametrize("prompt", [False, True])
+def test_what_a_launch_passes_is_what_the_kernels_take(prompt):
+    lengths = PROMPTS if prompt else BORDERS
+    case = attention_case(variant(7, 64, 64, "fp16", prompt=prompt), lengths, sink=True, window=300)
+    q, k, v, table, sink = (torch.from_numpy(x) for x in (case.q, case.k, case.v, case.block_table, case.sink))
+    tiles, tasks, counts = (torch.from_numpy(x) for x in plan_arrays(case.plan))
+    call = Call(q, k, v, tasks.shape[1], case.variant.queries, "fp32", CORES)
+    assert call.variant == case.variant
+    split = call.split_arguments(table, tiles, tasks, counts, case.scale, case.window)
+    for which, passed, cores in (
+        ("split", split, CORES),
+        ("combine, sink", call.combine_arguments(tiles, counts, sink), 2 * CORES),
+    ):
+        values = [x.numpy() if isinstance(x, torch.Tensor) else x for x in passed]
+        assert EXECUTOR.program(case.variant, which).run(values, cores).errors == ()
+    assert call.result.numpy().tobytes() == attended(case).tobytes()
+
+
+def test_keys_and_values_that_are_not_finite_reach_only_queries_that_see_them():
+    case = attention_case(variant_of(2, 64, 64, "bf16"), [300, 700, 129])
+    case.v[case.block_table[1, 5], 7, 0, 0] = 0x7FC0
+    spoilt = np.isnan((attended(case).astype(np.uint32) << 16).view(np.float32))
+    assert spoilt[1, :2, 0].all()
+    assert spoilt.sum() == 2
+
+
+def test_a_block_that_the_table_does_not_have_is_seen():
+    case = attention_case(variant_of(3, 64, 64, "fp16"), [300])
+    case.block_table[0, 1] = len(case.k)
+    errors = EXECUTOR.run(case).errors
+    assert any("which ends at" in error or "leads out" in error for error in errors)
+
+
+@pytest.mark.parametrize("scores", SCORES)
+@pytest.mark.parametrize(("k_dim", "v_dim"), HEAD_DIMS)
+@pytest.mark.parametrize("group", [7, 16])
+def test_bytes_through_global_memory_are_those_of_the_page(group, k_dim, v_dim, scores):
+    measured = cost(EXECUTOR, variant(group, k_dim, v_dim, "fp16", scores=scores), 4096).traffic
+    counted = traffic(group, k_dim, v_dim, scores)
+    assert counted < measured < counted * (1 + MARGIN)
+    cell = traffic_of_the_page()[group, scores][HEAD_DIMS.index((k_dim, v_dim))]
+    assert cell == (f"**{measured:.3f}**" if measured > TRAFFIC_GOAL else f"{measured:.3f}")
+
+
+def traffic_of_the_page() -> dict[tuple[int, Dtype], list[str]]:
+    text = PAGE.read_text(encoding="utf-8").partition("## Bytes")[2].partition("## Work")[0]
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if re.match(r"\| \d", line)]
+    keys = product(SCORES, range(1, MAX_GROUP + 1))
+    return {(group, scores): row[1:] for (scores, group), row in zip(keys, rows, strict=True)}
+
+
+def test_scores_as_f16_keep_to_the_goal_where_best_scores_says_so():
+    page = traffic_of_the_page()
+    for (group, scores), row in page.items():
+        for cell, dims in zip(row, HEAD_DIMS, strict=True):
+            if best_scores(group, *dims) == scores:
+                assert cell.startswith("**") is (dims == (64, 64) and group > 8)
+
+
+def test_scores_as_f16_cost_accuracy_but_do_not_saturate_early():
+    plain, loud = score_cost(EXECUTOR, 1), score_cost(EXECUTOR, 64)
+    assert plain.f32[0] < plain.f16[0] < 3 * plain.f32[0]
+    assert loud.f32[0] < loud.f16[0] < 50 * loud.f32[0]
+    assert plain.divergence < 1e-6 < loud.divergence
+    assert (plain.saturated, loud.saturated) == (0, 0)
+
+
+def test_scores_beyond_what_f16_holds_are_counted():
+    case = attention_case(variant(7, 64, 64, "fp16", scores="fp16"), [300], loud=4000)
+    assert sum(report.counters.saturated for report in EXECUTOR.run(case).reports) > 0
+    run = EXECUTOR.run(case, factor=HALF_SCALE)
+    assert sum(report.counters.saturated for report in run.reports) == 0
+
+
+def test_the_matrix_unit_is_asked_for_no_product_of_padding():
+    assert cost(EXECUTOR, variant(5, 128, 128, "bf16"), 4096).products == 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_any_case(data):
+    k_dim, v_dim = data.draw(st.sampled_from(HEAD_DIMS))
+    group = data.draw(st.sampled_from((1, 7, 16)))
+    chosen = variant(group, k_dim, v_dim, DTYPES[group % 2], prompt=data.draw(st.booleans()))
+    totals = data.draw(st.lists(st.integers(1, 400) | st.integers(SPLIT - 2, SPLIT + 2), min_size=1, max_size=4))
+    lengths = [(total, data.draw(st.integers(1, min(total, 2 * chosen.queries - 1)))) for total in totals]
+    window = data.draw(st.just(NO_WINDOW) | st.integers(1, 500))
+    seed = data.draw(st.integers(0, 99))
+    case = attention_case(chosen, lengths, window=window, sink=data.draw(st.booleans()), seed=seed)
+    case.check(executed(case, vectors_first=data.draw(st.booleans())).result)

@@ -1,0 +1,188 @@
+"""Link 4 can fail: defects planted in the final HIVM of the attention kernel are caught, or shown to change nothing.
+
+A mutant is judged by what link 2 gives, to the bit, for sequences around the borders of blocks and splits, a window,
+and more tasks than there are cores. ``-m soak`` tries every mutant of five kernels; otherwise the first one of each
+kind is tried, of three of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernels.ascend.plan import SPLIT
+from kernels.ascend.variant import AttentionVariant
+from tests.support.ascend_attention import AttentionCase, attention_case
+from tests.support.ascend_executed import EXECUTOR
+from tests.support.ascend_links import BUILT, link
+from tools.ascend.executed import CHIP, CORES
+from tools.ascend.hivm.execute import Value
+from tools.ascend.hivm.mutate import Behaviour, Case, Mutant, Reason, Verdict, behaviour, classify, mutants
+from tools.ascend.host_code import HostKernel
+from tools.ascend.lower import lower_combine, lower_split
+from tools.ascend.matrix import Kernel, Pass, compiled, variant
+
+pytestmark = link(4)
+
+SHORT = [5, 64, 127, 128, 129, 200, 255, 256]
+SINGLE = [*SHORT, SPLIT + 300, 2 * SPLIT + 1, *SHORT[::-1], SPLIT, *SHORT]
+"""More tiles than there are cores: 50 of them, with two heads of keys."""
+PROMPTS = [(SPLIT + 5, 12), (140, 30), (9, 9), (1, 1), *[(130, 2)] * 8]
+PARTS = 8
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One pass of a specialisation, and the cases that its mutants have to get through."""
+
+    variant: AttentionVariant
+    which: Pass
+    attended: tuple[AttentionCase, ...]
+
+    @cached_property
+    def text(self) -> str:
+        return compiled(Kernel(self.variant, self.which, CHIP), BUILT).text
+
+    @cached_property
+    def mutants(self) -> list[Mutant]:
+        return list(mutants(self.text))
+
+    @cached_property
+    def cases(self) -> list[Case]:
+        return [self._first(case) if self.which == "split" else self._second(case) for case in self.attended]
+
+    @cached_property
+    def original(self) -> Behaviour:
+        return behaviour(EXECUTOR.program(self.variant, self.which), self.cases)
+
+    def _first(self, case: AttentionCase) -> Case:
+        right = self._by_link_2(case)
+        names = list(right)
+        return Case(
+            lambda: list(case.split_arguments(CORES).values()), CORES, same(right, names, "partial_ptr", "stats_ptr")
+        )
+
+    def _second(self, case: AttentionCase) -> Case:
+        sums = self._by_link_2(case)
+        right = case.combine_arguments(sums)
+        HostKernel(lower_combine(self.variant, 2, has_sink=case.sink is not None), BUILT).run(right, 2)
+
+        def arguments() -> list[Value]:
+            fresh = {**right, "out_ptr": np.full_like(right["out_ptr"], np.nan)}
+            return [value.copy() if isinstance(value, np.ndarray) else value for value in fresh.values()]
+
+        return Case(arguments, 2 * CORES, same(right, list(right), "out_ptr"))
+
+    def _by_link_2(self, case: AttentionCase) -> dict[str, Any]:
+        split = case.split_arguments(1)
+        HostKernel(lower_split(self.variant, 1), BUILT).run(split, 1)
+        return split
+
+    def verdict(self, mutant: Mutant) -> Verdict:
+        return classify(mutant, self.original, self.cases, BUILT / "mutants")
+
+
+def same(right: dict[str, Any], names: list[str], *wanted: str) -> Callable[[Sequence[Value]], bool]:
+    """Whether these arguments are, to the bit."""
+
+    def accepts(arguments: Sequence[Value]) -> bool:
+        given = dict(zip(names, arguments, strict=True))
+        return all(np.asarray(given[name]).tobytes() == right[name].tobytes() for name in wanted)
+
+    return accepts
+
+
+@cache
+def subject(name: str) -> Subject:
+    of_prompts = name.startswith("prompts")
+    chosen = variant(7, 64, 64, "fp16", prompt=of_prompts)
+    if "f16 scores" in name:
+        chosen = variant(7, 128, 128, "fp16", scores="fp16")
+    sink = name.endswith("sink")
+    lengths = PROMPTS if of_prompts else SINGLE
+    which: Pass = "split" if "first pass" in name else "combine, sink" if sink else "combine"
+    cases = attention_case(chosen, lengths, sink=sink), attention_case(chosen, lengths[:10], sink=sink, window=100)
+    return Subject(chosen, which, cases)
+
+
+SAMPLED = ("decoding, first pass", "prompts, first pass", "decoding, second pass, sink")
+EXPECTED = {
+    "decoding, first pass": (134, 8, 12, 2),
+    "prompts, first pass": (139, 6, 12, 2),
+    "decoding, second pass, sink": (141, 5, 13, 3),
+    "decoding, first pass, f16 scores": (134, 8, 16, 2),
+    "decoding, second pass": (133, 4, 12, 2),
+}
+"""Of all mutants of a kernel: how many are caught, and how many are equivalent for each ``REASONS``."""
+REASONS = (None, Reason.ORDERS_NOTHING, Reason.DEAD_MEMORY, Reason.PADDING)
+
+
+def kind(mutant: Mutant) -> str:
+    """What was done to what, without its place."""
+    return re.sub(r"(ID|at |flag = |core )\d+|%\w+", r"\1", mutant.name.partition(": ")[2] or mutant.name)
+
+
+def sample(all_mutants: Sequence[Mutant]) -> list[Mutant]:
+    """The first of each kind."""
+    return list({kind(mutant): mutant for mutant in reversed(all_mutants)}.values())
+
+
+def check(name: str, chosen: Sequence[Mutant]) -> Counter[Reason | None]:
+    """Every one of them is caught or equivalent; why, with None for those that were caught."""
+    verdicts = [subject(name).verdict(mutant) for mutant in chosen]
+    assert not [verdict for verdict in verdicts if verdict.survived]
+    return Counter(verdict.reason for verdict in verdicts)
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("name", SAMPLED)
+def test_of_each_kind_one_is_caught_or_equivalent(name, part):
+    reasons = check(name, sample(subject(name).mutants)[part::PARTS])
+    assert reasons[None] > 0
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", EXPECTED)
+def test_all_are_caught_or_equivalent(name):
+    reasons = check(name, subject(name).mutants)
+    assert reasons == dict(zip(REASONS, EXPECTED[name], strict=True))
+
+
+def test_each_way_to_order_cores_and_pipes_is_among_them():
+    """A kernel that has no more flags and waits would pass all of the above."""
+    kinds = {kind(mutant) for name in SAMPLED for mutant in subject(name).mutants}
+    for verb in ("set", "wait"):
+        assert {each for each in kinds if each.startswith(f"sync_block_{verb}")}
+        assert {each for each in kinds if each.startswith(f"{verb}_flag")}
+    assert {each for each in kinds if each.startswith("pipe_barrier")}
+
+
+@pytest.mark.parametrize("dropped", ["sync_block_wait[VECTOR", "sync_block_wait[CUBE", "sync_block_set[CUBE"])
+def test_a_cross_core_flag_that_is_missing_is_seen(dropped):
+    tried = subject(SAMPLED[0])
+    mutant = next(each for each in tried.mutants if dropped in each.name)
+    assert tried.verdict(mutant).caught_by in {"race", "deadlock", "flag left set"}
+
+
+@pytest.mark.parametrize("core", ["CUBE", "VECTOR"])
+def test_a_flag_that_the_other_core_does_not_wait_for_is_seen(core):
+    tried = subject(SAMPLED[0])
+    other = re.sub(rf"(sync_block_set\[<{core}>.*?\] flag = )\d", r"\g<1>7", tried.text)
+    assert other != tried.text
+    assert tried.verdict(Mutant("another flag", other)).caught_by in {"deadlock", "race"}
+
+
+def test_a_fill_that_results_depend_on_is_not_excused():
+    """Scores beyond the end of a context are -inf because a fill says so."""
+    tried = subject(SAMPLED[0])
+    mutant = next(each for each in tried.mutants if "broadcast_scalar" in each.name)
+    assert mutant.poisoned is not None
+    assert not tried.verdict(mutant).survived
+    assert tried.verdict(Mutant("NaN", mutant.poisoned)).caught_by == "results"

@@ -1,0 +1,305 @@
+"""The page of the attention kernel's figures, docs/ascend-kernel.md: ``python -m tools.ascend.report``.
+
+Compiles the whole matrix for both chips and runs contexts by the executor of the final HIVM, in about two minutes; what
+has been compiled before is taken from build/ascend. ``--check`` writes nothing and exits with 1 if the page is another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from multiprocessing import get_context
+from pathlib import Path
+
+from kernels.ascend.attention import HALF_SCALE, PROMPT_ROWS
+from kernels.ascend.variant import HEAD_DIMS, MAX_GROUP, TRAFFIC_GOAL, Dtype
+from tools.ascend.executed import Cost, Executor, cost
+from tools.ascend.hivm.module import SPACES
+from tools.ascend.matrix import CUBE_CORES, KV_HEADS, SCORES, Kernel, compiled, kernels, variant
+from tools.ascend.scores import LOUDNESS, ScoreCost, score_cost
+from tools.ascend.scores import TOKENS as SCORE_TOKENS
+
+REPOSITORY = Path(__file__).parents[2]
+PAGE = REPOSITORY / "docs" / "ascend-kernel.md"
+BUILT = REPOSITORY / "build" / "ascend"
+PROCESSES = 2
+TOKENS = 4096
+LONGER, LONGER_TOKENS = (7, 128, 128), 16384
+"""Group and sizes of heads of the one longer context, and its tokens."""
+COMMAND = "python -m tools.ascend.report"
+_PAGE = """\
+# The Ascend attention kernel in figures
+
+Written by `{command}`, which compiles the kernel and runs what the compiler makes of it on a model
+of the cores; with `--check` it says whether this page still holds. **Nothing here has run on an NPU**: these are
+counts, not times. [What they mean](../kernels/ascend/README.md).
+
+## On-chip memory
+
+Bytes up to the end of the highest buffer in the final HIVM, for {chips},
+f16 and bf16; the second pass with and without a sink. Chip, dtype and sink make no difference. No module has a vector
+operand that is not on a multiple of 32 bytes, and the compiler gave up nothing to make one fit. Group: heads of queries
+for each head of keys. Queries: of a tile; several are as many as make up to {rows} rows.
+
+The first pass:
+
+{first}
+
+The second pass:
+
+{second}
+
+## Bytes through global memory
+
+Read and written by both passes for each byte of keys and values, one query that sees {tokens:,} tokens, {kv_heads}
+heads of keys: with tables, plans, scores, weights, partial sums and results. **Bold**: more than {goal}. Scores
+travel as f32:
+
+{traffic}
+
+With `--attention-scores float16`:
+
+{traffic_half}
+
+{longer}, scores as f32: {longer_traffic:.3f}.
+
+## Work for each token
+
+Multiplications that the matrix unit is asked for, over group x (key + value elements) for each token and head of keys,
+which is the least: {products[0]:.3f} to {products[1]:.3f} over all heads and groups. The unit itself works on 16 rows
+at a time, whatever is asked.
+
+Elements that vector instructions work on for each score, of which one, its exponential, is the least; both passes,
+{tokens:,} tokens, scores as f32. With either kind of scores they take {instructions[0]:.0f} to {instructions[1]:.0f}
+instructions for each 1,024 tokens and head of keys.
+
+{vector}
+
+{longer}: {longer_elements:.1f}, by {longer_instructions:.0f} instructions.
+
+## Scores as f16
+
+Errors of executed results against float64, f16, heads of 64, a group of 7, one query that sees {score_tokens:,} tokens;
+queries, keys and values are random, and keys are multiplied by the first column. Where scores travel as f16, queries
+are multiplied with {half_scale} first, so that scores saturate later. Divergence: of the weights that such scores give,
+the most of all heads, by NumPy.
+
+{scores}
+"""
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """A row of the tables of on-chip memory.
+
+    Attributes:
+        first: whether it is of the first pass, else of the second, which does not ask how large keys are.
+        queries: ``1``, or ``several`` for tiles of prompts.
+    """
+
+    first: bool
+    k_dim: int
+    v_dim: int
+    queries: str
+    scores: str
+    group: int
+
+    @classmethod
+    def of(cls, kernel: Kernel) -> Place:
+        """A kernel's."""
+        variant, first = kernel.variant, kernel.which == "split"
+        queries = "several" if variant.queries > 1 else "1"
+        scores = {"fp32": "f32", "fp16": "f16"}[variant.scores] if first else "-"
+        return cls(first, variant.k_dim, variant.v_dim, queries, scores, variant.group)
+
+
+_MEMORY_ROW = re.compile(
+    r"\| (\d+|any) / (\d+) \| (1|several) \| (\d+)(?: to (\d+))? \| (f32|f16|-) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|"
+)
+
+Peaks = tuple[int, int, int]
+"""Bytes of UB, L1 and L0C."""
+
+
+def peaks_of(kernel: Kernel) -> Peaks:
+    """Of a kernel's final HIVM.
+
+    Raises:
+        ToolFailed: it does not compile.
+        ValueError: a vector operand is not aligned.
+    """
+    final = compiled(kernel, BUILT)
+    if final.module.unaligned:
+        raise ValueError(f"{kernel}: {final.module.unaligned}")
+    peaks = final.peaks
+    return peaks["UB"], peaks["L1"], peaks["L0C"]
+
+
+def places(measured: Iterable[tuple[Kernel, Peaks]]) -> dict[Place, Peaks]:
+    """The memory of each row.
+
+    Raises:
+        ValueError: chips, dtypes or a sink make a difference, which the page has no room for.
+    """
+    rows: dict[Place, Peaks] = {}
+    for kernel, peaks in measured:
+        if rows.setdefault(Place.of(kernel), peaks) != peaks:
+            raise ValueError(f"{kernel} takes {peaks}, but another chip or dtype {rows[Place.of(kernel)]}")
+    return rows
+
+
+def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of a table of Markdown; the first row is its head, and all but its first column are numbers."""
+    yield "| " + " | ".join(rows[0]) + " |"
+    yield "|---|" + "---:|" * (len(rows[0]) - 1)
+    yield from ("| " + " | ".join(row) + " |" for row in rows[1:])
+
+
+def memory_table(rows: Mapping[Place, Peaks], *, first: bool) -> Iterator[str]:
+    """Lines; adjacent groups that need the same share one."""
+    names = ["keys / values", "queries", "group", "scores"]
+    lines = [[*names, *(f"{name} of {size:,}" for name, size, _ in SPACES.values())]]
+    chosen = sorted((place, peaks) for place, peaks in rows.items() if place.first is first)
+    for (k_dim, v_dim, queries, scores, peaks), same in groupby(chosen, key=_without_group):
+        groups = [place.group for place, _ in same]
+        keys = f"{k_dim} / {v_dim}" if first else f"any / {v_dim}"
+        lines.append([keys, queries, _span(groups), scores, *(f"{size:,}" for size in peaks)])
+    return table(lines)
+
+
+def _without_group(row: tuple[Place, Peaks]) -> tuple[int, int, str, str, Peaks]:
+    place, peaks = row
+    return place.k_dim, place.v_dim, place.queries, place.scores, peaks
+
+
+def _span(groups: list[int]) -> str:
+    return str(groups[0]) if len(groups) == 1 else f"{groups[0]} to {groups[-1]}"
+
+
+def read_memory(text: str) -> dict[Place, Peaks]:
+    """The tables of on-chip memory of a page, a row for each group."""
+    rows: dict[Place, Peaks] = {}
+    for keys, values, queries, low, high, scores, *sizes in _MEMORY_ROW.findall(text):
+        ub, l1, l0c = (int(size.replace(",", "")) for size in sizes)
+        for group in range(int(low), int(high or low) + 1):
+            k_dim = int(values if keys == "any" else keys)
+            rows[Place(keys != "any", k_dim, int(values), queries, scores, group)] = ub, l1, l0c
+    return rows
+
+
+Costs = Mapping[tuple[int, int, int, Dtype], Cost]
+"""By group, sizes of heads, and scores."""
+
+
+def traffic_table(costs: Costs, scores: Dtype) -> Iterator[str]:
+    """Lines: bytes through global memory for each byte of keys and values."""
+    lines = [_heads()]
+    for group in range(1, MAX_GROUP + 1):
+        figures = [costs[group, *dims, scores].traffic for dims in HEAD_DIMS]
+        cells = (f"**{figure:.3f}**" if figure > TRAFFIC_GOAL else f"{figure:.3f}" for figure in figures)
+        lines.append([str(group), *cells])
+    return table(lines)
+
+
+def vector_table(costs: Costs) -> Iterator[str]:
+    """Lines: elements that vector instructions worked on for each score."""
+    lines = [_heads()]
+    for group in range(1, MAX_GROUP + 1):
+        lines.append([str(group), *(f"{costs[group, *dims, 'fp32'].elements:.1f}" for dims in HEAD_DIMS)])
+    return table(lines)
+
+
+def _heads() -> list[str]:
+    return ["group", *(f"{k_dim} / {v_dim}" for k_dim, v_dim in HEAD_DIMS)]
+
+
+def score_table(found: Sequence[ScoreCost]) -> Iterator[str]:
+    """Lines: what scores as f16 cost."""
+    head = ["keys times", "largest Q K^T", "f32: rms error", "largest error", "f16: rms error", "largest error"]
+    lines = [[*head, "divergence, nats", "saturated"]]
+    for loudness, each in zip(LOUDNESS, found, strict=True):
+        errors = (*each.f32, *each.f16, each.divergence)
+        lines.append(
+            [str(loudness), f"{each.largest:,.0f}", *(f"{error:.1e}" for error in errors), str(each.saturated)]
+        )
+    return table(lines)
+
+
+def page(memory: Mapping[Place, Peaks], costs: Costs, longer: Cost, scores: Sequence[ScoreCost]) -> str:
+    """The whole page."""
+    products = sorted(each.products for each in costs.values())
+    instructions = sorted(each.instructions for each in costs.values())
+    group, k_dim, v_dim = LONGER
+    return _PAGE.format(
+        command=COMMAND,
+        chips=" and ".join(f"{chip} ({cores} matrix cores)" for chip, cores in CUBE_CORES.items()),
+        rows=PROMPT_ROWS,
+        first="\n".join(memory_table(memory, first=True)),
+        second="\n".join(memory_table(memory, first=False)),
+        kv_heads=KV_HEADS,
+        tokens=TOKENS,
+        goal=TRAFFIC_GOAL,
+        traffic="\n".join(traffic_table(costs, "fp32")),
+        traffic_half="\n".join(traffic_table(costs, "fp16")),
+        longer=f"At {LONGER_TOKENS:,} tokens, heads of {k_dim} / {v_dim} and a group of {group}",
+        longer_traffic=longer.traffic,
+        longer_elements=longer.elements,
+        longer_instructions=longer.instructions,
+        products=(products[0], products[-1]),
+        instructions=(instructions[0], instructions[-1]),
+        vector="\n".join(vector_table(costs)),
+        half_scale=HALF_SCALE,
+        score_tokens=SCORE_TOKENS,
+        scores="\n".join(score_table(scores)),
+    )
+
+
+def _cost(asked: tuple[int, int, int, Dtype], tokens: int = TOKENS) -> Cost:
+    group, k_dim, v_dim, scores = asked
+    return cost(Executor(BUILT), variant(group, k_dim, v_dim, "fp16", scores=scores), tokens)
+
+
+def _score_cost(loudness: float) -> ScoreCost:
+    return score_cost(Executor(BUILT), loudness)
+
+
+def measured_page() -> str:
+    """The page, with everything compiled and run.
+
+    Raises:
+        ToolFailed: a kernel does not compile.
+        ValueError: a run has errors, or an operand is not aligned.
+    """
+    everything = [kernel for chip in CUBE_CORES for kernel in kernels(chip)]
+    asked = [(group, *dims, scores) for dims in HEAD_DIMS for group in range(1, MAX_GROUP + 1) for scores in SCORES]
+    with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
+        peaks = pool.map(peaks_of, everything, chunksize=8)
+        memory = places(zip(everything, peaks, strict=True))
+        costs = dict(zip(asked, pool.map(_cost, asked, chunksize=4), strict=True))
+        longer = pool.submit(_cost, (*LONGER, "fp32"), LONGER_TOKENS).result()
+        return page(memory, costs, longer, list(pool.map(_score_cost, LOUDNESS)))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the page, or compare it; the exit code."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is another")
+    check = parser.parse_args(arguments).check
+    text = measured_page()
+    if not check:
+        PAGE.write_text(text, encoding="utf-8")
+        print(f"written: {PAGE}")
+        return 0
+    if PAGE.exists() and PAGE.read_text(encoding="utf-8") == text:
+        return 0
+    print(f"{PAGE} is not what would be written now: {COMMAND}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
