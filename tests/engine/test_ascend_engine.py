@@ -45,7 +45,7 @@ MOE_OPERATIONS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def calls() -> Iterator[CallRecord]:
     with emulated_ascend() as record:
         yield record

@@ -41,11 +41,10 @@ def is_in_sample(kernel: Kernel) -> bool:
     """Whether a run that is not soak compiles it."""
     chosen = kernel.variant
     turn = ((chosen.dtype == "bf16") + 2 * (chosen.queries > 1) + chosen.group) % 4
-    if kernel.which != "split":
-        return turn == {B3: 0, B1: 2}[kernel.chip] + (kernel.which == "combine, sink")
-    if kernel.chip == B3:
-        return chosen.scores == "fp32" or turn == 0
-    return turn == 0 and chosen.scores == ("fp16" if chosen.group // 4 % 2 else "fp32")
+    by_turns = "fp16" if chosen.group // 4 % 2 else "fp32"
+    if kernel.which == "split":
+        return (kernel.chip == B3 and chosen.scores == "fp32") or (turn == 0 and chosen.scores == by_turns)
+    return turn == 2 * (kernel.which == "combine, sink") and (kernel.chip == B3 or by_turns == "fp16")
 
 
 def vector_calls(kernel: Kernel) -> dict[str, int]:

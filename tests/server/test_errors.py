@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from engine.errors import ConfigError, ContextLengthExceeded, InvalidRequest, ModelError, UpwellError
+from engine.errors import ConfigError, ContextLengthExceeded, FollowerFailed, InvalidRequest, ModelError, UpwellError
 from engine.types import ErrorInfo
 from server.disconnect import ClientDisconnected
 from server.errors import ERROR_TABLE, RequestRefused, answer_for, from_error_info, is_internal
 
-NEVER_ANSWERED = {UpwellError, RequestRefused, ClientDisconnected}
-"""Roots that nobody raises, and the one error that nobody is there to be told of."""
+NEVER_ANSWERED = {UpwellError, RequestRefused, ClientDisconnected, FollowerFailed}
+"""Roots that nobody raises, the error that nobody is there to be told of, and one that EngineDead tells of."""
 
 
 def leaves(cls: type[Exception]) -> set[type[Exception]]:
