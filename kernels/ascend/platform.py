@@ -70,10 +70,9 @@ def npu_platform(parallel: Parallel | None = None) -> Platform:
     try:
         import torch  # noqa: PLC0415  (heavy, and not installed by default)
         import torch_npu  # noqa: PLC0415
-    except ImportError as error:
-        raise BackendUnavailable(
-            f"torch_npu cannot be imported: {error}. `upwell doctor` says what is missing."
-        ) from error
+    except (ImportError, OSError, RuntimeError) as error:  # torch imports torch_npu itself, and makes it its own error
+        reason = str(error.__cause__ or error).rstrip(".")
+        raise BackendUnavailable(f"torch_npu cannot be imported: {reason}. {WAY_OUT}") from error
     refuse_stubs()
     npu = torch_npu.npu
     if not npu.is_available():

@@ -234,6 +234,10 @@ def test_a_port_in_use_is_said_in_one_line():
     [
         ((str(GOLDEN / "no-such-folder"),), "no-such-folder"),
         ((*SERVE, "--device", "abacus"), "abacus"),
+        ((*SERVE, "--device", "ascend"), "`upwell doctor` says what is missing."),
+        ((*SERVE, "--device", "ascend", "--dtype", "float8"), "--dtype must be one of auto, bfloat16, float16"),
+        ((*SERVE, "--prompt-attention", "other"), "--prompt-attention must be one of own, fused"),
+        ((*SERVE, "--attention-scores", "f8"), "--attention-scores must be one of float32, float16"),
         ((*SERVE, "--kv-cache-dtype", "i4"), "i4"),
         ((*SERVE, "--quantization", "int8"), "--quantization must be one of none, w8a8"),
         ((*SERVE, "--max-model-len", "5000"), "--max-model-len"),

@@ -108,7 +108,7 @@ def test_nucleus_is_the_smallest_set_that_reaches_top_p(weights, top_p):
     kept = nucleus(weights, top_p)
     order = sorted(range(len(weights)), key=lambda i: (-weights[i], i))
     assert kept.tolist() == order[: len(kept)]
-    assert weights[kept[:-1]].sum() < top_p * weights.sum()
+    assert weights[kept[:-1]].sum() < top_p * weights.sum() * (1 + 1e-12)  # a sum of the same in another order
     assert math.isclose(max(weights[kept].sum(), top_p * weights.sum()), weights[kept].sum(), rel_tol=1e-9)
 
 
