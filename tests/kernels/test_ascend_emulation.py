@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from tests.support.ascend_calls import FLOATS, HALVES, close, codes, f64, normal, refused, same_alone
+from tests.support.ascend_links import link
 from tools.ascend.emulation import CallRecord, EmulationMismatch, install, operators, registry
+
+pytestmark = link(5)
 
 
 @pytest.fixture(scope="module", autouse=True)

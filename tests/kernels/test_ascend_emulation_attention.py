@@ -5,7 +5,10 @@ import pytest
 import torch
 
 from tests.support.ascend_calls import HALVES, close, f64, normal, refused
+from tests.support.ascend_links import link
 from tools.ascend.emulation import install
+
+pytestmark = link(5)
 
 DIM = 32
 SCALE = DIM**-0.5

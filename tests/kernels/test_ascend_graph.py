@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.ascend_links import link
 from tools.ascend import graph as graphs
 from tools.ascend.emulation import CallRecord, install
 from tools.ascend.graph import CaptureError, NPUGraph, graph
+
+pytestmark = link(5)
 
 
 @pytest.fixture(scope="module", autouse=True)

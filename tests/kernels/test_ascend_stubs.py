@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ascend_links import link
 from tools.ascend import stubs
+
+pytestmark = link(5)
 
 IMPORT = """
 import sys, warnings

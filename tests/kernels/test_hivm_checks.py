@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from tests.kernels.hivm_modules import Core, Operand, module, program, run
+from tests.support.ascend_links import link
 from tools.ascend.hivm.build import UnknownCall, check_calls
 from tools.ascend.hivm.execute import Report, Traffic, Vector
 from tools.ascend.hivm.translate import translate
+
+pytestmark = link(4)
 
 IN_OUT = [("f32", 0), ("f32", 1)]
 COPY = "copy_ubuf_to_ubuf_1d_float"

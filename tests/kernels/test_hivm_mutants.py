@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from tests.kernels.hivm_modules import FOLDER, Core, module
+from tests.support.ascend_links import link
 from tools.ascend.hivm.build import model_library
 from tools.ascend.hivm.execute import Value, build
 from tools.ascend.hivm.mutate import Behaviour, Case, Mutant, Reason, behaviour, classify, mutants
+
+pytestmark = link(4)
 
 ARGUMENTS = [("f32", 0), ("f32", 1)]
 

@@ -10,6 +10,9 @@ import numpy.typing as npt
 import pytest
 
 from tests.kernels.hivm_modules import ELEMENTS, Core, run
+from tests.support.ascend_links import link
+
+pytestmark = link(4)
 
 Array = npt.NDArray[Any]
 DTYPES = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16, "i8": np.int8, "i16": np.int16, "i32": np.int32}

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from tests.kernels.hivm_modules import Core, module, run
+from tests.support.ascend_links import link
 from tools.ascend.hivm.module import Argument, PointerCast, UnknownConstruct, memory_peaks
 from tools.ascend.hivm.translate import translate
 from tools.ascend.hivm.types import MemoryType, OperandError, parse_type, split_types
+
+pytestmark = link(4)
 
 ONE = [("f32", 1)]
 

@@ -7,6 +7,7 @@ Debian's LLVM 19, MLIR 19 and clang 19 (``make ascend-toolchain``).
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 LLVM = Path("/usr/lib/llvm-19/bin")
 """Where Debian's packages llvm-19, mlir-19-tools and clang-19 put their programs."""
 LLVM_PROGRAMS = ("mlir-opt", "mlir-translate", "clang", "clang++")
+HOST_PROGRAMS = ("gcc", "nm")
+"""What stub libraries are made with."""
 
 
 class ToolFailed(Exception):
@@ -23,6 +26,7 @@ class ToolFailed(Exception):
 def missing() -> list[str]:
     """What has to be installed first, one line each; none if all of it is here."""
     lines = [f"{LLVM / name}: make ascend-toolchain" for name in LLVM_PROGRAMS if not (LLVM / name).exists()]
+    lines += [f"{name}: the Debian package build-essential" for name in HOST_PROGRAMS if shutil.which(name) is None]
     wanted = {"triton.backends.ascend": "triton-ascend", "ascendnpuir": "ascendnpu-ir", "torch_npu": "torch-npu"}
     return lines + [f"{package}: make .venv/.test" for module, package in wanted.items() if not _is_installed(module)]
 
