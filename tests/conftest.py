@@ -20,8 +20,8 @@ from server.settings import DEFAULT_MODEL, cache_dir
 from tools.ascend.stubs import LoadedOnDemand
 from tools.ascend.toolchain import HOST_PROGRAMS
 
-# transformers imports torch_npu wherever it is installed, which fails where there is no driver. So stubs stand in for it,
-# and where none can be made, it is as if torch_npu were not installed.
+# transformers imports torch_npu wherever it is installed, which fails where there is no driver. So stubs stand in for
+# it, and where none can be made, it is as if torch_npu were not installed.
 if all(map(shutil.which, HOST_PROGRAMS)):
     sys.meta_path.insert(0, LoadedOnDemand(Path(__file__).parents[1] / ".pytest_cache" / "npu-stubs"))
 else:
