@@ -24,9 +24,9 @@ from engine.freed_memory import return_freed_memory
 from engine.loading import load_part
 from engine.model_runner import ModelRunner
 from engine.parallel import GRACE_S
-from engine.process import NO_MEMORY, PROGRESS_EVERY_S, Link
+from engine.process import NO_MEMORY, Link, progress_to, why
 from engine.rank_messages import FollowerReady, FollowerStart, decode_order
-from engine.types import EngineFailed, LoadProgress
+from engine.types import EngineFailed
 from kernels.ops import BackendUnavailable, StepInputs
 
 log = logging.getLogger("upwell.follower")
@@ -51,16 +51,7 @@ def follow(link: Link, runner: ModelRunner) -> None:
 def load(link: Link) -> ModelRunner:
     """This rank's part of the model that the first frame names, once it has said that it is ready."""
     start = msgspec.msgpack.decode(link.first_frame(), type=FollowerStart)
-    last_sent_s = 0.0
-
-    def progress(done: int, total: int) -> None:
-        nonlocal last_sent_s
-        now_s = time.monotonic()
-        if now_s - last_sent_s >= PROGRESS_EVERY_S or done == total:
-            last_sent_s = now_s
-            link.send(LoadProgress(done, total))
-
-    runner = load_part(start.config, start.parallel, start.cache, start.limits, progress)
+    runner = load_part(start.config, start.parallel, start.cache, start.limits, progress_to(link))
     return_freed_memory()
     link.send(FollowerReady())
     return runner
@@ -111,7 +102,7 @@ def main(descriptor: int) -> int:
         if _is_closed(sock):  # what ranks ask of each other fails where one has gone
             return 0
         log.exception("a rank failed")
-        failure = EngineFailed(f"{type(error).__name__}; see the log", expected=False)
+        failure = EngineFailed(why(error), expected=False)
     with contextlib.suppress(ConnectionError):  # an engine that has gone need not be told
         link.send(failure)
     return code

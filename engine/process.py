@@ -24,7 +24,7 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import ConfigError, FollowerFailed, InvalidRequest, ModelError
 from engine.freed_memory import return_freed_memory
-from engine.loading import load_engine
+from engine.loading import Progress, load_engine
 from engine.parallel import Followers
 from engine.rank_messages import FromFollower
 from engine.types import (
@@ -40,6 +40,7 @@ from engine.types import (
     TokenDelta,
 )
 from engine.wire import BadFrame, FrameReader, encode_frame
+from kernels.ascend.errors import explain
 from kernels.ascend.stubs_refused import refuse_stubs
 from kernels.ops import BackendUnavailable
 
@@ -138,6 +139,14 @@ def _submit(engine: Engine, request: GenerateRequest) -> list[TokenDelta]:
 def _load(link: Link, followers: Followers) -> Engine:
     config = msgspec.msgpack.decode(link.first_frame(), type=EngineConfig)
     refuse_stubs()
+    engine, ready = load_engine(config, progress_to(link), followers)
+    return_freed_memory()
+    link.send(ready)
+    return engine
+
+
+def progress_to(link: Link) -> Progress:
+    """What sends how far loading is: several times a second, and when it is done."""
     last_sent_s = 0.0
 
     def progress(done: int, total: int) -> None:
@@ -147,10 +156,12 @@ def _load(link: Link, followers: Followers) -> Engine:
             last_sent_s = now_s
             link.send(LoadProgress(done, total))
 
-    engine, ready = load_engine(config, progress, followers)
-    return_freed_memory()
-    link.send(ready)
-    return engine
+    return progress
+
+
+def why(error: Exception) -> str:
+    """What to say of an error that nobody foresaw: what its Ascend code means if it has one, else where to look."""
+    return f"{type(error).__name__}; {explain(str(error)) or 'see the log'}"
 
 
 def _end_without(link: Link, failure: FollowerFailed) -> None:
@@ -187,7 +198,7 @@ def main() -> int:
         failure = EngineFailed(NO_MEMORY, expected=True)
     except Exception as error:
         log.exception("the engine failed")
-        failure = EngineFailed(f"{type(error).__name__} in the engine; see the log", expected=False)
+        failure = EngineFailed(why(error), expected=False)
     with contextlib.suppress(ConnectionError):  # a server that has gone need not be told
         link.send(failure)
     return code

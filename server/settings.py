@@ -79,6 +79,7 @@ def add_serve_flags(parser: argparse.ArgumentParser) -> None:
         default=60.0,
     )
     _add_engine_flags(parser.add_argument_group("engine"))
+    _add_ascend_flags(parser.add_argument_group("Ascend"))
     _add_cache_flags(parser.add_argument_group("KV cache"))
 
 
@@ -93,44 +94,10 @@ def _add_engine_flags(engine: Flags) -> None:
     )
     _add(
         engine,
-        "--tensor-parallel-size",
-        "Ascend NPUs that compute the model together, each with a part of its weights and of its KV cache.",
-        type=_integer(1, MAX_RANKS),
-        default=1,
-    )
-    _add(
-        engine,
         "--quantization",
         "Quantise linear layers as they are loaded: w8a8 makes weights and activations int8 where they are not yet; "
         "none takes the weights as stored.",
         default="none",
-    )
-    _add(
-        engine,
-        "--dtype",
-        "What weights that are not quantised and activations are computed in on Ascend: bfloat16, float16; auto is "
-        "bfloat16.",
-        default="auto",
-    )
-    _add(
-        engine,
-        "--eager",
-        "Capture no graphs on Ascend: slower, and the way round a graph that fails.",
-        action="store_true",
-    )
-    _add(
-        engine,
-        "--attention-scores",
-        "As what attention's scores travel between the cores of an Ascend: float32, or float16, which moves fewer "
-        "bytes and is off by more the larger scores are.",
-        default="float32",
-    )
-    _add(
-        engine,
-        "--prompt-attention",
-        "Attention where prompts are read on Ascend: own, the kernel that decodes too; fused, the one of CANN's "
-        "library, with which tokens may depend on how a prompt is cut.",
-        default="own",
     )
     _add(
         engine, "--max-model-len", "Tokens of prompt and answer together (default: the model's own).", type=_integer(1)
@@ -143,6 +110,42 @@ def _add_engine_flags(engine: Flags) -> None:
         "Seconds of silence after which the engine is restarted.",
         type=_number(5),
         default=300.0,
+    )
+
+
+def _add_ascend_flags(ascend: Flags) -> None:
+    _add(
+        ascend,
+        "--tensor-parallel-size",
+        "NPUs that compute the model together, each with a part of its weights and of its KV cache.",
+        type=_integer(1, MAX_RANKS),
+        default=1,
+    )
+    _add(
+        ascend,
+        "--dtype",
+        "What weights that are not quantised and activations are computed in: bfloat16, float16; auto is bfloat16.",
+        default="auto",
+    )
+    _add(
+        ascend,
+        "--eager",
+        "Capture no graphs: slower, and the way round a graph that fails.",
+        action="store_true",
+    )
+    _add(
+        ascend,
+        "--attention-scores",
+        "As what attention's scores travel between a chip's cores: float32, or float16, which moves fewer "
+        "bytes and is off by more the larger scores are.",
+        default="float32",
+    )
+    _add(
+        ascend,
+        "--prompt-attention",
+        "Attention where prompts are read: own, the kernel that decodes too; fused, the one of CANN's "
+        "library, with which tokens may depend on how a prompt is cut.",
+        default="own",
     )
 
 

@@ -6,6 +6,7 @@ no product. Blocks beyond those asked for take what the rows write that pad a ba
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,8 @@ PROMPT_ROWS = 64
 FUSED_MASK = 2048
 """Rows and columns of the mask that npu_fused_infer_attention_score wants, whatever the lengths are."""
 HALF_SCALE = 2.0**-4
-"""What queries are multiplied with before scores that travel as float16."""
+"""What queries are multiplied with before scores travel as float16, to keep those within it. A power of two: nothing is
+rounded but what becomes subnormal, queries of less than 2^-10."""
 MAX_TASKS = 4096
 """Tasks of one launch at most, which bounds its scratch memory."""
 
@@ -55,11 +57,16 @@ class PaddedCache(LayerCache):
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """An ``AttentionPlan`` on the device, as ``operators.SCHEMA`` has it: tiles, tasks, counts."""
+    """An ``AttentionPlan`` on the device, as ``operators.SCHEMA`` has it: tiles, tasks, counts.
+
+    Attributes:
+        rows: which queries of the step its tiles have.
+    """
 
     tiles: Tensor
     tasks: Tensor
     counts: Tensor
+    rows: slice
 
 
 class PlannedBatch(AttentionBatch):
@@ -68,10 +75,15 @@ class PlannedBatch(AttentionBatch):
     def __init__(self, *_: Tensor) -> None:
         self._plans: dict[tuple[int, int], list[DevicePlan]] = {}
 
-    @property
+    @functools.cached_property
     def decodes(self) -> bool:
         """Whether each sequence has one query at most."""
         return bool((np.diff(self.q_starts) <= 1).all())
+
+    @functools.cached_property
+    def lengths(self) -> tuple[list[int], list[int]]:
+        """As torch_npu takes them: the end of each sequence's queries, and its tokens in the cache."""
+        return self.q_starts[1:].tolist(), self.kv_lens.tolist()
 
     def plans(self, queries: int, window: int) -> list[DevicePlan]:
         """The plans of a step's launches, made and uploaded once for all layers."""
@@ -88,9 +100,9 @@ class PlannedBatch(AttentionBatch):
         words = torch.from_numpy(np.concatenate([tiles.reshape(-1), tasks.reshape(-1), counts]))
         device = words.to(self.block_table.device)
         ends = tiles.size, tiles.size + tasks.size
-        return DevicePlan(
-            device[: ends[0]].reshape(tiles.shape), device[ends[0] : ends[1]].reshape(tasks.shape), device[ends[1] :]
-        )
+        rows = slice(int(plan.tile_query[0]), int(plan.tile_query[-1] + plan.tile_queries[-1]))
+        parts = device[: ends[0]].reshape(tiles.shape), device[ends[0] : ends[1]].reshape(tasks.shape)
+        return DevicePlan(*parts, device[ends[1] :], rows)
 
 
 def plan_arrays(plan: AttentionPlan) -> tuple[I32, I32, I32]:
@@ -211,7 +223,7 @@ class Attention:
         if self._fused_mask is not None and not batch.decodes:
             return self._fused(padded, cache, batch, scale, window)[..., : _head_dim(cache)]
         queries = 1 if batch.decodes else max(1, PROMPT_ROWS // group)
-        if self._scores == "fp16":  # a power of two, so nothing is rounded; what float16 cannot hold is far away then
+        if self._scores == "fp16":
             padded, scale = padded * HALF_SCALE, scale / HALF_SCALE
         out = None
         for plan in batch.plans(queries, reach):
@@ -219,7 +231,10 @@ class Attention:
                 padded, cache.k, cache.v, batch.block_table, plan.tiles, plan.tasks, plan.counts, None,
                 scale, reach, queries, self._scores, self._platform.cube_cores,
             )  # fmt: skip
-            out = part if out is None else self._merged(out, part, plan)
+            if out is None:
+                out = part
+            else:
+                out[plan.rows] = part[plan.rows]
         if out is None:
             return self._torch.empty_like(q)
         return out[..., : _head_dim(cache)]
@@ -227,6 +242,7 @@ class Attention:
     def _fused(self, q: Tensor, cache: LayerCache, batch: PlannedBatch, scale: float, window: int | None) -> Tensor:
         """The same by npu_fused_infer_attention_score, which adds in an order of its own, not known here."""
         blocks, block_size, kv_heads, _ = cache.k.shape
+        ends, tokens = batch.lengths
         limits = (
             {"sparse_mode": 3} if window is None else {"sparse_mode": 4, "pre_tokens": window - 1, "next_tokens": 0}
         )
@@ -235,8 +251,8 @@ class Attention:
             cache.k.view(blocks, block_size, -1),
             cache.v.view(blocks, block_size, -1),
             atten_mask=self._fused_mask,
-            actual_seq_lengths=batch.q_starts[1:].tolist(),
-            actual_seq_lengths_kv=batch.kv_lens.tolist(),
+            actual_seq_lengths=ends,
+            actual_seq_lengths_kv=tokens,
             block_table=batch.block_table,
             num_heads=q.shape[1],
             num_key_value_heads=kv_heads,
@@ -250,13 +266,6 @@ class Attention:
         """What the device wants as a mask when it is to look at positions alone: true where a key comes later."""
         ones = self._torch.ones(FUSED_MASK, FUSED_MASK, dtype=self._torch.bool)
         return self._torch.triu(ones, diagonal=1).to(self._platform.device)
-
-    def _merged(self, out: Tensor, part: Tensor, plan: DevicePlan) -> Tensor:
-        """What earlier launches gave, and the rows of this one."""
-        first, count = plan.tiles[1].cpu(), plan.tiles[2].cpu()
-        rows = slice(int(first[0]), int(first[-1] + count[-1]))
-        out[rows] = part[rows]
-        return out
 
     def _padded(self, x: Tensor, cache: LayerCache) -> Tensor:
         missing = cache.k.shape[3] - _head_dim(cache)

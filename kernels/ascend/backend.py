@@ -17,11 +17,15 @@ from kernels.ascend.plan import BLOCK_SIZE
 from kernels.ascend.platform import Platform, npu_platform
 from kernels.ascend.recorded import RecordedStep
 from kernels.ascend.variant import Dtype
+from kernels.cpu.backend import cpu_ops
 from kernels.formats import DTYPES, PROMPT_ATTENTIONS
 from kernels.ops import (
+    F32,
+    I32,
     BackendInfo,
     BackendOptions,
     BackendUnavailable,
+    DrawParams,
     Memory,
     Ops,
     Scores,
@@ -67,28 +71,12 @@ def ops_on(platform: Platform, options: BackendOptions) -> Ops:
     experts = Experts(platform, dtype, linears, ranks)
     together = "" if options.parallel is None else f", tensor parallel over {options.parallel.size}"
 
-    def upload(array: npt.NDArray[Any]) -> Tensor:
-        if array.dtype == np.float32:
-            return linears.floats(np.ascontiguousarray(array))
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int32)).to(platform.device)
-
     def record(forward: Callable[[StepInputs], Tensor], limits: StepLimits) -> Callable[[StepInputs], Scores]:
         return RecordedStep(platform, forward, limits, attention.padding_block, eager=options.eager)
 
     return Ops(
         info=BackendInfo("ascend", f"{platform.description}, {name}{together}"),
-        memory=Memory(
-            alloc_cache=attention.alloc_cache,
-            read_cache=attention.read_cache,
-            copy_block=attention.copy_block,
-            cache_token_bytes=attention.cache_token_bytes,
-            block_multiple=BLOCK_SIZE,
-            upload=upload,
-            download=lambda tensor: np.asarray(tensor.float().cpu().numpy()),
-            sync=platform.synchronize,
-            capacity_bytes=platform.free_bytes,
-            capacity="free memory on the device, which the weights take from too",
-        ),
+        memory=_memory(platform, attention, linears),
         prepare_linear=linears.prepare_linear,
         prepare_vector=rows.prepare_vector,
         prepare_rope=rows.prepare_rope,
@@ -104,8 +92,38 @@ def ops_on(platform: Platform, options: BackendOptions) -> Ops:
         moe=experts.moe,
         logits=linears.logits,
         record=record,
-        draw=draw,
+        draw=_draw(),
     )
+
+
+def _memory(platform: Platform, attention: Attention, linears: Linears) -> Memory:
+    import torch  # noqa: PLC0415
+
+    def upload(array: npt.NDArray[Any]) -> Tensor:
+        if array.dtype == np.float32:
+            return linears.floats(np.ascontiguousarray(array))
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int32)).to(platform.device)
+
+    return Memory(
+        alloc_cache=attention.alloc_cache,
+        read_cache=attention.read_cache,
+        copy_block=attention.copy_block,
+        cache_token_bytes=attention.cache_token_bytes,
+        block_multiple=BLOCK_SIZE,
+        upload=upload,
+        download=lambda tensor: np.asarray(tensor.float().cpu().numpy()),
+        sync=platform.synchronize,
+        capacity_bytes=platform.free_bytes,
+        capacity="free memory on the device, which the weights take from too",
+    )
+
+
+def _draw() -> Callable[[F32, DrawParams], I32]:
+    """Drawing is the host's, on logits that were fetched: natively, where there is the library for it."""
+    try:
+        return cpu_ops(BackendOptions()).draw
+    except BackendUnavailable:
+        return draw
 
 
 def _check(options: BackendOptions) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from kernels.ascend.attention import PROMPT_ROWS
 from kernels.ascend.platform import npu_platform
-from kernels.ascend.variant import AttentionVariant, Dtype, best_scores
+from kernels.ascend.variant import AttentionVariant, Dtype
 
 KV_HEADS, GROUP, HEAD_DIM = 8, 4, 128
 """The heads that are compiled for: 32 of queries, 8 of keys."""
@@ -19,20 +19,20 @@ _SCALARS = {"fp32": 0.5, "i32": 2}
 """Plain arguments of no special value."""
 
 
-def compile_check(dtype: Dtype = "bf16") -> str:
+def compile_check(dtype: Dtype = "bf16", scores: Dtype = "fp32") -> str:
     """Compile both passes, for decoding and for prompts; one line with the seconds of each.
 
     Triton takes what it has compiled before from its cache unless TRITON_ALWAYS_COMPILE is 1.
 
     Args:
         dtype: of queries, keys and values.
+        scores: as what these travel; the backend's own choice, unless told otherwise, is float32.
 
     Raises:
         BackendUnavailable: there is no NPU, or what drives it is missing.
         triton's own errors: it does not compile.
     """
     platform = npu_platform()
-    scores = best_scores(GROUP, HEAD_DIM, HEAD_DIM)
     took = []
     for name, queries in (("decoding", 1), ("prompts", PROMPT_ROWS // GROUP)):
         began_s = time.perf_counter()

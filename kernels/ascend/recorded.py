@@ -76,33 +76,35 @@ class GraphBatch(PlannedBatch):
 
     def __init__(self, *_: Tensor) -> None:
         super().__init__()
-        most_tasks = min(len(self.block_table) * -(-self.block_table.shape[1] * BLOCK_SIZE // SPLIT), MAX_TASKS)
-        self._shapes = {"tiles": (6, len(self.block_table)), "tasks": (3, most_tasks), "counts": (2,)}
+        self.decodes = True
+        rows, blocks = self.block_table.shape
+        most_tasks = min(rows * -(-blocks * BLOCK_SIZE // SPLIT), MAX_TASKS)
+        self._shapes = {"tiles": (6, rows), "tasks": (3, most_tasks), "counts": (2,)}
         self._by_window: dict[int, Upload] = {}
-
-    @property
-    def decodes(self) -> bool:
-        """True: that is what graphs are for."""
-        return True
+        self._lens = np.ones(rows, dtype=np.int32)
 
     def plans(self, queries: int, window: int) -> list[DevicePlan]:
         """The one launch, for a window that the model has; memory for it is taken as it is first asked for."""
         del queries
         if window not in self._by_window:
             self._by_window[window] = Upload(self.block_table.device, self._shapes)
-        return [DevicePlan(**self._by_window[window].device)]
+            self._send(window)
+        return [DevicePlan(**self._by_window[window].device, rows=slice(0, len(self._lens)))]
 
     def fill(self, kv_lens: I32) -> bool:
         """Send the plans of rows with one query each, i32[rows]; False if one is too large for its memory."""
-        q_starts = np.arange(len(kv_lens) + 1, dtype=np.int32)
-        for window, upload in self._by_window.items():
-            tiles, tasks, counts = plan_arrays(plan_attention(q_starts, kv_lens, window=window))
-            if tasks.shape[1] > upload.host["tasks"].shape[1]:
-                return False
-            upload.host["tiles"][:] = tiles
-            upload.host["tasks"][:, : tasks.shape[1]] = tasks
-            upload.host["counts"][:] = counts
-            upload.send()
+        self._lens = kv_lens
+        return all(map(self._send, self._by_window))
+
+    def _send(self, window: int) -> bool:
+        q_starts, upload = np.arange(len(self._lens) + 1, dtype=np.int32), self._by_window[window]
+        tiles, tasks, counts = plan_arrays(plan_attention(q_starts, self._lens, window=window))
+        if tasks.shape[1] > upload.host["tasks"].shape[1]:
+            return False
+        upload.host["tiles"][:] = tiles
+        upload.host["tasks"][:, : tasks.shape[1]] = tasks
+        upload.host["counts"][:] = counts
+        upload.send()
         return True
 
 
@@ -137,12 +139,15 @@ class RecordedStep:
         *,
         eager: bool,
     ) -> None:
-        """Capture a graph for each bucket, the largest first, so that the others find its memory."""
+        """Capture a graph for each bucket, the largest first, so that the others find its memory.
+
+        A sequence has at least one block of its own, so there are no more of them than the cache has blocks.
+        """
         import torch  # noqa: PLC0415
 
         self._torch, self._platform, self._forward = torch, platform, forward
         self._limits, self._padding_block = limits, padding_block
-        most = min(limits.max_rows, limits.max_tokens, BUCKETS[-1])
+        most = min(limits.max_rows, limits.max_tokens, padding_block, BUCKETS[-1])
         sizes = [] if eager else [most, *(size for size in reversed(BUCKETS) if size < most)]
         self._pool: Any = None
         with torch.inference_mode():
@@ -196,15 +201,13 @@ class RecordedStep:
         shapes = dict.fromkeys(("token_ids", "positions", "slots", "logit_rows"), (rows,))
         blocks = -(-self._limits.max_model_len // BLOCK_SIZE)
         inputs = Upload(device, {**shapes, "block_table": (rows, blocks)})
-        inputs.host["slots"][:] = self._padding_block * BLOCK_SIZE + np.arange(rows) % BLOCK_SIZE
+        inputs.host["slots"][:] = (self._padding_block + 1) * BLOCK_SIZE - 1 - np.arange(rows)  # all empty yet
         inputs.host["logit_rows"][:] = np.arange(rows)
         inputs.host["block_table"][:] = self._padding_block
         inputs.send()
         attention = GraphBatch(None, None, inputs.device["block_table"])
         graph = self._platform.new_graph()
-        for _ in range(2):  # what a first run finds out, which plans there are, is there for the second
-            attention.fill(np.ones(rows, dtype=np.int32))
-            self._forward(self._graph_inputs(inputs, attention))
+        self._forward(self._graph_inputs(inputs, attention))
         self._platform.synchronize()
         with self._platform.capture(graph, self._pool):
             logits = self._forward(self._graph_inputs(inputs, attention))

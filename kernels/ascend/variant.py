@@ -14,8 +14,6 @@ Dtype = Literal["fp16", "bf16", "fp32"]
 HEAD_DIMS = ((64, 64), (128, 128), (192, 128), (256, 256))
 """Sizes of a head's keys and of its values."""
 MAX_GROUP = 16
-TRAFFIC_GOAL = 1.3
-"""Bytes through global memory for each byte of keys and values, in long contexts."""
 
 
 @dataclass(frozen=True)
@@ -112,32 +110,3 @@ class AttentionVariant:
     def stats_elements(self, num_tasks: int) -> int:
         """Elements of their maxima and sums of weights."""
         return num_tasks * self.kv_heads * 2 * self.rows
-
-
-def traffic(group: int, k_dim: int, v_dim: int, scores: Dtype) -> float:
-    """Bytes read and written in global memory for each byte of keys and values that a long context has, by count.
-
-    Keys and values are of two bytes an element. What crosses between cores is written once and read once: scores and
-    weights for each token and row; queries, partial sums and their statistics for each split.
-    """
-    kv_bytes = 2 * (k_dim + v_dim)
-    for_token = group * 2 * ((4 if scores == "fp32" else 2) + 2)
-    for_split = group * (2 * k_dim + 2 * 4 * v_dim)
-    return 1 + (for_token + for_split / SPLIT) / kv_bytes
-
-
-def best_scores(group: int, k_dim: int, v_dim: int) -> Dtype:
-    """How scores travel: as float32 where that keeps to ``TRAFFIC_GOAL``, else as float16."""
-    return "fp32" if traffic(group, k_dim, v_dim, "fp32") <= TRAFFIC_GOAL else "fp16"
-
-
-def attention_variant(heads: int, kv_heads: int, k_dim: int, v_dim: int, dtype: Dtype) -> AttentionVariant:
-    """The specialisation for a model's heads.
-
-    Raises:
-        NoKernel: there is none.
-    """
-    if kv_heads < 1 or heads % kv_heads:
-        raise NoKernel(f"{heads} heads of queries cannot share {kv_heads} heads of keys evenly")
-    group = heads // kv_heads
-    return AttentionVariant(kv_heads, group, k_dim, v_dim, dtype, best_scores(group, k_dim, v_dim))

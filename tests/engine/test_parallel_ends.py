@@ -19,6 +19,7 @@ import transformers
 from engine.config import CacheConfig, EngineConfig
 from engine.errors import FollowerFailed
 from engine.parallel import Followers
+from engine.process import why
 from engine.types import (
     EngineFailed,
     EngineReady,
@@ -300,3 +301,14 @@ def test_one_that_does_not_end_is_killed():
     (follower,) = followers._followers
     followers.close()
     assert follower.process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError("NPU function error: aclrtSynchronizeStream, error code is 507015"), "RuntimeError; 507015: "),
+        (KeyError("a name of 5070150 digits"), "KeyError; see the log"),
+    ],
+)
+def test_an_error_with_an_ascend_code_says_what_it_means(error, words):
+    assert why(error).startswith(words)

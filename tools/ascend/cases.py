@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kernels.ascend.plan import BLOCK_SIZE, NO_WINDOW, SPLIT, AttentionPlan, plan_attention
-from kernels.ascend.variant import AttentionVariant, Dtype, best_scores
+from kernels.ascend.variant import AttentionVariant, Dtype
 
 Array = Any
 """A NumPy array; bfloat16 is uint16."""
@@ -48,11 +48,11 @@ def variant_of(
     dtype: Dtype,
     *,
     kv_heads: int = 2,
-    scores: Dtype | None = None,
+    scores: Dtype = "fp32",
     queries: int = 1,
 ) -> AttentionVariant:
     """A specialisation for ``kv_heads`` heads of keys; scores travel as the backend has them unless told otherwise."""
-    return AttentionVariant(kv_heads, group, k_dim, v_dim, dtype, scores or best_scores(group, k_dim, v_dim), queries)
+    return AttentionVariant(kv_heads, group, k_dim, v_dim, dtype, scores, queries)
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,13 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from kernels.ascend.attention import HALF_SCALE, PROMPT_ROWS
-from kernels.ascend.variant import HEAD_DIMS, MAX_GROUP, TRAFFIC_GOAL, Dtype
+from kernels.ascend.variant import HEAD_DIMS, MAX_GROUP, Dtype
 from tools.ascend.executed import Cost, Executor, cost
 from tools.ascend.hivm.module import SPACES
 from tools.ascend.matrix import CUBE_CORES, KV_HEADS, SCORES, Kernel, compiled, kernels, variant
 from tools.ascend.scores import LOUDNESS, ScoreCost, score_cost
 from tools.ascend.scores import TOKENS as SCORE_TOKENS
+from tools.ascend.traffic import TRAFFIC_GOAL
 
 REPOSITORY = Path(__file__).parents[2]
 PAGE = REPOSITORY / "docs" / "ascend-kernel.md"

@@ -1,0 +1,108 @@
+"""Link 5: steps as the Ascend backend runs them: buckets of graphs, and plans that take several launches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from kernels.ascend import attention, recorded
+from kernels.ascend.backend import ops_on
+from kernels.ascend.plan import SPLIT, plan_attention
+from kernels.ops import AttentionBatch, BackendOptions, StepInputs, StepLimits
+from kernels.spec import f32_tensor
+from tests.support.ascend_links import link
+from tools.ascend.emulation.platform import emulated_platform
+
+pytestmark = link(5)
+
+HEADS, KV_HEADS, HEAD_DIM, BLOCKS = 4, 2, 64, 300
+
+
+class TinyModel:
+    """One layer of attention: each token is its own query, key and value."""
+
+    def __init__(self, *, eager: bool, max_rows: int, blocks: int = BLOCKS, max_model_len: int = 256) -> None:
+        ops = ops_on(emulated_platform(), BackendOptions(dtype="float16", eager=eager))
+        rng = np.random.default_rng(0)
+        width = HEADS * HEAD_DIM
+        embedding = ops.prepare_linear([f32_tensor(rng.standard_normal((50, width)))], None)
+        cache = ops.memory.alloc_cache(blocks, 128, KV_HEADS, HEAD_DIM)
+
+        def forward(inputs):
+            x = ops.embed(inputs.token_ids, embedding).reshape(-1, HEADS, HEAD_DIM)
+            ops.write_kv(cache, x[:, :KV_HEADS], x[:, KV_HEADS:], inputs.slots)
+            attended = ops.paged_attention(x, cache, inputs.attention, HEAD_DIM**-0.5, None)
+            return ops.logits(attended.reshape(-1, width), inputs.logit_rows, embedding)
+
+        self.run = ops.record(forward, StepLimits(max(max_rows, 64), max_rows, max_model_len))
+
+
+def step(lengths, counts, seed=0):
+    """Sequences of so many tokens, of which so many are new; each has blocks of its own."""
+    rng = np.random.default_rng(seed)
+    lens, counts = np.array(lengths, dtype=np.int32), np.array(counts, dtype=np.int32)
+    blocks_of = -(-lens // 128)
+    table = np.full((len(lens), blocks_of.max()), -1, dtype=np.int32)
+    for row, first, count in zip(table, np.cumsum(blocks_of) - blocks_of, blocks_of, strict=True):
+        row[:count] = np.arange(first, first + count)
+    seqs = np.repeat(np.arange(len(lens)), counts)
+    positions = np.concatenate([np.arange(n - new, n) for n, new in zip(lens, counts, strict=True)]).astype(np.int32)
+    slots = (table[seqs, positions // 128] * 128 + positions % 128).astype(np.int32)
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    rows = (starts[1:] - 1).astype(np.int32)
+    token_ids = rng.integers(0, 50, len(seqs)).astype(np.int32)
+    return StepInputs(token_ids, positions, slots, AttentionBatch(starts, lens, table), rows)
+
+
+def logits(model, *steps):
+    return [model.run(each).logits.copy() for each in steps]
+
+
+STEPS = (step([40, 3, 1], [40, 3, 1]), step([41, 4, 2], [1, 1, 1], seed=1), step([42, 5, 3], [1, 1, 1], seed=2))
+
+
+def test_more_sequences_than_a_block_has_slots():
+    model = TinyModel(eager=False, max_rows=150)
+    many = step(np.ones(140, dtype=int), [1] * 140)
+    assert np.array_equal(logits(model, many)[0], logits(TinyModel(eager=True, max_rows=150), many)[0])
+
+
+def test_there_are_no_graphs_for_more_sequences_than_the_cache_has_blocks():
+    model = TinyModel(eager=False, max_rows=150, blocks=5)
+    assert [bucket.rows for bucket in model.run._buckets] == [1, 2, 4, 5]
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_a_plan_of_several_launches_gives_what_one_gives(monkeypatch, most):
+    whole = logits(TinyModel(eager=True, max_rows=4), *STEPS)
+    monkeypatch.setattr(attention, "MAX_TASKS", most)
+    for one, other in zip(whole, logits(TinyModel(eager=True, max_rows=4), *STEPS), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_a_plan_is_cut_between_tiles():
+    lens = np.array([5 * SPLIT, 1, 2 * SPLIT + 1, SPLIT, 7], dtype=np.int32)
+    plan = plan_attention(np.arange(6, dtype=np.int32), lens)
+    for most in (5, 6, 8, 100):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(attention, "MAX_TASKS", most)
+            parts = attention.launches(plan)
+        assert sum(len(part.tile_seq) for part in parts) == 5
+        assert max(len(part.task_tile) for part in parts) <= most
+        for part in parts:
+            assert sorted(part.order.tolist()) == list(range(len(part.task_tile)))
+            assert np.array_equal(np.bincount(part.task_tile, minlength=len(part.tile_seq)), part.tile_splits)
+        assert np.array_equal(np.concatenate([part.tile_seq for part in parts]), plan.tile_seq)
+        assert np.array_equal(np.concatenate([part.task_split for part in parts]), plan.task_split)
+
+
+def test_a_plan_too_large_for_a_graph_runs_eagerly(monkeypatch):
+    monkeypatch.setattr(recorded, "MAX_TASKS", 2)
+    model = TinyModel(eager=False, max_rows=2, max_model_len=3 * SPLIT)
+    long = step([2 * SPLIT + 2, 1], [1, 1])
+    with torch.inference_mode():
+        assert model.run._filled(step([SPLIT, 1], [1, 1])) is not None
+        assert model.run._filled(long) is None
+    eager = TinyModel(eager=True, max_rows=2, max_model_len=3 * SPLIT)
+    assert np.array_equal(logits(model, long)[0], logits(eager, long)[0])
