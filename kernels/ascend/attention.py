@@ -1,7 +1,8 @@
 """The paged cache, and attention over it by our own kernel.
 
 A head whose size has no kernel is padded with zeros to the next that has one, in the cache and in queries: that changes
-no product. Blocks beyond those asked for take what the rows write that pad a batch out.
+no product. Blocks beyond those asked for take what the rows write that pad a batch out. Keys and values are kept as
+they come, or as int8 with a step for each token and head (``int8_cache``).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from kernels.ascend.operators import register
 from kernels.ascend.plan import BLOCK_SIZE, NO_WINDOW, AttentionPlan, plan_attention
 from kernels.ascend.platform import Platform
-from kernels.ascend.variant import HEAD_DIMS, MAX_GROUP, Dtype
+from kernels.ascend.variant import HEAD_DIMS, MAX_GROUP, Dtype, power_of_two
 from kernels.ops import F32, I32, AttentionBatch, LayerCache, NoKernel
 
 Tensor = Any
@@ -28,6 +29,8 @@ FUSED_MASK = 2048
 HALF_SCALE = 2.0**-4
 """What queries are multiplied with before scores travel as float16, to keep those within it. A power of two: nothing is
 rounded but what becomes subnormal, queries of less than 2^-10."""
+MAX_STORED = 8192
+"""Elements of a token's keys that fit on chip as they become int8, in heads up to a power of two."""
 MAX_TASKS = 4096
 """Tasks of one launch at most, which bounds its scratch memory."""
 
@@ -50,9 +53,17 @@ class PaddedCache(LayerCache):
 
     Attributes:
         head_dim: elements of a head before it was padded.
+        k_scale, v_scale: of int8, their steps f32[num_blocks + PADDING_BLOCKS, kv_heads, 128]; else None.
     """
 
     head_dim: int
+    k_scale: Tensor = None
+    v_scale: Tensor = None
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """All that a block has."""
+        return (self.k, self.v) if self.k_scale is None else (self.k, self.v, self.k_scale, self.v_scale)
 
 
 @dataclass(frozen=True)
@@ -141,15 +152,15 @@ def launches(plan: AttentionPlan) -> list[AttentionPlan]:
     return parts
 
 
-def _head_dim(cache: LayerCache) -> int:
-    """Elements of a head before it was padded.
+def _padded_cache(cache: LayerCache) -> PaddedCache:
+    """The cache as this backend made it.
 
     Raises:
-        TypeError: the cache is another backend's.
+        TypeError: it is another backend's.
     """
     if not isinstance(cache, PaddedCache):
         raise TypeError(f"a {type(cache).__name__} is not a cache of this backend")
-    return cache.head_dim
+    return cache
 
 
 class Attention:
@@ -160,13 +171,17 @@ class Attention:
     """
 
     def __init__(self, platform: Platform, dtype: Any, *, scores: Dtype = "fp32", fused_prompts: bool = False) -> None:
-        """With ``fused_prompts`` steps that read prompts go to torch_npu's own attention."""
+        """For scores of i32 keys and values are kept as int8.
+
+        With ``fused_prompts`` steps that read prompts go to torch_npu's own attention.
+        """
         import torch  # noqa: PLC0415
         import torch_npu  # noqa: PLC0415
 
         register()
         self._torch, self._npu = torch, torch_npu
         self._platform, self._dtype, self._scores = platform, dtype, scores
+        self._int8 = scores == "i32"
         self._fused_mask = self._causal_mask() if fused_prompts else None
         self.padding_block = 0
 
@@ -179,29 +194,49 @@ class Attention:
         """
         if block_size != BLOCK_SIZE:
             raise ValueError(f"blocks must have {BLOCK_SIZE} tokens, but have {block_size}")
+        padded = padded_head(head_dim)
+        if self._int8 and power_of_two(kv_heads) * padded > MAX_STORED:
+            raise NoKernel(
+                f"{kv_heads} heads of {head_dim} elements in a cache of int8, which are written in one tile of up to "
+                f"{MAX_STORED}; --kv-cache-dtype auto serves them"
+            )
         self.padding_block = num_blocks
-        shape = (num_blocks + PADDING_BLOCKS, block_size, kv_heads, padded_head(head_dim))
-        k, v = (self._torch.zeros(shape, dtype=self._dtype, device=self._platform.device) for _ in range(2))
-        return PaddedCache(k, v, head_dim)
+        shape = (num_blocks + PADDING_BLOCKS, block_size, kv_heads, padded)
+        blocks = {"dtype": self._torch.int8 if self._int8 else self._dtype, "device": self._platform.device}
+        k, v = (self._torch.zeros(shape, **blocks) for _ in range(2))
+        if not self._int8:
+            return PaddedCache(k, v, head_dim)
+        steps = {"dtype": self._torch.float32, "device": self._platform.device}
+        k_scale, v_scale = (self._torch.zeros(shape[0], kv_heads, block_size, **steps) for _ in range(2))
+        return PaddedCache(k, v, head_dim, k_scale, v_scale)
 
     def read_cache(self, cache: LayerCache) -> tuple[F32, F32]:
         """Keys and values, each f32[num_blocks,128,kv_heads,head_dim], without the padding."""
-        k, v = (x[:-PADDING_BLOCKS, ..., : _head_dim(cache)].float().cpu().numpy() for x in (cache.k, cache.v))
-        return k, v
+        own = _padded_cache(cache)
+        k, v = (x[:-PADDING_BLOCKS, ..., : own.head_dim].float() for x in (own.k, own.v))
+        if self._int8:
+            steps = (x[:-PADDING_BLOCKS].transpose(1, 2)[..., None] for x in (own.k_scale, own.v_scale))
+            k, v = (x * step for x, step in zip((k, v), steps, strict=True))
+        return k.cpu().numpy(), v.cpu().numpy()
 
     def copy_block(self, cache: LayerCache, source: int, target: int) -> None:
         """One block's keys and values also in another."""
-        cache.k[target].copy_(cache.k[source])
-        cache.v[target].copy_(cache.v[source])
+        for part in _padded_cache(cache).parts:
+            part[target].copy_(part[source])
 
     def cache_token_bytes(self, kv_heads: int, head_dim: int) -> int:
         """Bytes of one token's keys and values in one layer's cache."""
-        return 2 * 2 * kv_heads * padded_head(head_dim)
+        head_bytes = padded_head(head_dim) + 4 if self._int8 else 2 * padded_head(head_dim)
+        return 2 * kv_heads * head_bytes
 
     def write_kv(self, cache: LayerCache, k: Tensor, v: Tensor, slots: Tensor) -> None:
-        """Keys and values of [T,kv_heads,d] to slots i32[T]."""
-        k, v = (self._padded(x, cache) for x in (k, v))
-        self._npu.npu_scatter_pa_kv_cache(k, v, cache.k, cache.v, slots, cache_mode="Norm")
+        """Keys and values of [T,kv_heads,d] to slots i32[T]. Batch-invariant: rows do not meet."""
+        own = _padded_cache(cache)
+        k, v = (self._padded(x, own) for x in (k, v))
+        if self._int8:
+            self._torch.ops.upwell.store_int8(k, v, slots, *own.parts, self._platform.vector_cores)
+        else:
+            self._npu.npu_scatter_pa_kv_cache(k, v, own.k, own.v, slots, cache_mode="Norm")
 
     def paged_attention(
         self, q: Tensor, cache: LayerCache, batch: AttentionBatch, scale: float, window: int | None
@@ -213,23 +248,24 @@ class Attention:
         Raises:
             NoKernel: there is none for such heads.
         """
-        num_heads, kv_heads = q.shape[1], cache.k.shape[2]
+        own = _padded_cache(cache)
+        num_heads, kv_heads = q.shape[1], own.k.shape[2]
         group = num_heads // kv_heads
         if not 1 <= group <= MAX_GROUP:
             raise NoKernel(f"{group} heads of queries share a head of keys; there are kernels for up to {MAX_GROUP}")
         if not isinstance(batch, PlannedBatch):
             batch = PlannedBatch(batch.q_starts.cpu().numpy(), batch.kv_lens.cpu().numpy(), batch.block_table)
-        padded, reach = self._padded(q, cache), NO_WINDOW if window is None else window
+        padded, reach = self._padded(q, own), NO_WINDOW if window is None else window
         if self._fused_mask is not None and not batch.decodes:
-            return self._fused(padded, cache, batch, scale, window)[..., : _head_dim(cache)]
+            return self._fused(padded, own, batch, scale, window)[..., : own.head_dim]
         queries = 1 if batch.decodes else max(1, PROMPT_ROWS // group)
         if self._scores == "fp16":
             padded, scale = padded * HALF_SCALE, scale / HALF_SCALE
         out = None
         for plan in batch.plans(queries, reach):
             part = self._torch.ops.upwell.paged_attention(
-                padded, cache.k, cache.v, batch.block_table, plan.tiles, plan.tasks, plan.counts, None,
-                scale, reach, queries, self._scores, self._platform.cube_cores,
+                padded, own.k, own.v, own.k_scale, own.v_scale, batch.block_table, plan.tiles, plan.tasks, plan.counts,
+                None, scale, reach, queries, self._scores, self._platform.cube_cores,
             )  # fmt: skip
             if out is None:
                 out = part
@@ -237,9 +273,9 @@ class Attention:
                 out[plan.rows] = part[plan.rows]
         if out is None:
             return self._torch.empty_like(q)
-        return out[..., : _head_dim(cache)]
+        return out[..., : own.head_dim]
 
-    def _fused(self, q: Tensor, cache: LayerCache, batch: PlannedBatch, scale: float, window: int | None) -> Tensor:
+    def _fused(self, q: Tensor, cache: PaddedCache, batch: PlannedBatch, scale: float, window: int | None) -> Tensor:
         """The same by npu_fused_infer_attention_score, which adds in an order of its own, not known here."""
         blocks, block_size, kv_heads, _ = cache.k.shape
         ends, tokens = batch.lengths
@@ -267,6 +303,6 @@ class Attention:
         ones = self._torch.ones(FUSED_MASK, FUSED_MASK, dtype=self._torch.bool)
         return self._torch.triu(ones, diagonal=1).to(self._platform.device)
 
-    def _padded(self, x: Tensor, cache: LayerCache) -> Tensor:
-        missing = cache.k.shape[3] - _head_dim(cache)
+    def _padded(self, x: Tensor, cache: PaddedCache) -> Tensor:
+        missing = cache.k.shape[3] - cache.head_dim
         return self._torch.nn.functional.pad(x, (0, missing)) if missing else x.contiguous()

@@ -12,7 +12,7 @@ from kernels.ascend.attention import Attention
 from kernels.ascend.elementwise import Elementwise
 from kernels.ascend.linear import Linears
 from kernels.ascend.moe import Experts
-from kernels.ascend.parallel import Ranks
+from kernels.ascend.parallel import Ranks, cache_share_bytes
 from kernels.ascend.plan import BLOCK_SIZE
 from kernels.ascend.platform import Platform, npu_platform
 from kernels.ascend.recorded import RecordedStep
@@ -22,6 +22,7 @@ from kernels.formats import DTYPES, PROMPT_ATTENTIONS
 from kernels.ops import (
     F32,
     I32,
+    Arithmetic,
     BackendInfo,
     BackendOptions,
     BackendUnavailable,
@@ -65,18 +66,17 @@ def ops_on(platform: Platform, options: BackendOptions) -> Ops:
     dtype = getattr(torch, name)
     ranks = Ranks(platform, options.parallel)
     rows, linears = Elementwise(platform, dtype), Linears(platform, dtype, ranks)
-    attention = Attention(
-        platform, dtype, scores=SCORES[options.attention_scores], fused_prompts=options.prompt_attention == "fused"
-    )
+    int8_cache = options.kv_cache_dtype == "i8"
+    scores: Dtype = "i32" if int8_cache else SCORES[options.attention_scores]
+    attention = Attention(platform, dtype, scores=scores, fused_prompts=options.prompt_attention == "fused")
     experts = Experts(platform, dtype, linears, ranks)
-    together = "" if options.parallel is None else f", tensor parallel over {options.parallel.size}"
 
     def record(forward: Callable[[StepInputs], Tensor], limits: StepLimits) -> Callable[[StepInputs], Scores]:
         return RecordedStep(platform, forward, limits, attention.padding_block, eager=options.eager)
 
     return Ops(
-        info=BackendInfo("ascend", f"{platform.description}, {name}{together}"),
-        memory=_memory(platform, attention, linears),
+        info=_info(platform, name, options),
+        memory=_memory(platform, attention, linears, ranks),
         prepare_linear=linears.prepare_linear,
         prepare_vector=rows.prepare_vector,
         prepare_rope=rows.prepare_rope,
@@ -96,7 +96,18 @@ def ops_on(platform: Platform, options: BackendOptions) -> Ops:
     )
 
 
-def _memory(platform: Platform, attention: Attention, linears: Linears) -> Memory:
+def _info(platform: Platform, dtype: str, options: BackendOptions) -> BackendInfo:
+    said = [platform.description, dtype]
+    arithmetic = Arithmetic()
+    if options.kv_cache_dtype == "i8":
+        said.append("i8 cache")
+        arithmetic = Arithmetic(cache="i8")
+    if options.parallel is not None:
+        said.append(f"tensor parallel over {options.parallel.size}")
+    return BackendInfo("ascend", ", ".join(said), arithmetic)
+
+
+def _memory(platform: Platform, attention: Attention, linears: Linears, ranks: Ranks) -> Memory:
     import torch  # noqa: PLC0415
 
     def upload(array: npt.NDArray[Any]) -> Tensor:
@@ -115,6 +126,7 @@ def _memory(platform: Platform, attention: Attention, linears: Linears) -> Memor
         sync=platform.synchronize,
         capacity_bytes=platform.free_bytes,
         capacity="free memory on the device, which the weights take from too",
+        cache_share_bytes=lambda: cache_share_bytes(platform, ranks),
     )
 
 
@@ -135,7 +147,14 @@ def _check(options: BackendOptions) -> None:
     if options.prompt_attention not in PROMPT_ATTENTIONS:
         choices = ", ".join(PROMPT_ATTENTIONS)
         raise BackendUnavailable(f"--prompt-attention must be one of {choices}, but is {options.prompt_attention}.")
-    if options.kv_cache_dtype != "auto":
+    if options.kv_cache_dtype not in {"auto", "i8"}:
         raise BackendUnavailable(
-            f"--kv-cache-dtype {options.kv_cache_dtype} is not for this backend, whose KV cache is of --dtype."
+            f"--kv-cache-dtype {options.kv_cache_dtype} is not for this backend, whose KV cache is of --dtype, or i8."
+        )
+    if options.kv_cache_dtype == "i8" and options.prompt_attention == "fused":
+        raise BackendUnavailable("--prompt-attention fused does not read --kv-cache-dtype i8; leave one of them out.")
+    if options.kv_cache_dtype == "i8" and options.attention_scores != "float32":
+        raise BackendUnavailable(
+            "--attention-scores float16 has no meaning with --kv-cache-dtype i8, whose scores are whole numbers; "
+            "leave one of them out."
         )

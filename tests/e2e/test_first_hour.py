@@ -117,9 +117,9 @@ def test_figures_are_those_that_were_asked_for(whole):
     assert {(figures["sequences"], figures["context"]) for figures in bandwidth[1:]} == {
         (1, 256), (1, 1280), (3, 256), (3, 1280),
     }  # fmt: skip
-    assert all(
-        figures["kv_bytes"] == figures["sequences"] * figures["context"] * 2 * 64 * 2 * 2 for figures in bandwidth[1:]
-    )
+    for figures in bandwidth[1:]:
+        assert figures["kv_bytes"] == figures["sequences"] * figures["context"] * 2 * 64 * 2 * (2 - figures["int8"])
+    assert [figures["int8"] for figures in bandwidth[1:]] == [False, True] * 4
     fused = [line["figures"] for line in found["steps"][5]["lines"] if "ratio" in line["figures"]]
     assert all(figures["ratio"] == pytest.approx(figures["ours_s"] / figures["fused_s"]) for figures in fused)
     assert fused
@@ -183,8 +183,16 @@ def test_attention_that_is_off_fails(capsys, monkeypatch, emulated):
     real = Attention.paged_attention
     monkeypatch.setattr(Attention, "paged_attention", lambda *given: real(*given) * (1 + 1 / 128))
     found = failures(capsys, "--step", "4", platform=emulated[0])
-    assert len(found) == 5
+    assert len(found) == 7
     assert all("times what rounding explains" in text for text, _ in found)
+
+
+def test_keys_and_values_that_are_not_what_was_written_fail(capsys, monkeypatch, emulated):
+    real = Attention.write_kv
+    monkeypatch.setattr(Attention, "write_kv", lambda self, cache, k, v, slots: real(self, cache, k, v * 1.01, slots))
+    (found,) = failures(capsys, "--step", "4", platform=emulated[0])
+    assert float(re.search(r"heads of 64: ([\d.]+) steps off at most", found[0])[1]) > 1
+    assert "leave --kv-cache-dtype out" in found[1]
 
 
 def test_an_error_with_a_code_is_explained_and_the_step_goes_on(capsys, monkeypatch, emulated):

@@ -12,13 +12,14 @@ import pytest
 
 from kernels.ascend.backend import ops_on
 from kernels.formats import RawTensor, WeightFormat
-from kernels.ops import BackendOptions, NoKernel
+from kernels.ops import Arithmetic, BackendOptions, BackendUnavailable, NoKernel
 from kernels.quantise import quantise_rows
 from kernels.reference.dequant import codes_and_scales, dequantise
 from kernels.reference.w8a8 import integer_product
 from kernels.spec import deviation, random_tensor
 from kernels.specs import ALL_SPECS
 from tests.support.ascend_links import link
+from tools.ascend.cases import to_addends
 from tools.ascend.emulation.platform import emulated_platform
 
 pytestmark = link(5)
@@ -86,6 +87,53 @@ def test_an_embedding_in_w8a8_is_refused(tables):
     case = next(case for case in SPECS["embed"].cases(np.random.default_rng(20)) if case.name == "w8a8")
     with pytest.raises(NoKernel, match="W8A8"):
         SPECS["embed"].run(tables["float16"], case.inputs)
+
+
+@pytest.mark.parametrize("dtype", UNIT)
+@pytest.mark.parametrize("name", ["write_kv", "paged_attention"])
+def test_a_cache_of_int8_is_off_by_its_own_rounding_alone(dtype, name):
+    """Of numbers that the dtype holds, and queries of whole steps, so that the oracle rounds as the device does."""
+    ops, spec = ops_on(emulated_platform(), BackendOptions(dtype=dtype, kv_cache_dtype="i8")), SPECS[name]
+    cases = [p.values[2] for p in CASES if p.values[:2] == (dtype, spec)]
+    assert cases
+    for case in cases:
+        inputs = dict(case.inputs)
+        if "q" in inputs:
+            addends, step = to_addends(inputs["q"])
+            inputs["q"] = (addends.sum(0) * step[..., None]).astype(np.float32)
+        inputs |= {key: ops.memory.download(ops.memory.upload(inputs[key])) for key in "qkv" if key in inputs}
+        held = dataclasses.replace(case, inputs=inputs)
+        allowed = limit(spec, held, ops, dtype)
+        assert is_off(ops, spec, held) <= allowed
+        exact = dataclasses.replace(ops, info=dataclasses.replace(ops.info, arithmetic=Arithmetic()))
+        assert dtype == "bfloat16" or is_off(exact, spec, held) > allowed  # the rounding shows
+
+
+def test_blocks_of_int8_are_copied_with_their_scales():
+    ops = ops_on(emulated_platform(), BackendOptions(dtype="float16", kv_cache_dtype="i8"))
+    assert ops.memory.cache_token_bytes(3, 40) == 2 * 3 * (64 + 4)
+    cache = ops.memory.alloc_cache(3, 128, 2, 40)
+    rng = np.random.default_rng(0)
+    k, v = (ops.memory.upload(rng.standard_normal((9, 2, 40)).astype(np.float32)) for _ in range(2))
+    ops.write_kv(cache, k, v, ops.memory.upload(np.arange(130, 139)))
+    ops.memory.copy_block(cache, 1, 2)
+    for stored in ops.memory.read_cache(cache):
+        assert np.abs(stored[1]).max() > 1
+        np.testing.assert_array_equal(stored[2], stored[1])
+        assert not stored[0].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kv_cache_dtype": "i16"}, "--kv-cache-dtype i16 is not for this backend"),
+        ({"kv_cache_dtype": "i8", "prompt_attention": "fused"}, "--prompt-attention fused does not read"),
+        ({"kv_cache_dtype": "i8", "attention_scores": "float16"}, "--attention-scores float16 has no meaning"),
+    ],
+)
+def test_caches_that_there_are_not_are_refused(options, message):
+    with pytest.raises(BackendUnavailable, match=message):
+        ops_on(emulated_platform(), BackendOptions(**options))
 
 
 @pytest.mark.parametrize("name", ["rms_norm", "rope", "silu_mul", "linear", "moe", "paged_attention"])

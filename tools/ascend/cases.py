@@ -19,10 +19,14 @@ Array = Any
 """A NumPy array; bfloat16 is uint16."""
 BORDERS = (1, 127, 128, 129, SPLIT - 1, SPLIT, SPLIT + 1, 2 * SPLIT + 129)
 """Lengths of contexts around the ends of blocks and of splits."""
-UNIT = {"fp16": 2.0**-11, "bf16": 2.0**-8, "fp32": 2.0**-24}
+UNIT = {"fp16": 2.0**-11, "bf16": 2.0**-8, "fp32": 2.0**-24, "i32": 0.0}
 """Unit roundoff, to nearest."""
 TINY = {"fp16": 2.0**-25, "bf16": 2.0**-134, "fp32": 2.0**-150}
 """Half of the smallest number: what rounding does to results that are smaller than the normal ones."""
+STEPS, FINE, ADDENDS = 127, 254, 4
+"""Of int8: steps of a row's largest number, steps of a second plane that make one of the first, addends of a query."""
+SECOND_PLANE_OFF = 0.5 / (STEPS * FINE) + 2.0**-22
+"""What two planes are off by, as a share of a row's largest number: half a step, and roundings in float32."""
 
 
 def rounded(x: Array, dtype: Dtype) -> Array:
@@ -39,6 +43,24 @@ def widened(x: Array) -> Array:
     if x.dtype == np.uint16:
         x = (x.astype(np.uint32) << 16).view(np.float32)
     return x.astype(np.float64)
+
+
+def to_int8(x: Array) -> tuple[Array, Array]:
+    """Float32 rows [...,n] as the cache has them: i8[...,n], and the step of each f32[...]."""
+    most = _largest(x)
+    return np.rint(x * (np.float32(STEPS) / most)[..., None]).astype(np.int8), most / np.float32(STEPS)
+
+
+def to_addends(x: Array) -> tuple[Array, Array]:
+    """Float32 rows [...,n] as sums of numbers i8[ADDENDS,...,n], and the step of each f32[...]."""
+    step = _largest(x) / np.float32(STEPS * ADDENDS)
+    whole = np.rint(x * (np.float32(1) / step)[..., None])
+    return np.stack([np.floor((whole + i) / ADDENDS).astype(np.int8) for i in range(ADDENDS)]), step
+
+
+def _largest(x: Array) -> Array:
+    """Of each row by size; NaN where a number is not finite."""
+    return np.ascontiguousarray(np.maximum(np.abs(x).max(-1), np.float32(1e-30)) + (x * 0).sum(-1))
 
 
 def variant_of(
@@ -61,6 +83,7 @@ class AttentionCase:
 
     Attributes:
         q: [R,heads,k_dim]; k, v: [blocks,128,kv_heads,d]; block_table: i32[B,M].
+        k_scale, v_scale: f32[blocks,kv_heads,128], the steps of keys and values of int8; else None.
         q_starts: i32[B+1]; kv_lens: i32[B].
         sink: f32[kv_heads,group], or None.
     """
@@ -74,6 +97,8 @@ class AttentionCase:
     kv_lens: Array
     window: int
     sink: Array | None
+    k_scale: Array | None = None
+    v_scale: Array | None = None
 
     @property
     def scale(self) -> float:
@@ -85,21 +110,42 @@ class AttentionCase:
         """The lists that the kernel goes by."""
         return plan_attention(self.q_starts, self.kv_lens, queries=self.variant.queries, window=self.window)
 
+    @cached_property
+    def queries(self) -> tuple[Array, Array | None]:
+        """As the kernel takes them: by head, with an int8 cache in addends, and then their steps."""
+        variant = self.variant
+        by_head = self.q.reshape(len(self.q), variant.kv_heads, variant.group, -1).transpose(1, 0, 2, 3)
+        if variant.planes == 1:
+            return np.ascontiguousarray(by_head), None
+        return to_addends(widened(by_head).astype(np.float32))
+
+    @cached_property
+    def numbers(self) -> tuple[Array, Array, Array]:
+        """Queries, keys and values as the kernel's arguments have them, in float64: the shapes of q, k and v."""
+        k, v = widened(self.k), widened(self.v)
+        if self.k_scale is None or self.v_scale is None:
+            return widened(self.q), k, v
+        addends, step = self.queries
+        q = widened(addends).sum(0) * widened(step)[..., None]
+        k, v = (x * widened(scale).transpose(0, 2, 1)[..., None] for x, scale in ((k, self.k_scale), (v, self.v_scale)))
+        return q.transpose(1, 0, 2, 3).reshape(self.q.shape), k, v
+
     def split_arguments(self, cores: int) -> dict[str, Any]:
         """What ``paged_attention_split`` is called with, by name, in order; scratch memory full of NaN."""
         variant, plan, num_tasks = self.variant, self.plan, len(self.plan.task_tile)
-        nan = np.float32(np.nan)
-        grouped = self.q.reshape(len(self.q), variant.kv_heads, -1)
-        by_head = np.ascontiguousarray(grouped.transpose(1, 0, 2))
+        nothing = [np.zeros(1, dtype=np.float32) for _ in range(3)]
+        q, q_scale = self.queries
         return {
-            "q_ptr": by_head, "k_ptr": self.k, "v_ptr": self.v, "block_table_ptr": self.block_table,
+            "q_ptr": q, "k_ptr": self.k, "v_ptr": self.v, "q_scale_ptr": nothing[0] if q_scale is None else q_scale,
+            "k_scale_ptr": nothing[1] if self.k_scale is None else self.k_scale,
+            "v_scale_ptr": nothing[2] if self.v_scale is None else self.v_scale, "block_table_ptr": self.block_table,
             "tile_seq_ptr": plan.tile_seq, "tile_query_ptr": plan.tile_query, "tile_queries_ptr": plan.tile_queries,
             "tile_len_ptr": plan.tile_len, "order_ptr": plan.order,
             "task_tile_ptr": plan.task_tile, "task_split_ptr": plan.task_split, "num_tasks_ptr": _one(num_tasks),
-            "scores_ptr": rounded(np.full(variant.tile_elements(cores), nan), variant.scores),
-            "weights_ptr": rounded(np.full(variant.tile_elements(cores), nan), variant.dtype),
-            "partial_ptr": np.full(variant.partial_elements(num_tasks), nan),
-            "stats_ptr": np.full(variant.stats_elements(num_tasks), nan),
+            "scores_ptr": unwritten(variant.score_elements(cores), variant.scores),
+            "weights_ptr": unwritten(variant.weight_elements(cores), variant.numbers),
+            "partial_ptr": unwritten(variant.partial_elements(num_tasks), variant.sums),
+            "stats_ptr": unwritten(variant.stats_elements(num_tasks), "fp32"),
             "scale": self.scale, "q_query_stride": variant.group * variant.k_dim,
             "q_head_stride": len(self.q) * variant.group * variant.k_dim,
             "window": self.window, "max_blocks": self.block_table.shape[1],
@@ -134,7 +180,7 @@ class AttentionCase:
         variant, group = self.variant, self.variant.group
         out = np.empty((*self.q.shape[:2], variant.v_dim))
         limit = np.empty_like(out)
-        q, k, v = widened(self.q), widened(self.k), widened(self.v)
+        q, k, v = self.numbers
         for row, (seq, length) in enumerate(self.seen()):
             begin = max(0, length - self.window)
             blocks = self.block_table[seq, : -(-length // BLOCK_SIZE)]
@@ -149,7 +195,19 @@ class AttentionCase:
                 score_off = np.abs(scores).max() * (UNIT[variant.scores] + 2.0**-22)
                 share = 2 * UNIT[variant.dtype] + 2 * score_off + 2.0**-18
                 limit[row, head] = TINY[variant.dtype] + share * (weights @ np.abs(values[:, head // group]) / total)
+                if variant.planes == 2:
+                    limit[row, head] += self._planes_off(weights, values[:, head // group], begin) / total
         return out, limit
+
+    def _planes_off(self, weights: Array, values: Array, begin: int) -> Array:
+        """What sums of values [n,v_dim] are off by since weights f64[n] are in planes, from token ``begin`` on."""
+        splits = (begin + np.arange(len(weights))) // SPLIT
+        most = np.abs(values).max(1)
+        heaviest = np.zeros(splits[-1] + 1)
+        # A value's largest number is 127 of its steps: a weight times its step is off by a share of the heaviest.
+        np.maximum.at(heaviest, splits, weights * most)
+        off = SECOND_PLANE_OFF * heaviest[splits]
+        return off @ (np.abs(values) / np.maximum(most, 1e-300)[:, None])
 
     def worst(self, got: Array) -> float:
         """The largest error as a share of what rounding explains; infinite where a result is not finite."""
@@ -229,8 +287,27 @@ def attention_case(
     kv_lens = np.array([total for total, _ in pairs], dtype=np.int32)
     q = rng.standard_normal((int(q_starts[-1]), variant.kv_heads * variant.group, variant.k_dim)).astype(np.float32)
     logits = rng.standard_normal((variant.kv_heads, variant.group)).astype(np.float32) if sink else None
-    q, k, v = (rounded(x, variant.dtype) for x in (q, k, v))
-    return AttentionCase(variant, q, k, v, table, q_starts, kv_lens, window, logits)
+    if variant.planes == 1:
+        q, k, v = (rounded(x, variant.dtype) for x in (q, k, v))
+        return AttentionCase(variant, q, k, v, table, q_starts, kv_lens, window, logits)
+    (k, k_scale), (v, v_scale) = (_cached(x, variant.dtype) for x in (k, v))
+    q = rounded(q, variant.dtype)
+    return AttentionCase(variant, q, k, v, table, q_starts, kv_lens, window, logits, k_scale, v_scale)
+
+
+def unwritten(elements: int, dtype: str) -> Array:
+    """Memory that nobody has written yet: NaN, or the largest whole number."""
+    if dtype in {"i8", "i32"}:
+        whole = {"i8": np.int8, "i32": np.int32}[dtype]
+        return np.full(elements, np.iinfo(whole).max, dtype=whole)
+    return rounded(np.full(elements, np.nan, dtype=np.float32), dtype)
+
+
+def _cached(x: Array, dtype: Dtype) -> tuple[Array, Array]:
+    """[blocks,128,kv_heads,d], of ``dtype``, as int8, where no token is with steps of NaN: f32[blocks,kv_heads,128]."""
+    with np.errstate(invalid="ignore"):
+        codes, step = to_int8(widened(rounded(x, dtype)).astype(np.float32))
+    return codes, np.ascontiguousarray(step.transpose(0, 2, 1))
 
 
 def _one(number: int) -> Array:

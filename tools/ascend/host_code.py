@@ -29,6 +29,8 @@ PASSES = (
 _RUNTIME = Path(__file__).with_name("host_runtime.c")
 _SYNC = re.compile(r"^ *hivm\.hir\.sync_block_(set|wait)\[.*\n", re.MULTILINE)
 """How matrix and vector cores wait for each other, which is nothing where one thread does the work of both in turn."""
+_SATURATE = re.compile(r"^ *annotation\.mark .*overflow_mode.*\n", re.MULTILINE)
+"""What is to become of numbers that int8 has not: our kernels convert none but those within it, and NaN."""
 _SCALARS = {"f32": ctypes.c_float, "i32": ctypes.c_int32, "i64": ctypes.c_int64}
 
 
@@ -88,7 +90,7 @@ def _built(kernel: Lowered, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as name:
         at = Path(name)
-        (at / "kernel.mlir").write_text(_SYNC.sub("", kernel.text), encoding="utf-8")
+        (at / "kernel.mlir").write_text(_SATURATE.sub("", _SYNC.sub("", kernel.text)), encoding="utf-8")
         run([LLVM / "mlir-opt", "--allow-unregistered-dialect", *PASSES, at / "kernel.mlir", "-o", at / "llvm.mlir"])
         run([LLVM / "mlir-translate", "--mlir-to-llvmir", at / "llvm.mlir", "-o", at / "kernel.ll"])
         clang: list[str | Path] = [LLVM / "clang", "-w", "-O2", "-fPIC"]

@@ -1,4 +1,4 @@
-"""The attention kernels under the Triton interpreter: link 1 of the proof, the kernel's text run as NumPy.
+"""The attention kernels under the Triton interpreter: link 1 of the proof, the kernels' text run as NumPy.
 
 Whether Triton compiles or interprets, its own library included, is decided as it is imported, by the environment. So
 the interpreter has a process of its own.
@@ -20,6 +20,16 @@ from kernels.ascend.variant import AttentionVariant
 
 Arguments = Mapping[str, Any]
 """What a kernel is called with, in order: arrays (bfloat16 as uint16) and plain numbers."""
+_OF_INT8_CACHE = {
+    "store_keys_values": ("k_cache_ptr", "v_cache_ptr", "k_scale_ptr", "v_scale_ptr"),
+    "split_queries": ("addends_ptr", "scale_ptr"),
+}
+WRITTEN = {
+    "paged_attention_split": ("scores_ptr", "weights_ptr", "partial_ptr", "stats_ptr"),
+    "paged_attention_combine": ("out_ptr",),
+    **_OF_INT8_CACHE,
+}
+"""Kernel -> the arguments that it writes."""
 
 
 class Interpreter:
@@ -40,9 +50,29 @@ class Interpreter:
         Raises:
             triton's InterpreterError: the kernel fails.
         """
-        results = self._process.submit(_run, variant, dict(split), dict(combine), cores, sink).result()
+        self._launch("paged_attention_split", split, variant.split_constants(cores), cores)
+        self._launch("paged_attention_combine", combine, variant.combine_constants(cores, has_sink=sink), cores)
+
+    def store(self, variant: AttentionVariant, arguments: Arguments, cores: int) -> None:
+        """Keys and values into a cache of int8, likewise.
+
+        Raises:
+            triton's InterpreterError: the kernel fails.
+        """
+        self._launch("store_keys_values", arguments, variant.store_constants(cores), cores)
+
+    def split_queries(self, variant: AttentionVariant, arguments: Arguments, cores: int) -> None:
+        """Queries as int8, likewise.
+
+        Raises:
+            triton's InterpreterError: the kernel fails.
+        """
+        self._launch("split_queries", arguments, variant.query_constants(cores), cores)
+
+    def _launch(self, kernel: str, arguments: Arguments, constants: Arguments, cores: int) -> None:
+        results = self._process.submit(_run, kernel, dict(arguments), dict(constants), cores).result()
         for name, array in results.items():
-            (combine if name in combine else split)[name][...] = array
+            arguments[name][...] = array
 
 
 def _interpret_triton() -> None:
@@ -51,38 +81,45 @@ def _interpret_triton() -> None:
 
 
 def _run(
-    variant: AttentionVariant, split: dict[str, Any], combine: dict[str, Any], cores: int, sink: bool
+    kernel: str, arguments: dict[str, Any], constants: dict[str, Any], cores: int
 ) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays that the kernel writes."""
     import torch  # noqa: PLC0415  (in the interpreter's process alone)
-    from triton.language import standard  # noqa: PLC0415
-    from triton.runtime import interpreter  # noqa: PLC0415
-    from triton.triton_patch.language import standard as patched  # noqa: PLC0415
 
-    from kernels.ascend import paged_decode  # noqa: PLC0415
+    from kernels.ascend import int8_cache, paged_decode  # noqa: PLC0415
 
-    builder = interpreter.interpreter_builder
-    # The interpreter has the smallest tiles of another maker's chips; these are of triton-ascend's compiler.
-    builder.codegen_fns["min_dot_size"] = lambda _lhs, _rhs: (1, 1, 1)
-    # It knows a maximum by the name that this had before triton-ascend, else it goes element by element.
-    standard._elementwise_max = patched._elementwise_max_default
-    builder.create_dot = _dot
-    builder.create_custom_op_for_inter_core_sync = lambda *_: None  # one core after the other: nothing to wait for
-    builder.create_fp_trunc = functools.partial(_fp_trunc, builder)
+    _prepare()
     torch.set_num_threads(1)
-    arrays = {name: value for name, value in {**split, **combine}.items() if isinstance(value, np.ndarray)}
+    arrays = {name: value for name, value in arguments.items() if isinstance(value, np.ndarray)}
     tensors: dict[str, Any] = {
         name: torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
         if array.dtype == np.uint16
         else torch.from_numpy(array)
         for name, array in arrays.items()
     }
-    given = {**split, **combine, **tensors}
+    function = getattr(int8_cache if kernel in _OF_INT8_CACHE else paged_decode, kernel)
     with np.errstate(all="ignore"):  # rows of padding hold no numbers
-        constants = variant.split_constants(cores)
-        paged_decode.paged_attention_split[(cores,)](*(given[name] for name in split), **constants)
-        constants = variant.combine_constants(cores, has_sink=sink)
-        paged_decode.paged_attention_combine[(cores,)](*(given[name] for name in combine), **constants)
-    return {name: arrays[name] for name in ("scores_ptr", "weights_ptr", "partial_ptr", "stats_ptr", "out_ptr")}
+        function[(cores,)](*(tensors.get(name, value) for name, value in arguments.items()), **constants)
+    return {name: arrays[name] for name in WRITTEN[kernel]}
+
+
+@functools.cache
+def _prepare() -> None:
+    """Make the interpreter do what triton-ascend's compiler does."""
+    from triton.language import standard  # noqa: PLC0415
+    from triton.runtime import interpreter  # noqa: PLC0415
+    from triton.triton_patch.language import semantic  # noqa: PLC0415
+    from triton.triton_patch.language import standard as patched  # noqa: PLC0415
+
+    builder = interpreter.interpreter_builder
+    # The interpreter has the smallest tiles of another maker's chips; these are of triton-ascend's compiler.
+    builder.codegen_fns["min_dot_size"] = lambda _lhs, _rhs: (1, 1, 1)
+    # It knows a maximum by the name that this had before triton-ascend, else it goes element by element.
+    standard._elementwise_max = patched._elementwise_max_default
+    semantic.compile_hint = lambda *_: None  # of conversions to int8, whose numbers all fit
+    builder.create_dot = _dot
+    builder.create_custom_op_for_inter_core_sync = lambda *_: None  # one core after the other: nothing to wait for
+    builder.create_fp_trunc = functools.partial(_fp_trunc, builder)
 
 
 def _dot(a: Any, b: Any, acc: Any, _input_precision: Any, _max_imprecise: Any) -> Any:

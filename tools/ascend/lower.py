@@ -48,6 +48,20 @@ def lower_combine(variant: AttentionVariant, cores: int, *, has_sink: bool) -> L
     return lower(paged_attention_combine, variant.combine_pointers(), variant.combine_scalars(), constants)
 
 
+def lower_store(variant: AttentionVariant, cores: int) -> Lowered:
+    """Keys and values into a cache of int8, on so many vector cores."""
+    from kernels.ascend.int8_cache import store_keys_values  # noqa: PLC0415
+
+    return lower(store_keys_values, variant.store_pointers(), {"num_tokens": "i32"}, variant.store_constants(cores))
+
+
+def lower_queries(variant: AttentionVariant, cores: int) -> Lowered:
+    """Queries as int8, on so many vector cores."""
+    from kernels.ascend.int8_cache import split_queries  # noqa: PLC0415
+
+    return lower(split_queries, variant.query_pointers(), {"num_queries": "i32"}, variant.query_constants(cores))
+
+
 def lower(
     kernel: Any, pointers: Mapping[str, str], scalars: Mapping[str, str], constants: Mapping[str, Any]
 ) -> Lowered:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from deploy.ascend.steps.bench import Bench, Tensor, bits
+from deploy.ascend.steps.bench import Bench, Tensor, bits, f64
 from deploy.ascend.steps.launches import Lengths, array_of, case_of, launch_of
 from deploy.ascend.steps.report import Report
-from kernels.ascend.plan import SPLIT
+from kernels.ascend.plan import BLOCK_SIZE, SPLIT
 from tools.ascend.cases import BORDERS, AttentionCase
 
 NOT_LAUNCHED = (
@@ -22,6 +22,9 @@ INACCURATE = (
     "of step 0. If decoding passed and only prompts failed, --prompt-attention fused goes round those."
 )
 DEPENDS = "A token would depend on its neighbours: do not serve; report the line with the versions of step 0."
+INT8_WRONG = "Keys and values are not what was written: leave --kv-cache-dtype out, and report the line."
+HALF_STEP_SLACK = 1e-3
+"""Of a step: scale, quotient and product are of float32."""
 PROMPTS = ((SPLIT + 7, 40), (5, 5), (1, 1), (140, 11))
 """(tokens in the cache, of which queries)."""
 ACCURATE: dict[str, tuple[Lengths, dict[str, Any]]] = {
@@ -30,6 +33,8 @@ ACCURATE: dict[str, tuple[Lengths, dict[str, Any]]] = {
     "decoding with loud scores": ([300, SPLIT + 5], {"loud": 4.0}),
     "prompts": (PROMPTS, {}),
     "prompts in a window of 100 tokens": (PROMPTS, {"window": 100}),
+    "decoding, a cache of int8": (BORDERS, {"scores": "i32"}),
+    "prompts, a cache of int8": (PROMPTS, {"scores": "i32"}),
 }
 """What is held to the oracle; slots of the cache that belong to no token hold NaN."""
 
@@ -45,6 +50,8 @@ def kernel(bench: Bench, report: Report) -> None:
                 case = case_of(bench, group, dim, lengths, **more)
                 worst = case.worst(array_of(launch_of(bench, case).ours()()))
                 report.check(worst <= 1, f"{heads}: {name}: {worst:.3g} times what rounding explains", INACCURATE)
+        with report.attempt(f"{heads}: keys and values as int8", NOT_LAUNCHED):
+            _stored(bench, report, dim)
         with report.attempt(f"{heads}: alone and among others", NOT_LAUNCHED):
             _among_others(bench, report, group, dim)
         with report.attempt(f"{heads}: queries of prompts", NOT_LAUNCHED):
@@ -79,6 +86,25 @@ def _first_launch(bench: Bench, report: Report, group: int, dim: int) -> None:
         f"been done before; the second {times[1] * 1e3:.3f} ms",
         first_launch_s=times[0], second_launch_s=times[1],
     )  # fmt: skip
+
+
+def _stored(bench: Bench, report: Report, dim: int) -> None:
+    """Keys and values written to a cache of int8, and read again, beside NumPy's rounding of the same numbers.
+
+    Half a step is the rounding; a number that lies between two may go to either where a division is another.
+    """
+    memory, rng = bench.int8_ops.memory, np.random.default_rng(0)
+    cache = memory.alloc_cache(3, BLOCK_SIZE, bench.sizes.kv_heads, dim)
+    k, v = (bench.normal(rng, BLOCK_SIZE + 5, bench.sizes.kv_heads, dim) for _ in range(2))
+    slots = rng.permutation(3 * BLOCK_SIZE)[: len(k)].astype(np.int32)
+    bench.int8_ops.write_kv(cache, k, v, bench.upload(slots))
+    off = 0.0
+    for given, stored in zip((k, v), memory.read_cache(cache), strict=True):
+        numbers = f64(given)
+        step = np.abs(numbers).max(-1, keepdims=True) / 127
+        off = max(off, float((np.abs(stored.reshape(-1, *numbers.shape[1:])[slots] - numbers) / step).max()))
+    text = f"heads of {dim}: {off:.3f} steps off at most, 0.5 is rounding"
+    report.check(off <= 0.5 + HALF_STEP_SLACK, text, INT8_WRONG)
 
 
 def _among_others(bench: Bench, report: Report, group: int, dim: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deploy.ascend.steps.bench import GIB, Bench
-from deploy.ascend.steps.launches import decoding, times_of
+from deploy.ascend.steps.launches import Launch, decoding, times_of
 from deploy.ascend.steps.report import Report, table
 
 NOT_TIMED = "Read the error; with too little free memory end other processes (npu-smi info), then run this step alone."
@@ -17,8 +17,10 @@ def bandwidth(bench: Bench, report: Report) -> None:
     rows = []
     for batch in bench.sizes.batches:
         for context in bench.sizes.contexts:
-            with report.attempt(f"{batch} x {context}", NOT_TIMED):
-                rows.append((f"{batch} x {context}", *_timed(bench, report, batch, context, rate)))
+            for int8 in (False, True):
+                what = f"{batch} x {context}{', i8' if int8 else ''}"
+                with report.attempt(what, NOT_TIMED):
+                    rows.append((what, *_timed(bench, report, what, decoding(bench, batch, context, int8=int8), rate)))
     report.say(
         "one launch that decodes; GB/s of keys and values, by the faster way; small ones are launches, not reads"
     )
@@ -33,14 +35,14 @@ def copy_rate(bench: Bench) -> float:
     return 2 * bench.sizes.copy_bytes / bench.seconds(lambda: target.copy_(source))
 
 
-def _timed(bench: Bench, report: Report, batch: int, context: int, rate: float) -> tuple[str, ...]:
+def _timed(bench: Bench, report: Report, what: str, decode: tuple[Launch, int], rate: float) -> tuple[str, ...]:
     """Cells of the table."""
-    launch, kv_bytes = decoding(bench, batch, context)
-    times = times_of(bench, report, f"{batch} x {context}", launch.ours())
+    launch, kv_bytes = decode
+    times = times_of(bench, report, what, launch.ours())
     got = kv_bytes / times.best_s
     report.measured(
-        f"{batch} x {context}: {got / 1e9:.2f} GB/s, {got / rate:.1%} of the copy",
-        sequences=batch, context=context, eager_s=times.eager_s, graph_s=times.graph_s, kv_bytes=kv_bytes,
-        gb_per_s=got / 1e9, of_copy=got / rate,
+        f"{what}: {got / 1e9:.2f} GB/s, {got / rate:.1%} of the copy",
+        sequences=len(launch.kv_lens), context=int(launch.kv_lens[0]), int8=launch.k_scale is not None,
+        eager_s=times.eager_s, graph_s=times.graph_s, kv_bytes=kv_bytes, gb_per_s=got / 1e9, of_copy=got / rate,
     )  # fmt: skip
     return *times.cells(), f"{kv_bytes / 1e6:.1f}", f"{got / 1e9:.2f}", f"{got / rate:.1%}"

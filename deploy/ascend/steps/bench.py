@@ -120,11 +120,17 @@ class Bench:
         """The backend's table as it serves, but for graphs."""
         return self.ops_for(eager=True)
 
-    def ops_for(self, *, eager: bool) -> Ops:
+    @cached_property
+    def int8_ops(self) -> Ops:
+        """The same with a KV cache of int8."""
+        return self.ops_for(eager=True, kv_cache_dtype="i8")
+
+    def ops_for(self, *, eager: bool, kv_cache_dtype: str = "auto") -> Ops:
         """A table of its own."""
         from kernels.ascend.backend import ops_on  # noqa: PLC0415  (imports what the doctor can do without)
 
-        return ops_on(self.platform, BackendOptions(dtype=self.dtype, eager=eager))
+        options = BackendOptions(dtype=self.dtype, eager=eager, kv_cache_dtype=kv_cache_dtype)
+        return ops_on(self.platform, options)
 
     @cached_property
     def torch(self) -> Any:

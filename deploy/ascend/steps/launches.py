@@ -12,6 +12,7 @@ from deploy.ascend.steps.bench import SHORT, Array, Bench, Tensor
 from deploy.ascend.steps.report import Report
 from kernels.ascend.attention import FUSED_MASK, PROMPT_ROWS, PaddedCache, PlannedBatch
 from kernels.ascend.plan import BLOCK_SIZE, NO_WINDOW
+from kernels.ascend.variant import Dtype
 from tools.ascend.cases import AttentionCase, attention_case, variant_of
 
 Lengths = Sequence[int | tuple[int, int]]
@@ -23,7 +24,8 @@ class Launch:
     """Inputs on the device, and what of them the host knows.
 
     Attributes:
-        q: [T,heads,d]; k, v: [blocks,128,kv_heads,d]; all on the device.
+        q: [T,heads,d]; k, v: [blocks,128,kv_heads,d]; all on the device, as are
+        k_scale, v_scale: f32[blocks,kv_heads,128] of keys and values of int8, else None.
         block_table: i32[B,M], q_starts: i32[B+1], kv_lens: i32[B]; on the host.
     """
 
@@ -35,6 +37,8 @@ class Launch:
     q_starts: Array
     kv_lens: Array
     window: int = NO_WINDOW
+    k_scale: Tensor = None
+    v_scale: Tensor = None
 
     @property
     def scale(self) -> float:
@@ -43,10 +47,11 @@ class Launch:
 
     def ours(self) -> Callable[[], Tensor]:
         """Our kernel through the backend's table: [T,heads,d]; plans are made at the first call."""
-        cache = PaddedCache(self.k, self.v, self.q.shape[2])
+        cache = PaddedCache(self.k, self.v, self.q.shape[2], self.k_scale, self.v_scale)
+        ops = self.bench.ops if self.k_scale is None else self.bench.int8_ops
         batch = PlannedBatch(self.q_starts, self.kv_lens, self.bench.upload(self.block_table))
         window = None if self.window == NO_WINDOW else self.window
-        return lambda: self.bench.ops.paged_attention(self.q, cache, batch, self.scale, window)
+        return lambda: ops.paged_attention(self.q, cache, batch, self.scale, window)
 
     def fused(self) -> Callable[[], Tensor]:
         """npu_fused_infer_attention_score: TND, paged, causal where a sequence has more queries than one.
@@ -66,19 +71,26 @@ class Launch:
         )[0]  # fmt: skip
 
 
-def case_of(bench: Bench, group: int, dim: int, lengths: Lengths, **more: Any) -> AttentionCase:
-    """A case in the bench's dtype; queries of prompts go in tiles as the backend has them."""
+def case_of(
+    bench: Bench, group: int, dim: int, lengths: Lengths, *, scores: Dtype = "fp32", **more: Any
+) -> AttentionCase:
+    """A case in the bench's dtype, for scores of i32 with a cache of int8; prompts in tiles as the backend has them."""
     queries = 1 if all(isinstance(length, int) for length in lengths) else max(1, PROMPT_ROWS // group)
-    return attention_case(variant_of(group, dim, dim, SHORT[bench.dtype], queries=queries), lengths, **more)
+    variant = variant_of(group, dim, dim, SHORT[bench.dtype], queries=queries, scores=scores)
+    return attention_case(variant, lengths, **more)
 
 
 def launch_of(bench: Bench, case: AttentionCase) -> Launch:
     """A case on the device."""
-    q, k, v = (bench.upload(array, bench.floats) for array in (case.q, case.k, case.v))
-    return Launch(bench, q, k, v, case.block_table, case.q_starts, case.kv_lens, case.window)
+    seen = case.block_table, case.q_starts, case.kv_lens, case.window
+    if case.k_scale is None:
+        q, k, v = (bench.upload(array, bench.floats) for array in (case.q, case.k, case.v))
+        return Launch(bench, q, k, v, *seen)
+    scales = (bench.upload(array, bench.torch.float32) for array in (case.k_scale, case.v_scale))
+    return Launch(bench, bench.upload(case.q), bench.upload(case.k), bench.upload(case.v), *seen, *scales)
 
 
-def decoding(bench: Bench, batch: int, context: int) -> tuple[Launch, int]:
+def decoding(bench: Bench, batch: int, context: int, *, int8: bool = False) -> tuple[Launch, int]:
     """Random sequences of one length, a query each, their blocks in random order; and the bytes of keys and values."""
     torch, sizes = bench.torch, bench.sizes
     group, dim = sizes.heads[0]
@@ -86,11 +98,16 @@ def decoding(bench: Bench, batch: int, context: int) -> tuple[Launch, int]:
     options: dict[str, Any] = {"dtype": bench.floats, "device": bench.platform.device}
     shape = (batch * blocks, BLOCK_SIZE, sizes.kv_heads, dim)
     k, v = (torch.empty(shape, **options).normal_() for _ in range(2))
+    scales = ()
+    if int8:
+        k, v = ((x * 32).clamp(-127, 127).to(torch.int8) for x in (k, v))
+        steps = {**options, "dtype": torch.float32}
+        scales = tuple(torch.full((len(k), sizes.kv_heads, BLOCK_SIZE), 1 / 32, **steps) for _ in range(2))
     q = torch.empty(batch, sizes.kv_heads * group, dim, **options).normal_()
     order = np.random.default_rng(0).permutation(batch * blocks).astype(np.int32).reshape(batch, blocks)
     lens = np.full(batch, context, dtype=np.int32)
-    launch = Launch(bench, q, k, v, order, np.arange(batch + 1, dtype=np.int32), lens)
-    return launch, 2 * batch * context * sizes.kv_heads * dim * q.element_size()
+    launch = Launch(bench, q, k, v, order, np.arange(batch + 1, dtype=np.int32), lens, NO_WINDOW, *scales)
+    return launch, 2 * batch * context * sizes.kv_heads * dim * k.element_size()
 
 
 def array_of(tensor: Tensor) -> Array:
