@@ -10,6 +10,14 @@ MAX_RANKS = 64
 """Of a tensor parallel model; more than a machine has NPUs."""
 
 
+CACHE_BYTES = 1 << 30
+"""Of a KV cache where neither the user nor the backend says how much: a part of a laptop's memory, not most of it."""
+CACHE_SHARE = 0.85
+"""Of the memory that is free once weights are laid out, what a KV cache takes where the user has not said how much.
+
+The rest is for what comes after it: activations and logits of the largest step, the graphs with the one pool they
+share, workspaces of operations and of the attention kernel, buffers of the ranks' communication. None of it grows with
+the cache; how much it is has not been measured, since it takes a chip."""
 ENOUGH_ROWS = 96
 """Of a matrix product: with more, a row costs as much. On the cpu backend, a row of 64 costs 14 % more than of 128."""
 
@@ -56,7 +64,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         max_num_seqs: as ``SchedulerConfig`` has it, like ``max_num_batched_tokens``.
         block_size: tokens a block; divides 128. None leaves it to the backend.
         num_blocks: None sizes the KV cache by ``kv_cache_bytes``.
-        kv_cache_bytes: of all layers together, at most; of tensor parallel processes, in each.
+        kv_cache_bytes: of all layers together, at most; of tensor parallel processes, in each. None is a share of what
+            the weights leave free on devices with memory of their own, else ``CACHE_BYTES``.
     """
 
     model_path: str
@@ -74,7 +83,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_num_batched_tokens: int = 512
     block_size: int | None = None
     num_blocks: int | None = None
-    kv_cache_bytes: int = 1 << 30
+    kv_cache_bytes: int | None = None
     enable_prefix_caching: bool = True
 
 

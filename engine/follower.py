@@ -2,7 +2,8 @@
 
 Its whole world is one connected Unix socket, inherited as ``FD``, whose other end is the engine process, rank 0. It
 loads its part of the model, and then runs each step that the engine runs. When the other end closes, it ends, whatever
-it is at. What it cannot mend it reports as ``EngineFailed``, and ends too.
+it is at, and takes the ranks' rendezvous with it, which an engine that was killed has left. What it cannot mend it
+reports as ``EngineFailed``, and ends too.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from engine.errors import ConfigError, ModelError
 from engine.freed_memory import return_freed_memory
 from engine.loading import load_part
 from engine.model_runner import ModelRunner
-from engine.parallel import GRACE_S
+from engine.parallel import GRACE_S, remove_rendezvous
 from engine.process import NO_MEMORY, Link, progress_to, why
 from engine.rank_messages import FollowerReady, FollowerStart, decode_order
 from engine.types import EngineFailed
-from kernels.ops import BackendUnavailable, StepInputs
+from kernels.ops import BackendUnavailable, Parallel, StepInputs
 
 log = logging.getLogger("upwell.follower")
 
@@ -48,16 +49,15 @@ def follow(link: Link, runner: ModelRunner) -> None:
                 runner.copy_blocks(order)
 
 
-def load(link: Link) -> ModelRunner:
-    """This rank's part of the model that the first frame names, once it has said that it is ready."""
-    start = msgspec.msgpack.decode(link.first_frame(), type=FollowerStart)
+def load(link: Link, start: FollowerStart) -> ModelRunner:
+    """This rank's part of the model, once it has said that it is ready."""
     runner = load_part(start.config, start.parallel, start.cache, start.limits, progress_to(link))
     return_freed_memory()
     link.send(FollowerReady())
     return runner
 
 
-def end_with(sock: socket.socket) -> None:
+def end_with(sock: socket.socket, place: Parallel) -> None:
     """From now on, end this process when the other end of the socket closes; a step that is amid has ``GRACE_S``.
 
     A step may wait for ranks that are gone, in native code, where no exception reaches it.
@@ -67,6 +67,7 @@ def end_with(sock: socket.socket) -> None:
 
     def watch() -> None:
         closed.poll()
+        remove_rendezvous(place)
         time.sleep(GRACE_S)
         os._exit(0)
 
@@ -85,13 +86,14 @@ def main(descriptor: int) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
     sock = socket.socket(fileno=descriptor)
-    end_with(sock)
     link = Link(sock)
-    code = 1
+    start, code = None, 1
     try:
-        follow(link, load(link))
+        start = msgspec.msgpack.decode(link.first_frame(), type=FollowerStart)
+        end_with(sock, start.parallel)
+        follow(link, load(link, start))
     except (EOFError, ConnectionError):
-        return 0
+        return _gone(start)
     except BackendUnavailable as error:
         failure, code = EngineFailed(str(error), expected=True), 2
     except (ModelError, ConfigError) as error:
@@ -100,12 +102,19 @@ def main(descriptor: int) -> int:
         failure = EngineFailed(NO_MEMORY, expected=True)
     except Exception as error:
         if _is_closed(sock):  # what ranks ask of each other fails where one has gone
-            return 0
+            return _gone(start)
         log.exception("a rank failed")
         failure = EngineFailed(why(error), expected=False)
     with contextlib.suppress(ConnectionError):  # an engine that has gone need not be told
         link.send(failure)
     return code
+
+
+def _gone(start: FollowerStart | None) -> int:
+    """The exit code where the engine has gone, when what it may have left is removed."""
+    if start is not None:
+        remove_rendezvous(start.parallel)
+    return 0
 
 
 def run() -> None:

@@ -1,11 +1,24 @@
-"""From an ``EngineConfig`` to a running ``Engine``: opens the model, sizes the cache, lays the weights out."""
+"""From an ``EngineConfig`` to a running ``Engine``: opens the model, sizes the cache, lays the weights out.
+
+What the user says of the cache's size is checked before weights are read. On a device with memory of its own, where
+nothing is said, it is a share of what the weights leave free, known when they are there and before steps are recorded.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.config import ENOUGH_ROWS, MAX_RANKS, CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from engine.config import (
+    CACHE_BYTES,
+    CACHE_SHARE,
+    ENOUGH_ROWS,
+    MAX_RANKS,
+    CacheConfig,
+    EngineConfig,
+    ModelConfig,
+    SchedulerConfig,
+)
 from engine.engine import Engine, Runner
 from engine.errors import ConfigError, UnsupportedModel
 from engine.model_runner import ModelRunner, block_bytes
@@ -46,29 +59,29 @@ def load_engine(
     """
     parallel = _leader(config, followers)
     resolved, checkpoint = _opened(config, parallel)
-    model_config = checkpoint.config
-    cache, max_model_len = size_cache(config, model_config, resolved.ops)
-    limits = _limits(config, model_config, max_model_len)
-    step_limits = StepLimits(limits.max_num_batched_tokens, limits.max_num_seqs, max_model_len)
-    cache_bytes = cache.num_blocks * block_bytes(model_config, resolved.ops, cache.block_size)
+    model, ops = checkpoint.config, resolved.ops
+    cache, max_model_len = size_cache(config, model, ops)
+    limits = StepLimits(max(config.max_num_batched_tokens, 1), config.max_num_seqs, max_model_len)
     runner: Runner
     if followers is None or parallel is None:
-        runner, weights_bytes = _lay_out(checkpoint, resolved.ops, cache, step_limits, progress), checkpoint.total_bytes
+        runner, cache, limits = _lay_out(config, checkpoint, ops, cache, limits, progress)
+        weights_bytes = checkpoint.total_bytes
     else:
-        followers.start(config, cache, step_limits)
-        runner, weights_bytes = _led(checkpoint, resolved.ops, cache, step_limits, progress, followers)
-        cache_bytes *= parallel.size
-    engine = Engine(runner, checkpoint.vocabulary(), model_config.eos_token_ids, limits, cache)
+        followers.start(config, cache, limits)
+        laid = _led(config, checkpoint, ops, cache, limits, progress, followers)
+        runner, cache, limits, weights_bytes = laid
+    scheduling = _scheduling(limits, model)
+    engine = Engine(runner, checkpoint.vocabulary(), model.eos_token_ids, scheduling, cache)
     ready = EngineReady(
-        architecture=model_config.architecture,
-        vocab_size=model_config.vocab_size,
-        max_model_len=max_model_len,
+        architecture=model.architecture,
+        vocab_size=model.vocab_size,
+        max_model_len=limits.max_model_len,
         num_blocks=cache.num_blocks,
         block_size=cache.block_size,
         backend=_describe(resolved),
         provenance=resolved.provenance,
         weights_bytes=weights_bytes,
-        kv_cache_bytes=cache_bytes,
+        kv_cache_bytes=config.tensor_parallel_size * cache.num_blocks * block_bytes(model, ops, cache.block_size),
     )
     return engine, ready
 
@@ -78,11 +91,13 @@ def load_part(
 ) -> ModelRunner:
     """A follower's part of what ``load_engine`` loads, for the cache and the steps that rank 0 has chosen.
 
+    Where the cache takes a share of what the weights leave free, it is cut to that here too, by the same number.
+
     Raises:
         ModelError, ConfigError, MemoryError: as ``load_engine`` does.
     """
     resolved, checkpoint = _opened(config, parallel)
-    return _lay_out(checkpoint, resolved.ops, cache, limits, progress)
+    return _lay_out(config, checkpoint, resolved.ops, cache, limits, progress)[0]
 
 
 def _leader(config: EngineConfig, followers: Followers | None) -> Parallel | None:
@@ -116,38 +131,40 @@ def _opened(config: EngineConfig, parallel: Parallel | None) -> tuple[Resolved, 
     return resolved, ShardedCheckpoint(checkpoint, parallel.rank, parallel.size) if parallel else checkpoint
 
 
-def _limits(config: EngineConfig, model: ModelConfig, max_model_len: int) -> SchedulerConfig:
+def _scheduling(limits: StepLimits, model: ModelConfig) -> SchedulerConfig:
     return SchedulerConfig(
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=max(config.max_num_batched_tokens, 1),
-        max_model_len=max_model_len,
+        max_num_seqs=limits.max_rows,
+        max_num_batched_tokens=limits.max_tokens,
+        max_model_len=limits.max_model_len,
         enough_prompt_tokens=model.moe.tokens_for(ENOUGH_ROWS) if model.moe else ENOUGH_ROWS,
     )
 
 
 def _led(
+    config: EngineConfig,
     checkpoint: Checkpoint,
     ops: Ops,
     cache: CacheConfig,
     limits: StepLimits,
     progress: Progress,
     followers: Followers,
-) -> tuple[LeadingRunner, int]:
-    """Rank 0's part laid out while the followers do theirs, and the bytes of all parts together."""
+) -> tuple[LeadingRunner, CacheConfig, StepLimits, int]:
+    """Rank 0's part laid out while the followers do theirs, as ``_lay_out`` does, and the bytes of all parts."""
     own_bytes = checkpoint.total_bytes
     with followers.blamed():
-        runner = _lay_out(checkpoint, ops, cache, limits, lambda *own: progress(*followers.progress(*own)))
+        laid = _lay_out(config, checkpoint, ops, cache, limits, lambda *own: progress(*followers.progress(*own)))
+        runner, cache, limits = laid
         followers.wait_until_ready(lambda: progress(*followers.progress(own_bytes, own_bytes)))
     done_bytes, all_bytes = followers.progress(own_bytes, own_bytes)
     progress(done_bytes, all_bytes)
-    return LeadingRunner(runner, followers), all_bytes
+    return LeadingRunner(runner, followers), cache, limits, all_bytes
 
 
 def _lay_out(
-    checkpoint: Checkpoint, ops: Ops, cache: CacheConfig, limits: StepLimits, progress: Progress
-) -> ModelRunner:
-    """The model on its backend."""
-    config, done = checkpoint.config, 0
+    config: EngineConfig, checkpoint: Checkpoint, ops: Ops, cache: CacheConfig, limits: StepLimits, progress: Progress
+) -> tuple[ModelRunner, CacheConfig, StepLimits]:
+    """The model on its backend: the weights, then the cache, then the recorded pass; and what these two are for."""
+    done = 0
 
     def advance(num_bytes: int) -> None:
         nonlocal done
@@ -155,19 +172,51 @@ def _lay_out(
         progress(done, checkpoint.total_bytes)
 
     advance(0)
+    model = checkpoint.config
     try:
-        model = model_class(config.architecture)(config, checkpoint, ops, limits.max_model_len, advance)
-        return ModelRunner(model, ops, cache, limits)
+        decoder = model_class(model.architecture)(model, checkpoint, ops, limits.max_model_len, advance)
+        free_bytes, is_given = _shared(config, ops), config.max_model_len is not None
+        if free_bytes is not None:
+            share, per_block = int(CACHE_SHARE * free_bytes()), block_bytes(model, ops, cache.block_size)
+            cache, limits = cut_to_share(share, cache, limits, per_block, is_context_given=is_given)
+        return ModelRunner(decoder, ops, cache, limits), cache, limits
     except NoKernel as error:
         raise UnsupportedModel(
             f"the {ops.info.name} backend cannot run this model: {error}; --device reference can."
         ) from error
 
 
+def _shared(config: EngineConfig, ops: Ops) -> Callable[[], int] | None:
+    """What says how many bytes are free, where the cache takes a share of them; None where it is of a known size."""
+    return ops.memory.free_bytes if config.num_blocks is None and config.kv_cache_bytes is None else None
+
+
+def cut_to_share(
+    share: int, cache: CacheConfig, limits: StepLimits, per_block: int, *, is_context_given: bool
+) -> tuple[CacheConfig, StepLimits]:
+    """The cache cut to so many bytes, with blocks of ``per_block``, and the context, unless it is given, to the cache.
+
+    Raises:
+        ConfigError: they leave no context, or not the one that is given.
+    """
+    wanted, block_size = limits.max_model_len, cache.block_size
+    num_blocks = min(cache.num_blocks, share // per_block)
+    if num_blocks * block_size < (wanted if is_context_given else 1):
+        needed = -(-wanted // block_size) * per_block
+        raise ConfigError(
+            f"a context of {wanted} tokens needs {needed} bytes of KV cache, but its share of the memory that the "
+            f"weights leave on the device is {share}; lower --max-model-len, or say with --kv-cache-memory-bytes "
+            "how much it may take."
+        )
+    cut = CacheConfig(num_blocks, block_size, cache.enable_prefix_caching)
+    return cut, StepLimits(limits.max_tokens, limits.max_rows, min(wanted, num_blocks * block_size))
+
+
 def size_cache(config: EngineConfig, model: ModelConfig, ops: Ops) -> tuple[CacheConfig, int]:
     """The KV cache and the context length in tokens that it leaves.
 
-    Without ``max_model_len`` the context is the model's own, cut to what the cache can hold.
+    Without ``max_model_len`` the context is the model's own, cut to what the cache can hold. Where the cache will take
+    a share of the device's memory, it has as many blocks here as could be of use.
 
     Raises:
         ConfigError: what was asked for does not fit, with the flag to change.
@@ -189,7 +238,9 @@ def size_cache(config: EngineConfig, model: ModelConfig, ops: Ops) -> tuple[Cach
     wanted = config.max_model_len or longest
     per_block = block_bytes(model, ops, block_size)
     useful = -(-wanted // block_size) * config.max_num_seqs
-    num_blocks = config.num_blocks or min(config.kv_cache_bytes // per_block, useful)
+    if _shared(config, ops) is not None:
+        return CacheConfig(useful, block_size, config.enable_prefix_caching), wanted
+    num_blocks = config.num_blocks or min((config.kv_cache_bytes or CACHE_BYTES) // per_block, useful)
     capacity = num_blocks * block_size
     if capacity < 1 or (config.max_model_len is not None and capacity < config.max_model_len):
         needed = -(-wanted // block_size) * per_block

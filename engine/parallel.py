@@ -36,6 +36,7 @@ from kernels.ops import F32, I32, DrawParams, Parallel, Scores, StepInputs, Step
 
 FOLLOWER = (sys.executable, "-P", "-m", "engine.follower")
 """The command of a follower; the number of its descriptor comes behind it."""
+_FILE = "file://"
 GRACE_S = 1.0
 """Time for whoever fails to say why by itself, before another says it."""
 STOP_S = 3.0
@@ -87,10 +88,13 @@ class Followers:
         self.close()
 
     def leader(self, size: int) -> Parallel:
-        """This process' place among so many. The rendezvous is a file that only this user can reach, and no port."""
+        """This process' place among so many. The rendezvous is a file that only this user can reach, and no port.
+
+        Torch takes what follows file:// as it stands, so nothing is escaped.
+        """
         if self._folder is None:
             self._folder = tempfile.mkdtemp(prefix="upwell-ranks-")
-        return Parallel(0, size, (Path(self._folder) / "rendezvous").as_uri())
+        return Parallel(0, size, f"{_FILE}{self._folder}/rendezvous")
 
     def start(self, config: EngineConfig, cache: CacheConfig, limits: StepLimits) -> None:
         """Start ranks 1 to ``config.tensor_parallel_size`` - 1, each of which loads its part of the model."""
@@ -227,6 +231,14 @@ class Followers:
                     follower.is_ready = True
             self._changed.notify_all()
         return None
+
+
+def remove_rendezvous(place: Parallel) -> None:
+    """Remove a rendezvous that its leader made, if that is still there: a leader that is killed leaves it."""
+    file = Path(place.rendezvous.removeprefix(_FILE))
+    with contextlib.suppress(OSError):
+        file.unlink(missing_ok=True)
+        file.parent.rmdir()
 
 
 def _spawned(command: Sequence[str]) -> tuple[subprocess.Popen[bytes], socket.socket]:

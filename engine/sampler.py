@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.types import SamplingParams, TokenLogprobs
-from kernels.ops import F32, F64, I32, DrawParams, Scores
-from kernels.reference.sampling import highest
+from kernels.ops import F32, F64, I32, MOST_CANDIDATES, Candidates, DrawParams, Scores
+from kernels.reference.sampling import draw_among, highest
 
 Ids = npt.NDArray[np.intp]
 Draw = Callable[[F32, DrawParams], I32]
@@ -92,6 +92,11 @@ class SamplerState:
         """Whether the next token's logits are changed before one is chosen."""
         return self._has_penalties or bool(self.params.logit_bias) or self.num_generated < self.params.min_tokens
 
+    @property
+    def needs_row(self) -> bool:
+        """Whether the next token takes a whole row of logits, however it is chosen."""
+        return self.params.logprobs is not None or self.adjusts
+
     def note(self, token_id: int) -> None:
         """Count a generated token."""
         self.num_generated += 1
@@ -140,34 +145,75 @@ class Sampler:
     def sample(self, scores: Scores, states: Sequence[SamplerState]) -> list[Sampled | None]:
         """One token for each row; None where a logit is NaN or infinite, since no answer could be trusted.
 
-        Shapes: R == len(states). Overwrites rows of ``scores.logits``.
+        Asks for those rows of logits alone that it needs: a greedy one only with logprobs or if it is changed first; a
+        drawn one whole unless top_k says how few of it count. Without top_k all of a row's logits are added up, which
+        a device would do in an order of its own, that may depend on the batch.
+
+        Shapes: R == len(states). Overwrites rows that ``scores`` gives.
         Batch-invariant: rows do not meet.
         """
         tokens = scores.best.tolist()
         special = [r for r, state in enumerate(states) if not state.is_plain_greedy and tokens[r] >= 0]
-        raw = {r: scores.logits[r].copy() for r in special if states[r].params.logprobs is not None}
-        if special:
-            self._choose(tokens, scores.logits, special, states)
+        raw = self._choose(tokens, scores, special, states) if special else {}
         out = [None if token < 0 else Sampled(token, None) for token in tokens]
         for r, logits in raw.items():
             out[r] = Sampled(tokens[r], logprobs_of(logits, tokens[r], states[r].params.logprobs or 0))
         return out
 
-    def _choose(self, tokens: list[int], logits: F32, rows: Sequence[int], states: Sequence[SamplerState]) -> None:
-        """Set ``tokens`` of those rows that are not for the highest logit to decide; all that draw do so together."""
-        drawing = []
-        for r in rows:
-            if states[r].adjusts:
-                states[r].adjust(logits[r], self._eos_ids)
-            if states[r].params.temperature > 0.0:
-                drawing.append(r)
-            elif states[r].adjusts:
-                tokens[r] = int(logits[r].argmax())
+    def _choose(
+        self, tokens: list[int], scores: Scores, rows: Sequence[int], states: Sequence[SamplerState]
+    ) -> dict[int, F32]:
+        """Set ``tokens`` of those rows that are not for the highest logit to decide; all that draw do so together.
+
+        Gives the model's own logits f32[V] of rows that want logprobs.
+        """
+        raw: dict[int, F32] = {}
+        drawing = [r for r in rows if states[r].params.temperature > 0.0]
+        greedy = [r for r in rows if states[r].params.temperature == 0.0 and states[r].needs_row]
+        if scores.highest is not None:
+            drawing = self._draw_few(tokens, scores.highest, drawing, states)
         if drawing:
-            some = logits if len(drawing) == len(logits) else logits[drawing]
-            drawn = self._draw(some, _draw_params([states[r] for r in drawing]))
+            logits = self._adjusted(scores, drawing, states, raw)
+            drawn = self._draw(logits, _draw_params([states[r] for r in drawing]))
             for r, token in zip(drawing, drawn.tolist(), strict=True):
                 tokens[r] = token
+        if greedy:
+            for r, row in zip(greedy, self._adjusted(scores, greedy, states, raw), strict=True):
+                if states[r].adjusts:
+                    tokens[r] = int(row.argmax())
+        return raw
+
+    def _draw_few(
+        self,
+        tokens: list[int],
+        highest: Callable[[Sequence[int], int], Candidates],
+        rows: Sequence[int],
+        states: Sequence[SamplerState],
+    ) -> list[int]:
+        """Set ``tokens`` of those rows whose highest logits decide; gives the others, which are drawn from whole."""
+        few = [r for r in rows if 0 < states[r].params.top_k < MOST_CANDIDATES and not states[r].needs_row]
+        if not few:
+            return list(rows)
+        params = _draw_params([states[r] for r in few])
+        drawn = draw_among(highest(few, int(params.top_k.max()) + 1), params, self._draw).tolist()
+        decided = {r: token for r, token in zip(few, drawn, strict=True) if token >= 0}
+        for r, token in decided.items():
+            tokens[r] = token
+        return [r for r in rows if r not in decided]
+
+    def _adjusted(
+        self, scores: Scores, rows: Sequence[int], states: Sequence[SamplerState], raw: dict[int, F32]
+    ) -> F32:
+        """Logits f32[n,V] of rows as tokens are chosen from them; ``raw`` keeps what is wanted of them as they were."""
+        logits = scores.rows(rows)
+        for i, r in enumerate(rows):
+            state = states[r]
+            adjusts = state.adjusts
+            if state.params.logprobs is not None:
+                raw[r] = logits[i].copy() if adjusts or state.params.temperature > 0.0 else logits[i]
+            if adjusts:
+                state.adjust(logits[i], self._eos_ids)
+        return logits
 
 
 def _summed(logit_bias: Iterable[tuple[int, float]]) -> tuple[Ids, F64]:

@@ -107,26 +107,61 @@ class StepLimits:
     max_model_len: int
 
 
-class Scores(Protocol):
-    """What a step says about the next tokens; NumPy arrays that hold until the next step.
+MOST_CANDIDATES = 512
+"""Logits of a row that ``Scores.highest`` is asked for at most. Beyond, a native draw of a whole row often adds up in
+another order than one of candidates, and whole rows are fetched."""
+
+
+class Candidates(NamedTuple):
+    """The highest logits of n rows, c of each, in any order; where equal ones are left out, any of them.
 
     Attributes:
-        logits: f32[R,V]; whoever has called may overwrite them. A device may fetch them when they are first asked for.
-        best: i32[R], the highest logit's token, the lowest id on a tie; -1 where a row holds a NaN or an infinity.
+        logits: f32[n,c].
+        ids: i32[n,c], whose they are.
     """
 
-    @property
-    def logits(self) -> F32: ...  # noqa: D102
+    logits: F32
+    ids: I32
+
+
+class Scores(Protocol):
+    """What a step says about the next tokens, until the next step; NumPy arrays.
+
+    Rows are asked for by their numbers, rising. Logits may lie on a device, so ask for no more of them than is needed.
+
+    Attributes:
+        best: i32[R], the highest logit's token, the lowest id on a tie; -1 where a row holds a NaN or an infinity.
+        highest: (numbers, count) -> Candidates: so many of each row, or all if it has fewer; count is from 1 to
+            ``MOST_CANDIDATES``. None where whole rows are as near.
+    """
 
     @property
     def best(self) -> I32: ...  # noqa: D102
 
+    @property
+    def highest(self) -> Callable[[Sequence[int], int], Candidates] | None: ...  # noqa: D102
+
+    def rows(self, indices: Sequence[int]) -> F32:
+        """Logits f32[n,V] of some rows. The caller may overwrite them, so a row is asked for once a step."""
+
 
 class HostScores(NamedTuple):
-    """``Scores`` that lie in this process's memory."""
+    """``Scores`` that lie in this process's memory: f32[R,V] and i32[R]."""
 
     logits: F32
     best: I32
+
+    @property
+    def highest(self) -> None:
+        """Whole rows are here."""
+        return
+
+    def rows(self, indices: Sequence[int]) -> F32:
+        """Logits f32[n,V] of some rows, not copied where they lie next to each other."""
+        if not indices:
+            return self.logits[:0]
+        first, last = indices[0], indices[-1]
+        return self.logits[first : last + 1] if last - first < len(indices) else self.logits[list(indices)]
 
 
 @dataclass(frozen=True)
@@ -162,6 +197,8 @@ class Memory:
         upload: NumPy array, f32 of rows or integers that fit i32 -> Tensor; download: the reverse, synchronising.
         sync: wait for all work.
         capacity_bytes: what a cache may take at most; capacity: what that is, in words.
+        free_bytes: what is free now on a device with memory of its own; of several processes all must ask, and get the
+            least of all. None where memory is the machine's.
     """
 
     alloc_cache: Callable[[int, int, int, int], LayerCache]
@@ -174,6 +211,7 @@ class Memory:
     sync: Callable[[], None]
     capacity_bytes: Callable[[], int] = memory_bytes
     capacity: str = "memory that this process may fill (what the machine has, or its control group grants)"
+    free_bytes: Callable[[], int] | None = None
 
 
 Activations = Literal["f32", "int8 blocks of 32"]

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from engine.config import MAX_RANKS, QUANTIZATIONS, EngineConfig
+from engine.config import CACHE_BYTES, CACHE_SHARE, MAX_RANKS, QUANTIZATIONS, EngineConfig
 from engine.errors import ConfigError
 from kernels.cpu.threads import MAX_THREADS
 from kernels.formats import ATTENTION_SCORES, CACHE_DTYPES, DTYPES, PROMPT_ATTENTIONS
@@ -165,9 +165,9 @@ def _add_cache_flags(cache: Flags) -> None:
     _add(
         cache,
         "--kv-cache-memory-bytes",
-        "Memory for the KV cache, such as 2GiB.",
+        f"Memory for the KV cache, such as 2GiB (default: {CACHE_BYTES >> 30}GiB; on Ascend {100 * CACHE_SHARE:.0f} %% "
+        "of what is free once the weights are loaded).",
         type=parse_bytes,
-        default="1GiB",
     )
     _add(cache, "--num-blocks", "Number of KV blocks (default: by memory).", type=_integer(1))
     cache.add_argument(

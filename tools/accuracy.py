@@ -142,7 +142,7 @@ class Scorer:
         table = np.arange(len(ids) // BLOCK_SIZE, dtype=np.int32)[None, :]
         attention = AttentionBatch(np.array([0, WINDOW], dtype=np.int32), end, table)
         tokens = np.ascontiguousarray(ids[start : start + WINDOW])
-        return self._runner.forward(StepInputs(tokens, positions, positions, attention, rows)).logits
+        return self._runner.forward(StepInputs(tokens, positions, positions, attention, rows)).rows(range(WINDOW))
 
 
 def log_softmax(logits: F32) -> F64:

@@ -120,7 +120,7 @@ class ReadingRunner(InstantRunner):
 
     def compute(self, batch: StepInputs, _logits: F32) -> F32:
         """Zeros, the long way."""
-        return self._step(batch).logits
+        return self._step(batch).rows(range(len(batch.logit_rows)))
 
     def native_wall_s(self) -> float:
         """Seconds that it has read."""

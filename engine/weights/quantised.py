@@ -7,6 +7,7 @@ vLLM and compressed-tensors have it too.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 
 from engine.config import QUANTIZATIONS, ModelConfig
@@ -40,7 +41,16 @@ class W8A8Checkpoint:
         Raises:
             MalformedModel: it is not there.
         """
-        raw = self._stored.tensor(name)
+        return self.rows(name, lambda whole: whole)
+
+    def rows(self, name: str, pick: Callable[[RawTensor], RawTensor]) -> RawTensor:
+        """Some rows of the tensor of that name, of which no others are quantised: a row's scale is its own.
+
+        Args:
+            name: as for ``tensor``, which raises the same.
+            pick: from a tensor [...,N,K] as stored to whole rows of it.
+        """
+        raw = pick(self._stored.tensor(name))
         return to_w8a8(raw) if is_quantised(name) else raw
 
     def format(self, name: str) -> WeightFormat:

@@ -3,7 +3,8 @@
 Projections to heads and to the inner size of MLPs and experts are cut by rows, those back to the hidden size by
 columns, embedding and output layer by token ids; all else every rank has whole, so also the biases of what is cut by
 columns, which are added once, after the sum. Cut is what is stored, still packed, also W8A8, whose scales are those of
-the whole rows. Columns that would end amid a block are unpacked to float32: that loses nothing.
+the whole rows. Columns that would end amid a block are unpacked to float32: that loses nothing. What is quantised as it
+is loaded is cut by rows before that, and by columns after it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from engine.config import MAX_RANKS, ModelConfig
 from engine.errors import UnsupportedModel
 from engine.token_table import TokenTable
 from engine.weights.checkpoint import Checkpoint
+from engine.weights.quantised import W8A8Checkpoint
 from engine.weights.shapes import Shape, expected_shapes
 from kernels.formats import RawTensor, WeightFormat
 from kernels.ops import Split
@@ -66,12 +68,9 @@ class ShardedCheckpoint:
         Raises:
             MalformedModel: it is not there.
         """
-        raw = self._stored.tensor(name)
-        axis = _axis(name)
-        if axis is None:
-            return raw
-        part = self._part(name, raw.shape[axis])
-        return _columns(raw, part) if axis == -1 else _rows(raw, part)
+        if _axis(name) == -2 and isinstance(self._stored, W8A8Checkpoint):
+            return self._stored.rows(name, lambda whole: self._cut(name, whole))
+        return self._cut(name, self._stored.tensor(name))
 
     def format(self, name: str) -> WeightFormat:
         """The format in which the tensor of that name is handed out; raises as ``tensor``."""
@@ -84,6 +83,14 @@ class ShardedCheckpoint:
     def vocabulary(self) -> TokenTable:
         """What each token id stands for; raises as the checkpoint's own."""
         return self._stored.vocabulary()
+
+    def _cut(self, name: str, raw: RawTensor) -> RawTensor:
+        """This rank's part of a whole tensor."""
+        axis = _axis(name)
+        if axis is None:
+            return raw
+        part = self._part(name, raw.shape[axis])
+        return _columns(raw, part) if axis == -1 else _rows(raw, part)
 
     def _part(self, name: str, length: int) -> slice:
         """This rank's rows or columns of so many."""

@@ -12,7 +12,7 @@ from kernels.ascend.attention import Attention
 from kernels.ascend.elementwise import Elementwise
 from kernels.ascend.linear import Linears
 from kernels.ascend.moe import Experts
-from kernels.ascend.parallel import Ranks, cache_share_bytes
+from kernels.ascend.parallel import Ranks, least_free_bytes
 from kernels.ascend.plan import BLOCK_SIZE
 from kernels.ascend.platform import Platform, npu_platform
 from kernels.ascend.recorded import RecordedStep
@@ -126,7 +126,7 @@ def _memory(platform: Platform, attention: Attention, linears: Linears, ranks: R
         sync=platform.synchronize,
         capacity_bytes=platform.free_bytes,
         capacity="free memory on the device, which the weights take from too",
-        cache_share_bytes=lambda: cache_share_bytes(platform, ranks),
+        free_bytes=lambda: least_free_bytes(platform, ranks),
     )
 
 

@@ -46,7 +46,7 @@ def largest(x):
 
 @triton.jit
 def magnitude(x):
-    """The largest of each row of x f32[rows, n] by size; NaN where a number is not finite, which int8 could not tell."""
+    """The largest of each row of x f32[rows, n] by size; NaN where a number is not finite, since int8 cannot be."""
     return largest(tl.abs(x)) + tl.sum(x * 0.0, 1)
 
 

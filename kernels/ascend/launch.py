@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kernels.ascend.attention import PROMPT_ROWS
+from kernels.ascend.crashes import crashes_survived
 from kernels.ascend.platform import npu_platform
 from kernels.ascend.variant import AttentionVariant, Dtype
 
@@ -65,4 +66,4 @@ def _compile(
 
     dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "i32": torch.int32}
     arguments = (*(dtypes[name] for name in pointers.values()), *(_SCALARS[name] for name in scalars.values()))
-    kernel.warmup(*arguments, grid=(grid,), **constants)
+    crashes_survived(lambda: kernel.warmup(*arguments, grid=(grid,), **constants))

@@ -2,6 +2,9 @@
 
 A token's own rows are computed with its experts' weights whatever other rows there are; whether the device adds in an
 order that depends on how many rows a group has is for the first hour on a chip to find out.
+
+A layer with one expert has nothing to choose: it is products of all rows. Sizes of groups must be more than one, says
+npu_grouped_matmul's page (``_op_plugin_docs`` of torch-npu 2.13.0).
 """
 
 from __future__ import annotations
@@ -30,10 +33,18 @@ class Stack:
 
 @dataclass(frozen=True)
 class AscendExperts:
-    """gate_up [E,H,2F] and down [E,F,H]."""
+    """gate_up [E,H,2F] and down [E,F,H] of two experts or more."""
 
     gate_up: Stack
     down: Stack
+
+
+@dataclass(frozen=True)
+class OnlyExpert:
+    """gate_up [2F,H] and down [H,F] of a layer that has no other."""
+
+    gate_up: AscendLinear
+    down: AscendLinear
 
 
 class Experts:
@@ -47,8 +58,12 @@ class Experts:
         self._device, self._dtype, self._linears = platform.device, dtype, linears
         self._ranks = Ranks() if ranks is None else ranks
 
-    def prepare_experts(self, gate: RawTensor, up: RawTensor, down: RawTensor) -> AscendExperts:
-        """Gate and up [E,F,H], down [E,H,F], transposed as grouped products take them."""
+    def prepare_experts(self, gate: RawTensor, up: RawTensor, down: RawTensor) -> AscendExperts | OnlyExpert:
+        """Gate and up [E,F,H], down [E,H,F], transposed as grouped products take them; a single expert's are not."""
+        if gate.shape[0] == 1:
+            prepare = self._linears.prepare_linear
+            gate_up = prepare([gate.at(0), up.at(0)], None, split="outputs")
+            return OnlyExpert(gate_up, prepare([down.at(0)], None, split="inputs"))
         return AscendExperts(self._stack(gate, up), self._stack(down))
 
     def _stack(self, *weights: RawTensor) -> Stack:
@@ -62,8 +77,13 @@ class Experts:
         kept = torch.from_numpy(np.concatenate(scales, axis=1).astype(np.float32)).to(wanted).to(self._device)
         return Stack(self._npu.npu_format_cast(stacked, FRACTAL_NZ), kept)
 
-    def moe(self, x: Tensor, router: AscendLinear, experts: AscendExperts, top_k: int, normalise: bool) -> Tensor:
+    def moe(
+        self, x: Tensor, router: AscendLinear, experts: AscendExperts | OnlyExpert, top_k: int, normalise: bool
+    ) -> Tensor:
         """Sum over a token's top_k experts of weight * down(silu(gate x) * up x): x [T,H] -> [T,H]."""
+        if isinstance(experts, OnlyExpert):  # whose weight is 1
+            hidden = self._npu.npu_swiglu(self._linears.linear(x, experts.gate_up))
+            return self._linears.linear(hidden, experts.down)
         npu, num_experts = self._npu, experts.gate_up.weight.shape[0]
         scores = self._linears.linear(x, router).to(self._torch.float32)
         weights, chosen, _ = npu.npu_moe_gating_top_k_softmax(scores, k=top_k)

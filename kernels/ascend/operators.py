@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
+from kernels.ascend.crashes import crashes_survived
 from kernels.ascend.variant import ADDENDS, AttentionVariant, Dtype
 
 Tensor = Any
@@ -67,10 +68,10 @@ def _attention_on_npu(
     combine = call.combine_arguments(tiles, counts, sink)
     variant = call.variant
     if caches.are_int8:
-        split_queries[(2 * cores,)](*call.query_arguments(), **variant.query_constants(2 * cores))
-    paged_attention_split[(cores,)](*split, **variant.split_constants(cores), **OPTIONS)
+        _launch(split_queries, 2 * cores, call.query_arguments(), variant.query_constants(2 * cores))
+    _launch(paged_attention_split, cores, split, {**variant.split_constants(cores), **OPTIONS})
     constants = variant.combine_constants(2 * cores, has_sink=sink is not None)
-    paged_attention_combine[(2 * cores,)](*combine, **constants)
+    _launch(paged_attention_combine, 2 * cores, combine, constants)
     return call.result
 
 
@@ -87,7 +88,12 @@ def _store_on_npu(
     from kernels.ascend.int8_cache import store_keys_values  # noqa: PLC0415
 
     arguments = (k, v, slots, k_cache, v_cache, k_scale, v_scale, len(slots))
-    store_keys_values[(cores,)](*arguments, **store_variant(k, v).store_constants(cores))
+    _launch(store_keys_values, cores, arguments, store_variant(k, v).store_constants(cores))
+
+
+def _launch(kernel: Any, grid: int, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
+    """Launch a kernel on so many cores, compiled before if this is its first time."""
+    crashes_survived(lambda: kernel[(grid,)](*arguments, **constants))
 
 
 def store_variant(k: Tensor, v: Tensor) -> AttentionVariant:

@@ -212,11 +212,14 @@ def store_weights(
 def token_scales(
     scale_ptr, table_ptr, begin, end, head, KV_HEADS: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr
 ):  # fmt: skip
-    """Scales f32[SPLIT] of a split's tokens for a head of keys, by block table; any of those that nobody sees."""
+    """Scales f32[SPLIT] of a split's tokens for a head of keys, by block table; of blocks that nobody sees any."""
     blocks = tl.arange(0, SPLIT // BLOCK)
-    known = (blocks >= begin // BLOCK) & (blocks < (end + BLOCK - 1) // BLOCK)
-    at = (tl.load(table_ptr + blocks, mask=known, other=0) * KV_HEADS + head) * BLOCK
-    return tl.reshape(tl.load(scale_ptr + at[:, None] + tl.arange(0, BLOCK)[None, :]), [SPLIT])
+    scales = tl.zeros([SPLIT], tl.float32)
+    for _ in range(0, tl.minimum(end, 1)):  # once: else both axes reach all tiles, which vector cores do not share then
+        known = blocks < (end + BLOCK - 1) // BLOCK
+        at = (tl.maximum(tl.load(table_ptr + blocks, mask=known, other=0), 0) * KV_HEADS + head) * BLOCK
+        scales = tl.reshape(tl.load(scale_ptr + at[:, None] + tl.arange(0, BLOCK)[None, :]), [SPLIT])
+    return scales
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -227,33 +230,31 @@ def store_weight_planes(
     """One query's scores i32[GROUP, SPLIT] -> exp(s - max) times the values' scales, i8[2, GROUP, SPLIT].
 
     A weight is (first plane + second / FINE) steps, off by half of a step of the second at most; what its row's step is
-    comes third in the statistics. Sums are of weights before they were rounded, without the values' scales. A value
-    whose scale is not finite makes its score NaN, and by that the sum: int8 has no NaN.
+    comes third in the statistics. Sums are of weights before they were rounded, without the values' scales. What the
+    query does not see has a score of 1, times -inf. A value whose scale is not finite makes its score NaN, and by that
+    the sum: int8 has no NaN.
     """
     tokens = tl.arange(0, SPLIT)
     seen = (tokens >= begin) & (tokens < end)
-    k_scale = tl.where(seen, k_scales, 0.0)
-    v_scale = tl.where(seen, v_scales, 0.0)
-    unseen = tl.where(seen, v_scales * 0.0, float("-inf"))
-    for first in tl.static_range(0, GROUP, HEAD_ROWS):
-        heads = first + tl.arange(0, HEAD_ROWS)
-        real = heads < GROUP
-        at = heads[:, None] * SPLIT + tokens[None, :]
-        known = real[:, None] & seen[None, :]
-        q_scale = tl.load(q_scale_ptr + heads, mask=real, other=0.0) * scale
-        s = tl.load(scores_ptr + at, mask=known, other=0).to(tl.float32)
-        s = s * q_scale[:, None] * k_scale[None, :] + unseen[None, :]
-        most = tl.maximum(tl.max(s, 1), -1.0e30, propagate_nan=tl.PropagateNan.ALL)
-        weights = tl.exp(s - most[:, None])
-        tl.store(stats_ptr + heads, most, mask=real)
-        tl.store(stats_ptr + ROWS + heads, tl.sum(weights, 1), mask=real)
-        weights = weights * v_scale[None, :]
-        step = largest(weights) / STEPS
-        tl.store(stats_ptr + 2 * ROWS + heads, step, mask=real)
-        steps = weights * (1.0 / step)[:, None]
-        coarse = nearest(steps)
-        tl.store(weights_ptr + at, as_int8(coarse), mask=real[:, None])
-        tl.store(weights_ptr + GROUP * SPLIT + at, as_int8(nearest((steps - coarse) * FINE)), mask=real[:, None])
+    k_scales = tl.where(seen, k_scales + v_scales * 0.0, float("-inf"))
+    v_scales = tl.where(seen, v_scales, 0.0)
+    heads = tl.arange(0, HEAD_ROWS)
+    real = heads < GROUP
+    at = heads[:, None] * SPLIT + tokens[None, :]
+    q_scale = tl.load(q_scale_ptr + heads, mask=real, other=1.0) * scale
+    s = tl.load(scores_ptr + at, mask=real[:, None] & seen[None, :], other=1).to(tl.float32)
+    s = s * q_scale[:, None] * k_scales[None, :]
+    most = tl.maximum(tl.max(s, 1), -1.0e30, propagate_nan=tl.PropagateNan.ALL)
+    weights = tl.exp(s - most[:, None])
+    tl.store(stats_ptr + heads, most, mask=real)
+    tl.store(stats_ptr + ROWS + heads, tl.sum(weights, 1), mask=real)
+    weights = weights * v_scales[None, :]
+    step = largest(weights) / STEPS
+    tl.store(stats_ptr + 2 * ROWS + heads, step, mask=real)
+    steps = weights * (1.0 / step)[:, None]
+    coarse = nearest(steps)
+    tl.store(weights_ptr + at, as_int8(coarse), mask=real[:, None])
+    tl.store(weights_ptr + GROUP * SPLIT + at, as_int8(nearest((steps - coarse) * FINE)), mask=real[:, None])
 
 
 @triton.jit  # type: ignore[untyped-decorator]

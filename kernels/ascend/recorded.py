@@ -1,4 +1,4 @@
-"""A step as it is run: inputs uploaded at once, decoding captured as graphs, scores that come down when asked for.
+"""A step as it is run: inputs uploaded at once, decoding captured as graphs, scores that stay on the device.
 
 Graphs are for steps in which each sequence has one query, one for each bucket of so many sequences. A step with fewer
 is padded out by rows that decode the token 0 in a block of the cache that belongs to no sequence: they are computed as
@@ -16,7 +16,8 @@ import numpy as np
 from kernels.ascend.attention import MAX_TASKS, DevicePlan, PlannedBatch, plan_arrays
 from kernels.ascend.plan import BLOCK_SIZE, SPLIT, plan_attention
 from kernels.ascend.platform import Graph, Platform
-from kernels.ops import F32, I32, Scores, StepInputs, StepLimits
+from kernels.ascend.sampling import DeviceScores, best_tokens, fetched
+from kernels.ops import I32, Scores, StepInputs, StepLimits
 
 Tensor = Any
 BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512)
@@ -45,30 +46,6 @@ class Upload:
     def send(self) -> None:
         """Copy the host's arrays to the device's."""
         self._device.copy_(self._host)
-
-
-class DeviceScores:
-    """Scores of a step, on the device until they are asked for; they hold until the next step."""
-
-    def __init__(self, logits: Tensor, best: I32) -> None:
-        self.best = best
-        self._device = logits
-        self._host: F32 | None = None
-
-    @property
-    def logits(self) -> F32:
-        """f32[R,V], fetched once."""
-        if self._host is None:
-            self._host = self._device.cpu().numpy()
-        return self._host
-
-
-def best_tokens(torch: Any, logits: Tensor) -> Tensor:
-    """Each row's highest logit, the lowest id on a tie, -1 where one is not finite: f32[R,V] -> i32[R]."""
-    highest = logits.amax(-1, keepdim=True)
-    ids = torch.arange(logits.shape[1], dtype=torch.int32, device=logits.device)
-    best = torch.where(logits == highest, ids, logits.shape[1]).amin(-1)
-    return torch.where(torch.isfinite(logits).all(-1), best, -1).to(torch.int32)
 
 
 class GraphBatch(PlannedBatch):
@@ -166,13 +143,10 @@ class RecordedStep:
             bucket = self._filled(inputs)
             if bucket is None:
                 logits = self._forward(self._uploaded(inputs))
-                return DeviceScores(logits, best_tokens(self._torch, logits).cpu().numpy())
+                return DeviceScores(logits, fetched(best_tokens(self._torch, logits)))
             bucket.graph.replay()
             rows = inputs.logit_rows
-            best = bucket.best.cpu().numpy()[rows]
-            if len(rows) == num_seqs:
-                return DeviceScores(bucket.logits[:num_seqs], best)
-            return DeviceScores(bucket.logits[self._torch.from_numpy(rows).to(self._platform.device)], best)
+            return DeviceScores(bucket.logits, fetched(bucket.best)[rows], rows)
 
     def _filled(self, inputs: StepInputs) -> Bucket | None:
         """The smallest graph for a step, with the step's inputs in its memory; None if there is none."""

@@ -67,8 +67,11 @@ class AttentionVariant:
 
     @property
     def head_rows(self) -> int:
-        """Rows of one query's scores that vector cores have at a time: both get half."""
-        return 8 if self.group <= 8 or self.planes == 2 else 16
+        """Rows of one query's scores that vector cores have at a time: both get half, so there are two at least.
+
+        Four where one would do, whose half the compiler makes an array of one number of, and takes it apart.
+        """
+        return 4 if self.group == 1 else power_of_two(self.group)
 
     @property
     def numbers(self) -> Dtype:
@@ -121,7 +124,7 @@ class AttentionVariant:
     def combine_constants(self, cores: int, *, has_sink: bool) -> dict[str, Any]:
         """Its constants, on so many vector cores."""
         heads = {"KV_HEADS": self.kv_heads, "GROUP": self.group, "PLANES": self.planes}
-        heads |= {"HEAD_ROWS": 8 if self.group <= 8 else 16, "ROWS": self.rows}
+        heads |= {"HEAD_ROWS": max(8, power_of_two(self.group)), "ROWS": self.rows}
         heads |= {"SUM_ROWS": self.sum_rows}
         return {**heads, "V_DIM": self.v_dim, "HAS_SINK": has_sink, "CORES": cores}
 

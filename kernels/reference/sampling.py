@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from kernels.ops import DrawParams, HostScores, Scores, StepInputs, StepLimits, Tensor
+from kernels.ops import Candidates, DrawParams, HostScores, Scores, StepInputs, StepLimits, Tensor
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -49,6 +49,27 @@ def draw(logits: F32, params: DrawParams) -> I32:
     columns = (params.temperature, params.top_k, params.top_p, params.min_p, params.uniform)
     rows = zip(logits, *(column.tolist() for column in columns), strict=True)
     return np.array([_draw_row(row.astype(np.float64), *values) for row, *values in rows], dtype=np.int32)
+
+
+def draw_among(candidates: Candidates, params: DrawParams, draw: Callable[[F32, DrawParams], I32]) -> I32:
+    """The token of each row that ``draw`` would take from the whole of it, found among its highest logits: i32[n].
+
+    It is -1 where they do not say: where ``top_k`` ends between equal logits, lower ids go first, and those need not be
+    among the candidates. All others are known, and what ``draw`` is given of them is in the order it would put them in.
+
+    Batch-invariant: rows do not meet.
+
+    Args:
+        candidates: more than ``top_k`` of each row, or all that it has.
+        params: of n rows, with a ``top_k`` above 0.
+        draw: a backend's.
+    """
+    order = np.lexsort((candidates.ids, -candidates.logits))
+    rows, count = np.arange(len(order)), order.shape[1]
+    logits, ids = candidates.logits[rows[:, None], order], candidates.ids[rows[:, None], order]
+    ends = np.minimum(params.top_k, count)
+    is_open = (ends < count) & (logits[rows, ends - 1] == logits[rows, np.minimum(ends, count - 1)])
+    return np.where(is_open, np.int32(-1), ids[rows, draw(logits, params)])
 
 
 def _draw_row(logits: F64, temperature: float, top_k: int, top_p: float, min_p: float, uniform: float) -> int:

@@ -159,9 +159,22 @@ def test_other_kernels_give_the_references_tokens_too(model, options):
     assert len(agreeing(got, reference, BLUR)) == len(REQUESTS)
 
 
-@pytest.mark.parametrize("options", [{"quantization": "w8a8"}, {"dtype": "bfloat16"}])
+def test_nothing_else_changes_a_bit_with_a_cache_of_int8_either(model):
+    """Whole prompts alone and without graphs; in company, in chunks, with graphs, preempted, from the prefix cache."""
+    options = {"kv_cache_dtype": "i8"}
+    plain = engine_of(model, "ascend", eager=True, max_num_batched_tokens=256, enable_prefix_caching=False, **options)
+    wanted = {}
+    for request in REQUESTS:
+        wanted |= answers(plain, [request])
+    engine = engine_of(model, "ascend", num_blocks=4, max_num_batched_tokens=40, **options)
+    assert answers(engine, REQUESTS) == wanted
+    assert answers(engine, REQUESTS) == wanted, "with the prefixes of the first time in the cache"
+    assert engine.scheduler.num_preemptions > 0
+
+
+@pytest.mark.parametrize("options", [{"quantization": "w8a8"}, {"dtype": "bfloat16"}, {"kv_cache_dtype": "i8"}])
 def test_coarser_arithmetic_gives_the_references_tokens_but_for_a_few(model, options):
-    """In W8A8 and bfloat16 one rounding more moves what comes after it by more: in one request of six at times."""
+    """There one rounding more moves what comes after it by more: in one request of six at times."""
     quantization = options.get("quantization", "none")
     reference = answers(engine_of(model, "reference", block_size=128, quantization=quantization), REQUESTS)
     got = answers(engine_of(model, "ascend", **options), REQUESTS)
@@ -170,6 +183,16 @@ def test_coarser_arithmetic_gives_the_references_tokens_but_for_a_few(model, opt
     assert sum(same.values()) >= 3
     alone = answers(engine_of(model, "ascend", eager=True, enable_prefix_caching=False, **options), REQUESTS[:2])
     assert {name: got[name] for name in alone} == alone
+
+
+def test_a_model_with_one_expert_is_served(tmp_path):
+    one = {"head_dim": 16, "num_experts": 1, "num_experts_per_tok": 1, "moe_intermediate_size": 48}
+    make_checkpoint(transformers.Qwen3MoeConfig, tmp_path, vocab_size=TINY_VOCAB_SIZE, **one)
+    shutil.copy(GOLDEN / "tiny-mistral" / "tokenizer.json", tmp_path)
+    reference = answers(engine_of(tmp_path, "reference", block_size=128), REQUESTS)
+    same = agreeing(answers(engine_of(tmp_path, "ascend"), REQUESTS), reference, BLUR)
+    assert len(same) == len(REQUESTS)
+    assert sum(same.values()) >= 0.5 * 12 * len(REQUESTS)
 
 
 def test_every_call_was_checked_against_the_real_operations(model, alone, calls):

@@ -103,6 +103,15 @@ class EngineProcess:
 
 
 @pytest.fixture
+def own_tmp(tmp_path, monkeypatch):
+    """Where an engine that is started later puts its temporary files."""
+    folder = tmp_path / "with a space"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
+@pytest.fixture
 def start(model):
     engines = []
 
@@ -157,7 +166,7 @@ class TestOverTheEmulation:
         assert time.monotonic() - began_s < SOON_S
         assert are_gone([follower], 0)
 
-    def test_an_engine_that_is_killed_amid_steps_takes_its_followers_with_it(self, engine):
+    def test_an_engine_that_is_killed_amid_steps_takes_its_followers_with_it(self, own_tmp, engine):
         process, follower = engine
         ask(process, "long", 400)
         while not tokens_of(process.receive()):
@@ -165,6 +174,7 @@ class TestOverTheEmulation:
         process.process.kill()
         process.process.wait()
         assert are_gone([follower], SOON_S)
+        assert list(own_tmp.iterdir()) == []
 
     def test_all_end_with_their_server_and_not_by_ctrl_c_which_is_the_servers_to_handle(self, engine):
         process, follower = engine
@@ -176,7 +186,8 @@ class TestOverTheEmulation:
         assert process.process.wait(SOON_S) == 0
         assert are_gone([follower], SOON_S)
 
-    def test_an_engine_that_is_killed_while_all_load_leaves_none(self, start):
+    def test_an_engine_that_is_killed_while_all_load_leaves_none(self, start, own_tmp):
+        """Neither processes nor files: so a server ends it whose start is broken off."""
         process = start()
         process.until(LoadProgress)
         deadline_s = time.monotonic() + SOON_S
@@ -186,6 +197,7 @@ class TestOverTheEmulation:
         process.process.kill()
         process.process.wait()
         assert are_gone(pids, 2 * SOON_S)
+        assert list(own_tmp.iterdir()) == []
 
     def test_a_follower_that_is_killed_while_all_load_ends_the_engine(self, start):
         process = start()

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from engine.config import ModelConfig, MoeConfig, RopeConfig
 from engine.errors import MalformedModel, UnsupportedModel
 from engine.weights.open import open_checkpoint
-from engine.weights.quantised import quantised
+from engine.weights.quantised import is_quantised, quantised
 from engine.weights.shapes import expected_shapes
 from engine.weights.sharded import ShardedCheckpoint, split_of
 from kernels.formats import WeightFormat
+from kernels.quantise import to_w8a8
 from kernels.reference.dequant import codes_and_scales, dequantise
 from kernels.spec import random_tensor
 from tests.support.tiny_models import GOLDEN, TINY_MODELS
@@ -146,6 +147,24 @@ def test_w8a8_keeps_the_scales_of_whole_rows():
             half = codes.shape[-1] // 2
             assert np.array_equal(own, codes[..., rank * half : (rank + 1) * half])
             assert np.array_equal(of_rank, scales)
+
+
+@pytest.mark.parametrize("kind", [WeightFormat.F32, WeightFormat.BF16, WeightFormat.Q8_0, WeightFormat.W8A8])
+@pytest.mark.parametrize("config", [DENSE, MOE], ids=["dense", "moe"])
+def test_a_part_has_the_bits_of_the_whole_quantised_and_then_cut(kind, config, monkeypatch):
+    """And where rows are cut, no others are quantised on the way; where columns are, all are, for the rows' scales."""
+    stored, asked = Stored(config, kind), []
+    once = Stored(config, kind)
+    once.tensors = {name: quantised(stored, "w8a8").tensor(name) for name in stored.tensors}
+    monkeypatch.setattr("engine.weights.quantised.to_w8a8", lambda raw: asked.append(raw.shape) or to_w8a8(raw))
+    for rank in range(4):
+        part, wanted = ShardedCheckpoint(quantised(stored, "w8a8"), rank, 4), ShardedCheckpoint(once, rank, 4)
+        for name, shape in expected_shapes(config).items():
+            asked.clear()
+            got = part.tensor(name)
+            assert (got.shape, got.format) == (wanted.tensor(name).shape, part.format(name)), name
+            assert got.data.tobytes() == wanted.tensor(name).data.tobytes(), name
+            assert asked == ([shape if name.endswith(BY_COLUMNS) else got.shape] if is_quantised(name) else []), name
 
 
 def test_ranks_beyond_the_heads_of_keys_share_them():

@@ -6,21 +6,12 @@ import torch
 
 from tests.support.ascend_calls import HALVES, close, f64, normal, refused
 from tests.support.ascend_links import link
-from tools.ascend.emulation import install
 
 pytestmark = link(5)
 
 DIM = 32
 SCALE = DIM**-0.5
 CAUSAL = torch.ones(2048, 2048, dtype=torch.bool).triu(1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def npu():
-    install()
-    import torch_npu
-
-    return torch_npu
 
 
 @pytest.fixture

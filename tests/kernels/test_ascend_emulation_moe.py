@@ -6,17 +6,8 @@ import torch
 
 from tests.support.ascend_calls import FLOATS, HALVES, close, codes, f64, normal, refused, same_alone
 from tests.support.ascend_links import link
-from tools.ascend.emulation import install
 
 pytestmark = link(5)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def npu():
-    install()
-    import torch_npu
-
-    return torch_npu
 
 
 @pytest.fixture

@@ -55,8 +55,12 @@ def step(lengths, counts, seed=0):
     return StepInputs(token_ids, positions, slots, AttentionBatch(starts, lens, table), rows)
 
 
+def whole(scores):
+    return scores.rows(range(len(scores.best)))
+
+
 def logits(model, *steps):
-    return [model.run(each).logits.copy() for each in steps]
+    return [whole(model.run(each)) for each in steps]
 
 
 STEPS = (step([40, 3, 1], [40, 3, 1]), step([41, 4, 2], [1, 1, 1], seed=1), step([42, 5, 3], [1, 1, 1], seed=2))
@@ -106,3 +110,18 @@ def test_a_plan_too_large_for_a_graph_runs_eagerly(monkeypatch):
         assert model.run._filled(long) is None
     eager = TinyModel(eager=True, max_rows=2, max_model_len=3 * SPLIT)
     assert np.array_equal(logits(model, long)[0], logits(eager, long)[0])
+
+
+def test_fewer_than_all_sequences_of_a_graph_may_want_a_token():
+    def some(model):
+        model.run(STEPS[0])
+        scores = model.run(STEPS[1]._replace(logit_rows=np.array([0, 2], dtype=np.int32)))
+        return scores, whole(scores)
+
+    model = TinyModel(eager=False, max_rows=4)
+    assert [bucket.rows for bucket in model.run._buckets] == [1, 2, 4]
+    (scores, rows), (_, eager) = some(model), some(TinyModel(eager=True, max_rows=4))
+    assert np.array_equal(rows, eager)
+    assert scores.best.tolist() == rows.argmax(axis=1).tolist()
+    assert np.array_equal(scores.rows([1])[0], rows[1])
+    assert not np.array_equal(rows[0], rows[1])

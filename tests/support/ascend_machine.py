@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 from kernels.ascend.machine import Machine, Ran
+from kernels.ascend.probe import diagnose
+from kernels.ascend.stubs_refused import MARKER
 
 GIB = 1 << 30
 CHIPS = [(0, "Ascend910B3", 60 * GIB, 64 * GIB), (1, "Ascend910B3", 61 * GIB, 64 * GIB)]
@@ -40,6 +42,8 @@ NPU_SMI = """
 +===========================+===============+====================================================+
 """
 PACKAGES = {"torch": "2.7.1+cpu", "torch-npu": "2.7.1", "triton-ascend": "3.2.0"}
+COMPILED = Ran(0, "[WARNING] of triton\ncompiled bf16, 32 heads on 8 of 128: decoding in 31.2 s, prompts in 40.0 s\n")
+"""What a process says that has compiled the attention kernel."""
 TORCH_NPU = Ran(0, "some warning\nchips " + json.dumps(CHIPS) + "\n")
 
 
@@ -82,3 +86,20 @@ class FakeHost:
         self.asked.append((tuple(command), dict(environment), timeout_s))
         text = " ".join((command[0].rpartition("/")[2], *command[1:]))
         return next((ran for word, ran in self.answers.items() if word in text), Ran(None, reason="not faked"))
+
+
+def findings(host):
+    """Name -> finding."""
+    return {finding.name: finding for finding in diagnose(host.machine()).findings}
+
+
+def stops(host):
+    """The findings with which nothing is served on an NPU."""
+    return [finding.name for finding in diagnose(host.machine()).stops]
+
+
+def stub(path, marker=MARKER):
+    """A file that is a stub library as far as anybody looks."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"\x7fELF" + bytes(5000) + marker + bytes(10))
+    return path

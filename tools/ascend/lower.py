@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kernels.ascend.crashes import crashes_survived
 from kernels.ascend.variant import AttentionVariant
 
 CHIP = "Ascend910B3"
@@ -104,7 +105,8 @@ def lower(
     source = ASTSource(kernel, signature, dict(constants), attributes)
     generated = source.make_ir(options, backend.get_codegen_implementation(), backend.get_module_map(), context)
     metadata = {"target": backend.target, "hash": kernel.__name__, **options.__dict__}
-    text = ttir_to_linalg(make_ttir(generated, metadata, options), metadata, options, named_ops=True)
+    ttir = make_ttir(generated, metadata, options)
+    text = crashes_survived(lambda: ttir_to_linalg(ttir, metadata, options, named_ops=True))
     mode = re.search(r', mix_mode = "(\w+)"', text)
     if mode is None:
         raise ValueError(f"{kernel.__name__}: triton-adapter-opt does not say which cores it is for")

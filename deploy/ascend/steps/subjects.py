@@ -359,7 +359,7 @@ class Subjects:
 
     def best(self) -> Subject:
         """The highest score of each row, and its token."""
-        from kernels.ascend.recorded import best_tokens  # noqa: PLC0415
+        from kernels.ascend.sampling import best_tokens  # noqa: PLC0415
 
         rng, size = np.random.default_rng(15), self._bench.sizes.vocabulary
         x = self._bench.upload(rng.standard_normal((ROWS, size)).astype(np.float32), self._torch.float32)

@@ -4,7 +4,9 @@ Source of the rules: npu_moe_gating_top_k_softmax, npu_moe_gating_top_k, npu_moe
 npu_moe_token_unpermute in torch_npu's own documentation (``_op_plugin_docs`` of torch-npu 2.13.0), for Atlas A2.
 Not verified, since it takes a device: which of two equal scores the device takes first (here the lower expert), the
 numbers in row_idx (here choice * tokens + token, which npu_moe_init_routing wants), and that npu_moe_gating_top_k
-divides by the sum of the chosen scores under sigmoid alone. What the documentation calls undefined is NaN here.
+divides by the sum of the chosen scores under sigmoid alone. That a group_list of sizes must be more than one number is
+what npu_grouped_matmul's page says; the checks of aclnnGroupedMatmul that CANN publishes do not ask for it. What the
+documentation calls undefined is NaN here.
 """
 
 from __future__ import annotations

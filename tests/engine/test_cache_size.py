@@ -1,0 +1,134 @@
+"""How large the KV cache is where nobody says so: a fixed size, or a share of what the weights leave on the device."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+
+import pytest
+
+from engine.config import CACHE_BYTES, CACHE_SHARE, CacheConfig, EngineConfig
+from engine.errors import ConfigError
+from engine.loading import cut_to_share, load_engine
+from engine.model_runner import block_bytes
+from engine.types import GenerateRequest, SamplingParams
+from engine.weights.open import open_checkpoint
+from kernels import resolve as module
+from kernels.ops import BackendOptions, StepLimits
+from kernels.reference.backend import reference_ops
+from server.settings import add_serve_flags, serve_settings
+from tests.support.backends import DEVICES
+from tests.support.tiny_models import GOLDEN
+
+MODEL = GOLDEN / "tiny-mistral"
+SIZES = open_checkpoint(MODEL).config
+PER_BLOCK = block_bytes(SIZES, reference_ops(BackendOptions()), 16)
+
+
+def noting(name, events, real):
+    def call(*args, **kwargs):
+        events.append(name)
+        return real(*args, **kwargs)
+
+    return call
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """A backend whose memory is its own: what is done with it, in order, and how much of it a cache gets."""
+    ops, events, share = reference_ops(BackendOptions()), [], [0]
+    memory = dataclasses.replace(
+        ops.memory,
+        alloc_cache=noting("cache", events, ops.memory.alloc_cache),
+        free_bytes=noting("share", events, lambda: math.ceil(share[0] / CACHE_SHARE)),
+    )
+    prepared = {
+        name: noting("weights", events, getattr(ops, name))
+        for name in ("prepare_linear", "prepare_vector", "prepare_rope")
+    }
+    table = dataclasses.replace(ops, memory=memory, record=noting("record", events, ops.record), **prepared)
+    monkeypatch.setattr(module, "BACKENDS", {"device": lambda _options: table})
+    return events, share
+
+
+def loaded(**options):
+    return load_engine(EngineConfig(model_path=str(MODEL), **options), lambda *_: None)
+
+
+def test_the_share_is_asked_for_between_weights_and_cache(device):
+    events, share = device
+    share[0] = 9 * PER_BLOCK + PER_BLOCK - 1
+    engine, ready = loaded()
+    assert ready.num_blocks == engine.pool.num_free == 9
+    assert ready.kv_cache_bytes == 9 * PER_BLOCK
+    assert ready.max_model_len == 9 * 16 < SIZES.max_position_embeddings
+    stages = [stage for i, stage in enumerate(events) if i == 0 or events[i - 1] != stage]
+    assert stages == ["weights", "share", "cache", "record"]
+    engine.submit(GenerateRequest("r", [5] * 100, SamplingParams(max_tokens=44, temperature=0.0, ignore_eos=True)))
+    tokens = [token for _ in range(60) for delta in engine.step().deltas for token in delta.token_ids]
+    assert len(tokens) == 44, "the whole context can be used"
+
+
+def test_it_is_never_more_than_all_sequences_could_use(device):
+    _, share = device
+    share[0] = 1 << 50
+    _, ready = loaded(max_model_len=100, max_num_seqs=3)
+    assert ready.num_blocks == 3 * 7
+    assert ready.max_model_len == 100
+
+
+@pytest.mark.parametrize(
+    ("options", "blocks"),
+    [({"num_blocks": 5}, 5), ({"kv_cache_bytes": 6 * PER_BLOCK}, 6), ({"num_blocks": 5, "kv_cache_bytes": 1 << 30}, 5)],
+)
+def test_what_the_user_says_goes_first(device, options, blocks):
+    events, share = device
+    share[0] = 100 * PER_BLOCK
+    assert loaded(**options)[1].num_blocks == blocks
+    assert "share" not in events
+
+
+@pytest.mark.parametrize(("blocks", "options"), [(0, {}), (6, {"max_model_len": 100})])
+def test_a_share_that_leaves_no_context_says_what_to_do(device, blocks, options):
+    events, share = device
+    share[0] = blocks * PER_BLOCK + 7
+    needed = -(-options.get("max_model_len", SIZES.max_position_embeddings) // 16) * PER_BLOCK
+    wanted = rf"needs {needed} bytes .* is {share[0]}; lower --max-model-len, or .*--kv-cache-memory-bytes"
+    with pytest.raises(ConfigError, match=wanted):
+        loaded(**options)
+    assert "cache" not in events
+
+
+@pytest.mark.parametrize("options", [{"block_size": 7}, {"max_model_len": 1 << 40}])
+def test_what_can_be_known_before_is_said_before_weights_are_read(device, options):
+    with pytest.raises(ConfigError, match="--block-size" if "block_size" in options else "--max-model-len"):
+        loaded(**options)
+    assert device[0] == []
+
+
+def test_a_given_context_is_never_cut():
+    cache, limits = CacheConfig(100, 16, enable_prefix_caching=False), StepLimits(64, 4, 320)
+    cut, steps = cut_to_share(20 * 7, cache, limits, 7, is_context_given=True)
+    assert (cut, steps) == (CacheConfig(20, 16, enable_prefix_caching=False), limits)
+    with pytest.raises(ConfigError, match="320 tokens"):
+        cut_to_share(20 * 7 - 1, cache, limits, 7, is_context_given=True)
+    cut, steps = cut_to_share(20 * 7 - 1, cache, limits, 7, is_context_given=False)
+    assert (cut.num_blocks, steps.max_model_len, cut.enable_prefix_caching) == (19, 304, False)
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_backends_that_share_the_machines_memory_take_a_fixed_size(name):
+    per_block = block_bytes(SIZES, module.BACKENDS[name](BackendOptions()), 16)
+    ready = loaded(device=name, max_num_seqs=1 << 12, max_num_batched_tokens=1 << 12)[1]
+    assert ready.num_blocks == CACHE_BYTES // per_block
+
+
+def test_help_and_readme_say_both_sizes_and_the_flag_leaves_them_open():
+    parser = argparse.ArgumentParser()
+    add_serve_flags(parser)
+    text = " ".join(parser.format_help().split())
+    assert f"(default: 1GiB; on Ascend {CACHE_SHARE:.0%} of what is free".replace("%", " %") in text
+    assert f"on Ascend {100 * CACHE_SHARE:.0f} % of what is free" in (GOLDEN.parents[1] / "README.md").read_text()
+    assert serve_settings(parser.parse_args([])).engine.kv_cache_bytes is None
+    assert serve_settings(parser.parse_args(["--kv-cache-memory-bytes", "2GiB"])).engine.kv_cache_bytes == 2 << 30
