@@ -21,7 +21,7 @@ PLOG = "~/ascend/log/debug/plog"
 _SUPPORT = f"Keep {PLOG} of that time and send it to Huawei's support."
 _FIRST = f"Look for the first error above it and in {PLOG}; this one only follows from it."
 _KERNEL = f"Set ASCEND_LAUNCH_BLOCKING=1 to see which operation it was; its core and address are in {PLOG}."
-_MEMORY = "Free the NPU of other processes (npu-smi info), or lower --num-blocks or --kv-cache-memory-bytes."
+_MEMORY = "Free the NPU of other processes (npu-smi info), or set --kv-cache-memory-bytes, or less of it."
 COMMON = (_KERNEL, _FIRST, _MEMORY, _SUPPORT)
 """Remedies of many codes: a table says them once."""
 

@@ -23,6 +23,7 @@ ROWS = 258
 """As many as the most that a row travels with, and itself."""
 EPS = 1e-5
 TOP_K = 2
+TOP_SCORES = 65
 Oracle = Callable[..., list[tuple[Array, Array]]]
 
 
@@ -69,7 +70,7 @@ class Subjects:
     def _of_integers_and_experts(self) -> list[Callable[[], Subject]]:
         return [
             self.dynamic_quant, self.quant_matmul, self.gating, self.routing, self.grouped, self.grouped_int8,
-            self.unpermute, self.moe, self.moe_int8, self.best,
+            self.unpermute, self.moe, self.moe_int8, self.best, self.highest,
         ]  # fmt: skip
 
     def near(self, want: Array, terms: Array | float, longest: int = 1) -> tuple[Array, Array]:
@@ -366,6 +367,16 @@ class Subjects:
         return Subject(
             "best token of a row", (x,), lambda x: (best_tokens(self._torch, x),), lambda x: [_exactly(x.argmax(-1))]
         )
+
+    def highest(self) -> Subject:
+        """The highest scores of each row, which are told apart by the last bits of a float32 alone."""
+        rng, size = np.random.default_rng(16), self._bench.sizes.vocabulary
+        order = np.argsort(rng.random((ROWS, size)), axis=1)
+        x = self._bench.upload((1 + order * 2.0**-22).astype(np.float32), self._torch.float32)
+        return Subject(
+            "torch.topk", (x,), lambda x: tuple(x.topk(TOP_SCORES, dim=-1)),
+            lambda x: [_exactly(np.sort(x)[:, : -TOP_SCORES - 1 : -1]), _exactly(np.argsort(-x)[:, :TOP_SCORES])],
+        )  # fmt: skip
 
 
 def _then_norm(npu: Any, total: Tensor, gamma: Tensor) -> tuple[Tensor, ...]:
