@@ -48,8 +48,8 @@ HEARTBEAT_S = 1.0
 PROGRESS_EVERY_S = 0.05
 LAST_WORD_S = 1.0
 NO_MEMORY = (
-    "there is not enough memory for this model, its KV cache and its largest step; give less to --num-blocks or "
-    "--kv-cache-memory-bytes, or --max-num-batched-tokens, or serve a smaller model."
+    "there is not enough memory for this model, its KV cache and its largest step; lower --num-blocks, "
+    "--kv-cache-memory-bytes (set it, if it is not) or --max-num-batched-tokens, or serve a smaller model."
 )
 
 log = logging.getLogger("upwell.engine")
