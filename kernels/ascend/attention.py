@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from kernels.ascend.operators import register
+from kernels.ascend.operators import call_variant, register
 from kernels.ascend.plan import BLOCK_SIZE, NO_WINDOW, AttentionPlan, plan_attention
 from kernels.ascend.platform import Platform
-from kernels.ascend.variant import HEAD_DIMS, MAX_GROUP, Dtype, power_of_two
+from kernels.ascend.variant import HEAD_DIMS, MAX_GROUP, AttentionVariant, Dtype, power_of_two
 from kernels.ops import F32, I32, AttentionBatch, LayerCache, NoKernel
 
 Tensor = Any
@@ -32,7 +32,9 @@ rounded but what becomes subnormal, queries of less than 2^-10."""
 MAX_STORED = 8192
 """Elements of a token's keys that fit on chip as they become int8, in heads up to a power of two."""
 MAX_TASKS = 4096
-"""Tasks of one launch at most, which bounds its scratch memory."""
+"""Tasks of one launch at most."""
+MAX_PARTIAL_BYTES = 512 << 20
+"""Of the partial sums of one launch, if it has more than a tile: what a step takes beside activations."""
 
 
 def padded_head(head_dim: int) -> int:
@@ -68,7 +70,7 @@ class PaddedCache(LayerCache):
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """An ``AttentionPlan`` on the device, as ``operators.SCHEMA`` has it: tiles, tasks, counts.
+    """An ``AttentionPlan`` on the device, as ``operators.ATTENTION`` has it: tiles, tasks, counts.
 
     Attributes:
         rows: which queries of the step its tiles have.
@@ -84,7 +86,7 @@ class PlannedBatch(AttentionBatch):
     """An ``AttentionBatch`` whose q_starts and kv_lens are the host's, so that plans can be made of them."""
 
     def __init__(self, *_: Tensor) -> None:
-        self._plans: dict[tuple[int, int], list[DevicePlan]] = {}
+        self._plans: dict[tuple[int, int, int], list[DevicePlan]] = {}
 
     @functools.cached_property
     def decodes(self) -> bool:
@@ -96,12 +98,12 @@ class PlannedBatch(AttentionBatch):
         """As torch_npu takes them: the end of each sequence's queries, and its tokens in the cache."""
         return self.q_starts[1:].tolist(), self.kv_lens.tolist()
 
-    def plans(self, queries: int, window: int) -> list[DevicePlan]:
+    def plans(self, queries: int, window: int, most_tasks: int) -> list[DevicePlan]:
         """The plans of a step's launches, made and uploaded once for all layers."""
-        key = queries, window
+        key = queries, window, most_tasks
         if key not in self._plans:
             plan = plan_attention(self.q_starts, self.kv_lens, queries=queries, window=window)
-            self._plans[key] = [self._upload(part) for part in launches(plan)]
+            self._plans[key] = [self._upload(part) for part in launches(plan, most_tasks)]
         return self._plans[key]
 
     def _upload(self, plan: AttentionPlan) -> DevicePlan:
@@ -124,12 +126,17 @@ def plan_arrays(plan: AttentionPlan) -> tuple[I32, I32, I32]:
     return np.stack(tiles), np.stack(tasks), counts
 
 
-def launches(plan: AttentionPlan) -> list[AttentionPlan]:
-    """A plan cut up between tiles, so that no part has more than MAX_TASKS tasks; one tile has fewer."""
+def most_tasks_of(variant: AttentionVariant) -> int:
+    """Tasks of one launch at most, which bounds its scratch memory."""
+    return max(1, min(MAX_TASKS, MAX_PARTIAL_BYTES // (4 * variant.partial_elements(1))))
+
+
+def launches(plan: AttentionPlan, most_tasks: int) -> list[AttentionPlan]:
+    """A plan cut up between tiles, so that no part has more than so many tasks, if it has more than one tile."""
     parts, first = [], 0
     while first < len(plan.tile_seq):
         base = plan.tile_task[first]
-        last = int(np.searchsorted(plan.tile_task + plan.tile_splits, base + MAX_TASKS, side="right"))
+        last = int(np.searchsorted(plan.tile_task + plan.tile_splits, base + most_tasks, side="right"))
         if first == 0 and last == len(plan.tile_seq):
             return [plan]
         tiles = slice(first, max(last, first + 1))
@@ -261,8 +268,9 @@ class Attention:
         queries = 1 if batch.decodes else max(1, PROMPT_ROWS // group)
         if self._scores == "fp16":
             padded, scale = padded * HALF_SCALE, scale / HALF_SCALE
+        most_tasks = most_tasks_of(call_variant(q.dtype, own.k, own.v, group, self._scores, queries))
         out = None
-        for plan in batch.plans(queries, reach):
+        for plan in batch.plans(queries, reach, most_tasks):
             part = self._torch.ops.upwell.paged_attention(
                 padded, own.k, own.v, own.k_scale, own.v_scale, batch.block_table, plan.tiles, plan.tasks, plan.counts,
                 None, scale, reach, queries, self._scores, self._platform.cube_cores,

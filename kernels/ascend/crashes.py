@@ -6,16 +6,22 @@ fault, in its pass ``discrete-mask-access-conversion``; all others gave the same
 
 from __future__ import annotations
 
+import logging
+import signal
 import subprocess
 from collections.abc import Callable
 from typing import TypeVar
 
 TRIES = 4
+CRASHES = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE}
+"""Return codes of a program that ended by itself; one that was ended, by Ctrl-C or for want of memory, is let go."""
 T = TypeVar("T")
+
+log = logging.getLogger("upwell.engine")
 
 
 def crashes_survived(run: Callable[[], T]) -> T:
-    """What ``run`` returns, called again if a program that it called was ended by a signal.
+    """What ``run`` returns, called again if a program that it called crashed.
 
     Raises:
         whatever ``run`` raises: at once if no program was, else at the last of ``TRIES`` calls.
@@ -26,13 +32,14 @@ def crashes_survived(run: Callable[[], T]) -> T:
         except Exception as error:
             if not _was_a_crash(error):
                 raise
+            log.warning("a compiler crashed, and is asked again: %s", str(error).strip().partition("\n")[0])
     return run()
 
 
 def _was_a_crash(error: BaseException | None) -> bool:
-    """Whether a program's end by a signal led to this error: triton raises its own in place of it."""
+    """Whether a program's crash led to this error: triton raises its own in place of it."""
     while error is not None:
-        if isinstance(error, subprocess.CalledProcessError) and error.returncode < 0:
+        if isinstance(error, subprocess.CalledProcessError) and error.returncode in CRASHES:
             return True
         error = error.__cause__ or error.__context__
     return False

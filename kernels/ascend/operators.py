@@ -96,6 +96,16 @@ def _launch(kernel: Any, grid: int, arguments: tuple[Any, ...], constants: dict[
     crashes_survived(lambda: kernel[(grid,)](*arguments, **constants))
 
 
+def call_variant(
+    dtype: Any, k_cache: Tensor, v_cache: Tensor, group: int, scores: Dtype, queries: int
+) -> AttentionVariant:
+    """The specialisation for queries of a dtype of torch, ``group`` heads for each one of the caches."""
+    import torch  # noqa: PLC0415
+
+    name: Dtype = "fp16" if dtype == torch.float16 else "bf16"
+    return AttentionVariant(k_cache.shape[2], group, k_cache.shape[3], v_cache.shape[3], name, scores, queries)
+
+
 def store_variant(k: Tensor, v: Tensor) -> AttentionVariant:
     """A specialisation for k and v [T,kv_heads,d], whose queries do not matter."""
     import torch  # noqa: PLC0415
@@ -133,10 +143,9 @@ class Call:
         dtypes: dict[Dtype, Any] = {
             "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "i8": torch.int8, "i32": torch.int32,
         }  # fmt: skip
-        kv_heads, k_dim, v_dim = caches.k.shape[2], caches.k.shape[3], caches.v.shape[3]
-        group = q.shape[1] // kv_heads
-        dtype: Dtype = "fp16" if q.dtype == torch.float16 else "bf16"
-        variant = AttentionVariant(kv_heads, group, k_dim, v_dim, dtype, scores, queries)
+        group = q.shape[1] // caches.k.shape[2]
+        variant = call_variant(q.dtype, caches.k, caches.v, group, scores, queries)
+        kv_heads, k_dim, v_dim = variant.kv_heads, variant.k_dim, variant.v_dim
 
         def scratch(elements: int, of: Dtype) -> Tensor:
             return torch.empty(elements, dtype=dtypes[of], device=q.device)

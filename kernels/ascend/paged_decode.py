@@ -11,8 +11,8 @@ up in L0C over the split's blocks. Where a context ends costs no vector operatio
 rest of the tile. kernels/ascend/README.md draws it.
 
 With keys and values as int8, a scale for each token and head, all products are of integers and exact. Queries come as
-four addends, and weights leave as two planes, a query's rows of the second below those of its first: so hardly
-anything is rounded but the cache.
+four addends, of 508 steps in all, and weights leave as two planes, a query's rows of the second below those of its
+first.
 
 Only triton-ascend's compiler and the Triton interpreter read this file: it is a list of two kernels, importable where
 triton is installed.

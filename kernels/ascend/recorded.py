@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from kernels.ascend.attention import MAX_TASKS, DevicePlan, PlannedBatch, plan_arrays
+from kernels.ascend.attention import DevicePlan, PlannedBatch, plan_arrays
 from kernels.ascend.plan import BLOCK_SIZE, SPLIT, plan_attention
 from kernels.ascend.platform import Graph, Platform
 from kernels.ascend.sampling import DeviceScores, best_tokens, fetched
-from kernels.ops import I32, Scores, StepInputs, StepLimits
+from kernels.ops import I32, AttentionBatch, Scores, StepInputs, StepLimits
 
 Tensor = Any
 BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512)
@@ -55,16 +55,17 @@ class GraphBatch(PlannedBatch):
         super().__init__()
         self.decodes = True
         rows, blocks = self.block_table.shape
-        most_tasks = min(rows * -(-blocks * BLOCK_SIZE // SPLIT), MAX_TASKS)
-        self._shapes = {"tiles": (6, rows), "tasks": (3, most_tasks), "counts": (2,)}
+        self._most_tasks = rows * -(-blocks * BLOCK_SIZE // SPLIT)
         self._by_window: dict[int, Upload] = {}
         self._lens = np.ones(rows, dtype=np.int32)
 
-    def plans(self, queries: int, window: int) -> list[DevicePlan]:
+    def plans(self, queries: int, window: int, most_tasks: int) -> list[DevicePlan]:
         """The one launch, for a window that the model has; memory for it is taken as it is first asked for."""
         del queries
         if window not in self._by_window:
-            self._by_window[window] = Upload(self.block_table.device, self._shapes)
+            tasks = min(self._most_tasks, most_tasks)
+            shapes = {"tiles": (6, len(self._lens)), "tasks": (3, tasks), "counts": (2,)}
+            self._by_window[window] = Upload(self.block_table.device, shapes)
             self._send(window)
         return [DevicePlan(**self._by_window[window].device, rows=slice(0, len(self._lens)))]
 
@@ -128,7 +129,22 @@ class RecordedStep:
         sizes = [] if eager else [most, *(size for size in reversed(BUCKETS) if size < most)]
         self._pool: Any = None
         with torch.inference_mode():
+            self._try_out()
             self._buckets = [self._captured(size) for size in sizes][::-1]
+
+    def _try_out(self) -> None:
+        """A prompt of two tokens and one decoded, in the padding block: what cannot be served is found out at load.
+
+        What they need is compiled by them, too. Whoever asks for the first answer does not wait for that.
+        """
+        for num_tokens in (2, 1):
+            positions = np.arange(num_tokens, dtype=np.int32)
+            table = np.full((1, 1), self._padding_block, dtype=np.int32)
+            batch = AttentionBatch(np.array([0, num_tokens], np.int32), np.array([num_tokens], np.int32), table)
+            slots = self._padding_block * BLOCK_SIZE + positions
+            step = StepInputs(np.zeros_like(positions), positions, slots, batch, positions[-1:])
+            self._forward(self._uploaded(step))
+        self._platform.synchronize()
 
     def __call__(self, inputs: StepInputs) -> Scores:
         """Run a step on NumPy arrays.

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from kernels.ascend import attention, recorded
+from kernels.ascend import attention
+from kernels.ascend.attention import PlannedBatch
 from kernels.ascend.backend import ops_on
 from kernels.ascend.plan import SPLIT, plan_attention
-from kernels.ops import AttentionBatch, BackendOptions, StepInputs, StepLimits
+from kernels.ascend.variant import AttentionVariant
+from kernels.ops import AttentionBatch, BackendOptions, NoKernel, StepInputs, StepLimits
 from kernels.spec import f32_tensor
 from tests.support.ascend_links import link
 from tools.ascend.emulation.platform import emulated_platform
@@ -22,7 +24,9 @@ HEADS, KV_HEADS, HEAD_DIM, BLOCKS = 4, 2, 64, 300
 class TinyModel:
     """One layer of attention: each token is its own query, key and value."""
 
-    def __init__(self, *, eager: bool, max_rows: int, blocks: int = BLOCKS, max_model_len: int = 256) -> None:
+    def __init__(
+        self, *, eager: bool, max_rows: int, blocks: int = BLOCKS, max_model_len: int = 256, group: int = 1
+    ) -> None:
         ops = ops_on(emulated_platform(), BackendOptions(dtype="float16", eager=eager))
         rng = np.random.default_rng(0)
         width = HEADS * HEAD_DIM
@@ -32,7 +36,8 @@ class TinyModel:
         def forward(inputs):
             x = ops.embed(inputs.token_ids, embedding).reshape(-1, HEADS, HEAD_DIM)
             ops.write_kv(cache, x[:, :KV_HEADS], x[:, KV_HEADS:], inputs.slots)
-            attended = ops.paged_attention(x, cache, inputs.attention, HEAD_DIM**-0.5, None)
+            q = x[:, :, None].expand(-1, -1, group, -1).reshape(len(x), -1, HEAD_DIM)
+            attended = ops.paged_attention(q, cache, inputs.attention, HEAD_DIM**-0.5, None)[:, :HEADS]
             return ops.logits(attended.reshape(-1, width), inputs.logit_rows, embedding)
 
         self.run = ops.record(forward, StepLimits(max(max_rows, 64), max_rows, max_model_len))
@@ -89,9 +94,7 @@ def test_a_plan_is_cut_between_tiles():
     lens = np.array([5 * SPLIT, 1, 2 * SPLIT + 1, SPLIT, 7], dtype=np.int32)
     plan = plan_attention(np.arange(6, dtype=np.int32), lens)
     for most in (5, 6, 8, 100):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(attention, "MAX_TASKS", most)
-            parts = attention.launches(plan)
+        parts = attention.launches(plan, most)
         assert sum(len(part.tile_seq) for part in parts) == 5
         assert max(len(part.task_tile) for part in parts) <= most
         for part in parts:
@@ -101,8 +104,35 @@ def test_a_plan_is_cut_between_tiles():
         assert np.array_equal(np.concatenate([part.task_split for part in parts]), plan.task_split)
 
 
+@pytest.mark.parametrize("scores", ["fp32", "i32"])
+@pytest.mark.parametrize("kv_heads", [1, 8, 32])
+def test_a_launch_takes_no_more_scratch_memory_than_it_may(kv_heads, scores):
+    """A tile of a context of 128k fits, and offsets of elements fit 32 bits."""
+    for dim, group, queries in ((64, 1, 64), (256, 1, 64), (128, 4, 16), (256, 16, 1)):
+        variant = AttentionVariant(kv_heads, group, dim, dim, "fp16", scores, queries)
+        tasks = attention.most_tasks_of(variant)
+        assert 131072 // SPLIT <= tasks <= attention.MAX_TASKS
+        assert 4 * variant.partial_elements(tasks) <= attention.MAX_PARTIAL_BYTES
+        assert tasks == attention.MAX_TASKS or 4 * variant.partial_elements(tasks + 1) > attention.MAX_PARTIAL_BYTES
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_heads_that_have_no_kernel_are_found_out_as_a_model_is_recorded(eager):
+    with pytest.raises(NoKernel, match="32 heads of queries share a head of keys"):
+        TinyModel(eager=eager, max_rows=2, group=16)
+
+
+def test_prompts_are_tried_out_before_the_first_of_them(monkeypatch):
+    """Their kernel is another one, which a device compiles when it is first launched."""
+    seen = []
+    real = PlannedBatch.plans
+    monkeypatch.setattr(PlannedBatch, "plans", lambda self, *given: seen.append(given[0]) or real(self, *given))
+    TinyModel(eager=True, max_rows=2)
+    assert seen == [32, 1]
+
+
 def test_a_plan_too_large_for_a_graph_runs_eagerly(monkeypatch):
-    monkeypatch.setattr(recorded, "MAX_TASKS", 2)
+    monkeypatch.setattr(attention, "MAX_TASKS", 2)
     model = TinyModel(eager=False, max_rows=2, max_model_len=3 * SPLIT)
     long = step([2 * SPLIT + 2, 1], [1, 1])
     with torch.inference_mode():

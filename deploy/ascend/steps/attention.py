@@ -11,6 +11,7 @@ from deploy.ascend.steps.bench import Bench, Tensor, bits, f64
 from deploy.ascend.steps.launches import Lengths, array_of, case_of, launch_of
 from deploy.ascend.steps.report import Report
 from kernels.ascend.plan import BLOCK_SIZE, SPLIT
+from kernels.ascend.variant import Dtype
 from tools.ascend.cases import BORDERS, AttentionCase
 
 NOT_LAUNCHED = (
@@ -25,6 +26,8 @@ DEPENDS = "A token would depend on its neighbours: do not serve; report the line
 INT8_WRONG = "Keys and values are not what was written: leave --kv-cache-dtype out, and report the line."
 HALF_STEP_SLACK = 1e-3
 """Of a step: scale, quotient and product are of float32."""
+CACHES: dict[Dtype, str] = {"fp32": "", "i32": ", a cache of int8"}
+"""How scores travel with each kind of cache -> what is said of it."""
 PROMPTS = ((SPLIT + 7, 40), (5, 5), (1, 1), (140, 11))
 """(tokens in the cache, of which queries)."""
 ACCURATE: dict[str, tuple[Lengths, dict[str, Any]]] = {
@@ -52,10 +55,11 @@ def kernel(bench: Bench, report: Report) -> None:
                 report.check(worst <= 1, f"{heads}: {name}: {worst:.3g} times what rounding explains", INACCURATE)
         with report.attempt(f"{heads}: keys and values as int8", NOT_LAUNCHED):
             _stored(bench, report, dim)
-        with report.attempt(f"{heads}: alone and among others", NOT_LAUNCHED):
-            _among_others(bench, report, group, dim)
-        with report.attempt(f"{heads}: queries of prompts", NOT_LAUNCHED):
-            _prompts(bench, report, group, dim)
+        for scores, cache in CACHES.items():
+            with report.attempt(f"{heads}{cache}: alone and among others", NOT_LAUNCHED):
+                _among_others(bench, report, group, dim, scores)
+            with report.attempt(f"{heads}{cache}: queries of prompts", NOT_LAUNCHED):
+                _prompts(bench, report, group, dim, scores)
     if not bench.emulated:
         with report.attempt(
             "what was compiled", "This is counted in Triton's own cache, which may have changed: no harm."
@@ -68,8 +72,10 @@ def _compiled(report: Report, kinds: int) -> None:
     from kernels.ascend.paged_decode import paged_attention_combine, paged_attention_split  # noqa: PLC0415
 
     counts = [sum(map(len, kernel.cache.values())) for kernel in (paged_attention_split, paged_attention_combine)]
-    text = f"{counts[0]} and {counts[1]} kernels for {kinds} kinds of heads, decoding and prompts"
-    report.measured(f"compiled: {text}; more than {2 * kinds} each are of other alignments", compiled=counts)
+    text = (
+        f"{counts[0]} and {counts[1]} kernels for {kinds} kinds of heads, decoding and prompts, with int8 and without"
+    )
+    report.measured(f"compiled: {text}; more than {4 * kinds} each are of other alignments", compiled=counts)
 
 
 def _first_launch(bench: Bench, report: Report, group: int, dim: int) -> None:
@@ -107,27 +113,29 @@ def _stored(bench: Bench, report: Report, dim: int) -> None:
     report.check(off <= 0.5 + HALF_STEP_SLACK, text, INT8_WRONG)
 
 
-def _among_others(bench: Bench, report: Report, group: int, dim: int) -> None:
+def _among_others(bench: Bench, report: Report, group: int, dim: int, scores: Dtype) -> None:
     rng, longest = np.random.default_rng(0), bench.sizes.longest
     lengths = [*rng.integers(1, 500, 200).tolist(), longest, *rng.integers(1, longest // 2, 56).tolist()]
-    case = case_of(bench, group, dim, lengths)
+    case = case_of(bench, group, dim, lengths, scores=scores)
     run = launch_of(bench, case).ours()
     together, again = run().cpu(), run().cpu()
     odd = [query for query in (0, 1, 100, 199, 200, 256) if not _same(bench, case, together, query)]
     text = f"sequences {odd} differ" if odd else "the same bits"
-    report.check(not odd, f"{group} x {dim}: a sequence alone, and among 256 others: {text}", DEPENDS)
+    what = f"{group} x {dim}{CACHES[scores]}"
+    report.check(not odd, f"{what}: a sequence alone, and among 256 others: {text}", DEPENDS)
     same = bits(again) == bits(together)
     text = "the same bits" if same else "not the same bits"
-    report.check(same, f"{group} x {dim}: 257 sequences twice: {text}", DEPENDS)
+    report.check(same, f"{what}: 257 sequences twice: {text}", DEPENDS)
 
 
-def _prompts(bench: Bench, report: Report, group: int, dim: int) -> None:
-    case = case_of(bench, group, dim, PROMPTS)
+def _prompts(bench: Bench, report: Report, group: int, dim: int, scores: Dtype) -> None:
+    case = case_of(bench, group, dim, PROMPTS, scores=scores)
     together = launch_of(bench, case).ours()().cpu()
     queries = range(0, len(case.q), 5)
     odd = [query for query in queries if not _same(bench, case, together, query)]
     text = f"queries {odd} differ" if odd else "the same bits"
-    report.check(not odd, f"{group} x {dim}: {len(queries)} queries of prompts, and decoded alone: {text}", DEPENDS)
+    what = f"{group} x {dim}{CACHES[scores]}"
+    report.check(not odd, f"{what}: {len(queries)} queries of prompts, and decoded alone: {text}", DEPENDS)
 
 
 def _same(bench: Bench, case: AttentionCase, together: Tensor, query: int) -> bool:

@@ -149,6 +149,7 @@ HIVM_ARANGE(int16_t, int16_t);
 HIVM_ARANGE(int32_t, int32_t);
 
 HIVM_CALL(arange_2d_int32_t, (MemRef<int32_t, 2> * d, int64_t first, int64_t outer_step, int64_t step),
-          View to = d->view(); Instruction instruction("arange_2d_int32_t", kV); if (!instruction.writes(to)) return;
-          count_vector(to); for (int64_t i = 0; i < to.size[0]; i++) for (int64_t j = 0; j < to.size[1]; j++)
-              * to.at<int32_t>(i, j) = (int32_t)(first + i * outer_step + j * step));
+          View to = d->view();
+          Instruction instruction("arange_2d_int32_t", kV); if (!instruction.writes(to)) return; count_vector(to);
+          for (int64_t i = 0; i < to.size[0]; i++) for (int64_t j = 0; j < to.size[1]; j++) *
+              to.at<int32_t>(i, j) = (int32_t)(first + i * outer_step + j * step));
