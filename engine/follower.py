@@ -25,12 +25,10 @@ from engine.freed_memory import return_freed_memory
 from engine.loading import load_part
 from engine.model_runner import ModelRunner
 from engine.parallel import GRACE_S, remove_rendezvous
-from engine.process import NO_MEMORY, Link, progress_to, why
+from engine.process import NO_MEMORY, Link, failure_of, progress_to
 from engine.rank_messages import FollowerReady, FollowerStart, decode_order
 from engine.types import EngineFailed
 from kernels.ops import BackendUnavailable, Parallel, StepInputs
-
-log = logging.getLogger("upwell.follower")
 
 
 def follow(link: Link, runner: ModelRunner) -> None:
@@ -103,8 +101,7 @@ def main(descriptor: int) -> int:
     except Exception as error:
         if _is_closed(sock):  # what ranks ask of each other fails where one has gone
             return _gone(start)
-        log.exception("a rank failed")
-        failure = EngineFailed(why(error), expected=False)
+        failure = failure_of(error)
     with contextlib.suppress(ConnectionError):  # an engine that has gone need not be told
         link.send(failure)
     return code

@@ -1,7 +1,7 @@
 """From an ``EngineConfig`` to a running ``Engine``: opens the model, sizes the cache, lays the weights out.
 
-What the user says of the cache's size is checked before weights are read. On a device with memory of its own, where
-nothing is said, it is a share of what the weights leave free, known when they are there and before steps are recorded.
+What the user says of the cache's size is checked before weights are read. On a device with memory of its own it is
+checked again when they are there, before steps are recorded; where nothing is said, it is a share of what they leave.
 """
 
 from __future__ import annotations
@@ -34,7 +34,11 @@ from kernels.resolve import Resolved, resolve
 
 BLOCK_SIZE = 16
 """Tokens of a KV block where neither the user nor the backend wants others."""
-
+_MAKE_ROOM = (
+    "take a device with more memory, end other processes on it, or have fewer bytes of weights on it, with "
+    "--quantization w8a8 or a larger --tensor-parallel-size."
+)
+"""The way out where no block fits beside the weights."""
 
 Progress = Callable[[int, int], None]
 """Called with (bytes laid out, bytes in all)."""
@@ -175,31 +179,67 @@ def _lay_out(
     model = checkpoint.config
     try:
         decoder = model_class(model.architecture)(model, checkpoint, ops, limits.max_model_len, advance)
-        free_bytes, is_given = _shared(config, ops), config.max_model_len is not None
-        if free_bytes is not None:
-            share, per_block = int(CACHE_SHARE * free_bytes()), block_bytes(model, ops, cache.block_size)
-            cache, limits = cut_to_share(share, cache, limits, per_block, is_context_given=is_given)
+        if ops.memory.free_bytes is not None:
+            free_bytes, per_block = ops.memory.free_bytes(), block_bytes(model, ops, cache.block_size)
+            cache, limits = _beside_weights(config, cache, limits, free_bytes, per_block)
         return ModelRunner(decoder, ops, cache, limits), cache, limits
     except NoKernel as error:
-        raise UnsupportedModel(
-            f"the {ops.info.name} backend cannot run this model: {error}; --device reference can."
-        ) from error
+        way_out = "" if " --" in str(error) else "; --device reference can"
+        raise UnsupportedModel(f"the {ops.info.name} backend cannot run this model: {error}{way_out}.") from error
 
 
-def _shared(config: EngineConfig, ops: Ops) -> Callable[[], int] | None:
-    """What says how many bytes are free, where the cache takes a share of them; None where it is of a known size."""
-    return ops.memory.free_bytes if config.num_blocks is None and config.kv_cache_bytes is None else None
+def _beside_weights(
+    config: EngineConfig, cache: CacheConfig, limits: StepLimits, free_bytes: int, per_block: int
+) -> tuple[CacheConfig, StepLimits]:
+    """The cache, and what it leaves of the limits, with so many bytes free on the device beside the weights.
+
+    Raises:
+        ConfigError: it does not fit.
+    """
+    if not _is_size_given(config):
+        is_context_given = config.max_model_len is not None
+        return cut_to_share(free_bytes, cache, limits, per_block, is_context_given=is_context_given)
+    if cache.num_blocks * per_block > free_bytes:
+        fitting = free_bytes // per_block
+        raise ConfigError(
+            f"{cache.num_blocks} blocks of KV cache need {cache.num_blocks * per_block} bytes, but the weights leave "
+            f"{free_bytes} bytes free on the device: {fitting} blocks at most; "
+            + (f"lower {_size_flag(config)}." if fitting else _MAKE_ROOM)
+        )
+    return cache, limits
+
+
+def _is_size_given(config: EngineConfig) -> bool:
+    """Whether the user has said how large the cache is to be."""
+    return config.num_blocks is not None or config.kv_cache_bytes is not None
+
+
+def _size_flag(config: EngineConfig) -> str:
+    """The flag that the cache's size comes from."""
+    return "--kv-cache-memory-bytes" if config.num_blocks is None else "--num-blocks"
 
 
 def cut_to_share(
-    share: int, cache: CacheConfig, limits: StepLimits, per_block: int, *, is_context_given: bool
+    free_bytes: int, cache: CacheConfig, limits: StepLimits, per_block: int, *, is_context_given: bool
 ) -> tuple[CacheConfig, StepLimits]:
-    """The cache cut to so many bytes, with blocks of ``per_block``, and the context, unless it is given, to the cache.
+    """The cache cut to its share of the free bytes, and the context, unless it is given, to the cache.
+
+    Args:
+        free_bytes: on the device, beside the weights.
+        cache: with as many blocks as could be of use.
+        limits: with the context that is wanted.
+        per_block: bytes of a block.
+        is_context_given: whether the context must not be cut.
 
     Raises:
-        ConfigError: they leave no context, or not the one that is given.
+        ConfigError: the share holds not one block, or not the context that is given.
     """
-    wanted, block_size = limits.max_model_len, cache.block_size
+    wanted, block_size, share = limits.max_model_len, cache.block_size, int(CACHE_SHARE * free_bytes)
+    if share < per_block:
+        raise ConfigError(
+            f"the weights leave {free_bytes} bytes free on the device, and the {CACHE_SHARE:.0%} of them that are for "
+            f"the KV cache, {share} bytes, hold not one block of {per_block}; {_MAKE_ROOM}"
+        )
     num_blocks = min(cache.num_blocks, share // per_block)
     if num_blocks * block_size < (wanted if is_context_given else 1):
         needed = -(-wanted // block_size) * per_block
@@ -238,7 +278,7 @@ def size_cache(config: EngineConfig, model: ModelConfig, ops: Ops) -> tuple[Cach
     wanted = config.max_model_len or longest
     per_block = block_bytes(model, ops, block_size)
     useful = -(-wanted // block_size) * config.max_num_seqs
-    if _shared(config, ops) is not None:
+    if ops.memory.free_bytes is not None and not _is_size_given(config):
         return CacheConfig(useful, block_size, config.enable_prefix_caching), wanted
     num_blocks = config.num_blocks or min((config.kv_cache_bytes or CACHE_BYTES) // per_block, useful)
     capacity = num_blocks * block_size
@@ -250,10 +290,9 @@ def size_cache(config: EngineConfig, model: ModelConfig, ops: Ops) -> tuple[Cach
         )
     capacity_bytes = ops.memory.capacity_bytes()
     if num_blocks * per_block > capacity_bytes:
-        flag = "--kv-cache-memory-bytes" if config.num_blocks is None else "--num-blocks"
         raise ConfigError(
             f"{num_blocks} blocks of KV cache need {num_blocks * per_block} bytes, but there are {capacity_bytes} "
-            f"bytes of {ops.memory.capacity}: {capacity_bytes // per_block} blocks at most; lower {flag}."
+            f"bytes of {ops.memory.capacity}: {capacity_bytes // per_block} blocks at most; lower {_size_flag(config)}."
         )
     return CacheConfig(num_blocks, block_size, config.enable_prefix_caching), min(wanted, capacity)
 

@@ -23,15 +23,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlparse
 
 import msgspec
 
 from engine.config import CacheConfig, EngineConfig
 from engine.engine import Runner
-from engine.errors import FollowerFailed, UpwellError
+from engine.errors import ConfigError, FollowerFailed, UpwellError
 from engine.rank_messages import FollowerReady, FollowerStart, FromFollower, encode_copies, encode_step
 from engine.types import EngineFailed, LoadProgress
 from engine.wire import BadFrame, FrameReader, encode_frame
+from kernels.ascend.errors import is_out_of_memory
 from kernels.ops import F32, I32, DrawParams, Parallel, Scores, StepInputs, StepLimits
 
 FOLLOWER = (sys.executable, "-P", "-m", "engine.follower")
@@ -90,10 +92,11 @@ class Followers:
     def leader(self, size: int) -> Parallel:
         """This process' place among so many. The rendezvous is a file that only this user can reach, and no port.
 
-        Torch takes what follows file:// as it stands, so nothing is escaped.
+        Raises:
+            ConfigError: the folder for temporary files cannot be in a URL of torch's.
         """
         if self._folder is None:
-            self._folder = tempfile.mkdtemp(prefix="upwell-ranks-")
+            self._folder = tempfile.mkdtemp(prefix="upwell-ranks-", dir=_parent())
         return Parallel(0, size, f"{_FILE}{self._folder}/rendezvous")
 
     def start(self, config: EngineConfig, cache: CacheConfig, limits: StepLimits) -> None:
@@ -149,6 +152,8 @@ class Followers:
         except (UpwellError, MemoryError):
             raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             with self._changed:
                 self._changed.wait_for(lambda: self._failure is not None, 2 * GRACE_S)
                 failure = self._failure
@@ -239,6 +244,21 @@ def remove_rendezvous(place: Parallel) -> None:
     with contextlib.suppress(OSError):
         file.unlink(missing_ok=True)
         file.parent.rmdir()
+
+
+def _parent() -> str:
+    """The folder for temporary files, in which that of a rendezvous is made.
+
+    Torch reads a path as ``urlparse`` does, which unescapes nothing: what a URL ends a path with, or has not at all,
+    cannot be in it, and ranks that looked for each other elsewhere would wait.
+    """
+    folder = str(Path(tempfile.gettempdir()).absolute())
+    if urlparse(f"{_FILE}{folder}/rendezvous").path != f"{folder}/rendezvous":
+        raise ConfigError(
+            f"tensor parallel processes cannot meet in {folder!r}, the folder for temporary files: a name with '#', "
+            "'?', a tab or a line break is not one that torch can be told; set TMPDIR to another folder."
+        )
+    return folder
 
 
 def _spawned(command: Sequence[str]) -> tuple[subprocess.Popen[bytes], socket.socket]:

@@ -40,7 +40,7 @@ from engine.types import (
     TokenDelta,
 )
 from engine.wire import BadFrame, FrameReader, encode_frame
-from kernels.ascend.errors import explain
+from kernels.ascend.errors import explain, is_out_of_memory
 from kernels.ascend.stubs_refused import refuse_stubs
 from kernels.ops import BackendUnavailable
 
@@ -50,6 +50,11 @@ LAST_WORD_S = 1.0
 NO_MEMORY = (
     "there is not enough memory for this model, its KV cache and its largest step; lower --num-blocks, "
     "--kv-cache-memory-bytes (set it, if it is not) or --max-num-batched-tokens, or serve a smaller model."
+)
+NO_DEVICE_MEMORY = (
+    "the device has not enough memory for this model, its KV cache and its largest step; lower "
+    "--kv-cache-memory-bytes (set it, if it is not) or --num-blocks, --max-num-batched-tokens or --max-model-len, end "
+    "other processes on the device, or serve a smaller model."
 )
 
 log = logging.getLogger("upwell.engine")
@@ -164,6 +169,15 @@ def why(error: Exception) -> str:
     return f"{type(error).__name__}; {explain(str(error)) or 'see the log'}"
 
 
+def failure_of(error: Exception) -> EngineFailed:
+    """What to say of an error that ends a process and that Upwell did not raise; it is logged."""
+    if is_out_of_memory(error):
+        log.exception("the device's memory is used up", exc_info=error)
+        return EngineFailed(NO_DEVICE_MEMORY, expected=True)
+    log.exception("a process of the engine failed", exc_info=error)
+    return EngineFailed(why(error), expected=False)
+
+
 def _end_without(link: Link, failure: FollowerFailed) -> None:
     """End this process, whose step waits for a rank that is gone and will not end. Called in another thread."""
     last_word = threading.Thread(target=_say, args=(link, failure), daemon=True)
@@ -197,8 +211,7 @@ def main() -> int:
     except MemoryError:
         failure = EngineFailed(NO_MEMORY, expected=True)
     except Exception as error:
-        log.exception("the engine failed")
-        failure = EngineFailed(why(error), expected=False)
+        failure = failure_of(error)
     with contextlib.suppress(ConnectionError):  # a server that has gone need not be told
         link.send(failure)
     return code

@@ -1,4 +1,8 @@
-"""What all tests share: the default model, fetched once into the user's cache."""
+"""What all tests share: the default model, fetched once into the user's cache, and that none is skipped unnoticed.
+
+Where UPWELL_REQUIRE_ASCEND and UPWELL_REQUIRE_NATIVE are both set, as by .ci/run, a test or module that is skipped has
+failed, whatever the reason.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +34,25 @@ else:
 settings.register_profile("upwell", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("few", settings.get_profile("upwell"), max_examples=10)  # where everything is slow
 settings.load_profile("upwell")
+
+
+def fail_if_skipped(report):
+    """The report of a test or module; where all must run, one of a skip says instead that it failed, and why."""
+    required = all(map(os.environ.get, ("UPWELL_REQUIRE_ASCEND", "UPWELL_REQUIRE_NATIVE")))
+    if required and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"nothing may be skipped here, but this was: {report.longrepr[2]}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    return fail_if_skipped((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+    return fail_if_skipped((yield))
 
 
 @pytest.fixture(scope="session")

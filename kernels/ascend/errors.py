@@ -39,7 +39,8 @@ class AscendError:
     """One code.
 
     Attributes:
-        code: as it stands in messages: six digits, or letters and digits.
+        code: as it stands in messages: six digits, or letters and digits; of torch_npu's allocator, which has none, the
+            words that its messages begin with.
         name: CANN's name for it.
         cause: a sentence.
         remedy: one or two sentences.
@@ -161,6 +162,7 @@ _RESOURCES = (
         f"{ACL}; vllm-ascend FAQ 17",
     ),
     _row("207018", "ACL_ERROR_RT_DEVIDE_OOM", f"HBM is used up. -> {_MEMORY}"),
+    _row("NPU out of memory", "OutOfMemoryError", f"torch found too little HBM. -> {_MEMORY}", TORCH_NPU),
     _row(
         "207019",
         "ACL_ERROR_RT_FEATURE_NOT_SUPPORT_UPDATE_OP",
@@ -342,7 +344,7 @@ FAMILIES = {
 }
 """CANN's rule for six-digit codes: the first digit -> what kind it is."""
 
-_BY_WORD = {error.code: error for error in ERRORS} | {
+_BY_WORD = {error.code.upper(): error for error in ERRORS} | {
     error.name.upper(): error for error in ERRORS if "_RT_" in error.name
 }
 _WORD = re.compile(
@@ -350,6 +352,12 @@ _WORD = re.compile(
 )
 _IDS = re.compile(r"(?i:\b(?:host)?[pt]id\W{0,2}\d+)|\b[A-Z]{2,}\(\d+,|(?<=\])\d+\b")
 """Numbers of processes and threads in CANN's messages: six digits, as codes are."""
+_NO_MEMORY = re.compile(
+    r"\bNPU out of memory\b|\bACL_ERROR_(?:BAD_ALLOC|RT_MEMORY_ALLOCATION|RT_DEVIDE_OOM)\b|\b(?:EL0004|EI0011)\b|"
+    r"(?:code|result|ret|errno|failed)(?:\s+is)?\W{1,4}(?:200000|207001|207018)\b",
+    re.IGNORECASE,
+)
+"""That memory could not be had; a bare number may as well be a size, so it has to be called a code."""
 
 
 def find(message: str) -> AscendError | None:
@@ -362,6 +370,23 @@ def explain(message: str) -> str | None:
     """One line about the Ascend error in a message: code, cause, what to do; None if it holds no known code."""
     error = find(message)
     return None if error is None else str(error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is that the device has too little memory, or came up while such an error was dealt with.
+
+    Torch, which may not be there, is not asked: its OutOfMemoryError is known by name, what else its allocator and
+    CANN raise, all of it RuntimeErrors, by what it says.
+    """
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        is_named = type(link).__name__ == "OutOfMemoryError"
+        if isinstance(link, RuntimeError) and (is_named or _NO_MEMORY.search(str(link))):
+            return True
+        seen.add(id(link))
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return False
 
 
 def family(code: str) -> str | None:

@@ -98,7 +98,7 @@ def test_the_cache_takes_its_share_of_what_is_free(free):
 
 def test_there_is_a_way_out_where_the_weights_leave_too_little(free):
     free(MIB - 1)
-    with pytest.raises(ConfigError, match="--kv-cache-memory-bytes"):
+    with pytest.raises(ConfigError, match=r"leave 0 bytes free .* --quantization w8a8"):
         load_engine(config(), lambda *_: None)
 
 
@@ -127,6 +127,16 @@ def test_all_ranks_take_the_share_of_the_one_that_has_least(free, own, others):
         assert ready.num_blocks == shared(12 * MIB, num_ranks=2)
         assert ready.kv_cache_bytes == 2 * ready.num_blocks * bytes_of_a_block(2)
         assert len(answer(engine)) == 4
+
+
+def test_a_size_that_is_given_has_to_fit_on_all_ranks(free):
+    """Rank 0 has room, so that it starts the other; then all are told, and it says so of itself."""
+    free(30 * MIB)
+    command = (sys.executable, "-c", RANK_WITH.format(free=12 * MIB))
+    most = 12 * MIB // bytes_of_a_block(2)
+    told = rf"leave {12 * MIB} bytes free .*: {most} blocks at most; lower --kv-cache-memory-bytes\.$"
+    with Followers(command=command) as followers, pytest.raises(ConfigError, match=told):
+        load_engine(config(tensor_parallel_size=2, kv_cache_bytes=20 * MIB), lambda *_: None, followers)
 
 
 def test_memory_that_torch_keeps_for_later_counts_as_free(monkeypatch):

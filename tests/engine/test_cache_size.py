@@ -1,4 +1,4 @@
-"""How large the KV cache is where nobody says so: a fixed size, or a share of what the weights leave on the device."""
+"""How large the KV cache is: what the user says, a fixed size, or a share of what the weights leave on the device."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import math
 import pytest
 
 from engine.config import CACHE_BYTES, CACHE_SHARE, CacheConfig, EngineConfig
-from engine.errors import ConfigError
+from engine.errors import ConfigError, UnsupportedModel
 from engine.loading import cut_to_share, load_engine
 from engine.model_runner import block_bytes
 from engine.types import GenerateRequest, SamplingParams
 from engine.weights.open import open_checkpoint
 from kernels import resolve as module
-from kernels.ops import BackendOptions, StepLimits
+from kernels.ops import BackendOptions, NoKernel, StepLimits
 from kernels.reference.backend import reference_ops
 from server.settings import add_serve_flags, serve_settings
 from tests.support.backends import DEVICES
@@ -24,6 +24,11 @@ from tests.support.tiny_models import GOLDEN
 MODEL = GOLDEN / "tiny-mistral"
 SIZES = open_checkpoint(MODEL).config
 PER_BLOCK = block_bytes(SIZES, reference_ops(BackendOptions()), 16)
+
+
+def free_bytes_of(share):
+    """Free bytes of which the cache's share is so many."""
+    return math.ceil(share / CACHE_SHARE)
 
 
 def noting(name, events, real):
@@ -41,7 +46,7 @@ def device(monkeypatch):
     memory = dataclasses.replace(
         ops.memory,
         alloc_cache=noting("cache", events, ops.memory.alloc_cache),
-        free_bytes=noting("share", events, lambda: math.ceil(share[0] / CACHE_SHARE)),
+        free_bytes=noting("share", events, lambda: free_bytes_of(share[0])),
     )
     prepared = {
         name: noting("weights", events, getattr(ops, name))
@@ -86,18 +91,73 @@ def test_what_the_user_says_goes_first(device, options, blocks):
     events, share = device
     share[0] = 100 * PER_BLOCK
     assert loaded(**options)[1].num_blocks == blocks
-    assert "share" not in events
+    assert events.index("weights") < events.index("share") < events.index("cache")
 
 
-@pytest.mark.parametrize(("blocks", "options"), [(0, {}), (6, {"max_model_len": 100})])
-def test_a_share_that_leaves_no_context_says_what_to_do(device, blocks, options):
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"num_blocks": 5}, "--num-blocks"),
+        ({"kv_cache_bytes": 5 * PER_BLOCK + 9}, "--kv-cache-memory-bytes"),
+        ({"num_blocks": 5, "kv_cache_bytes": 1}, "--num-blocks"),
+    ],
+)
+def test_what_the_user_says_has_to_fit_beside_the_weights(device, options, flag):
     events, share = device
-    share[0] = blocks * PER_BLOCK + 7
-    needed = -(-options.get("max_model_len", SIZES.max_position_embeddings) // 16) * PER_BLOCK
-    wanted = rf"needs {needed} bytes .* is {share[0]}; lower --max-model-len, or .*--kv-cache-memory-bytes"
+    share[0] = int(CACHE_SHARE * (5 * PER_BLOCK - 2))
+    free = free_bytes_of(share[0])
+    assert free < 5 * PER_BLOCK
+    wanted = (
+        rf"5 blocks .* need {5 * PER_BLOCK} bytes, .* leave {free} bytes free .*: 4 blocks at most; lower {flag}\.$"
+    )
     with pytest.raises(ConfigError, match=wanted):
         loaded(**options)
+    assert "weights" in events
     assert "cache" not in events
+    share[0] = math.ceil(CACHE_SHARE * 5 * PER_BLOCK)
+    assert free_bytes_of(share[0]) - 5 * PER_BLOCK in {0, 1}, "all that is free may be asked for, and not a share"
+    assert loaded(**options)[1].num_blocks == 5
+
+
+@pytest.mark.parametrize(("options", "words"), [({}, f"{CACHE_SHARE:.0%}.* 7 bytes"), ({"num_blocks": 5}, "0 blocks")])
+def test_where_no_block_fits_there_have_to_be_fewer_weights_or_more_memory(device, options, words):
+    events, share = device
+    share[0] = 7
+    way_out = r"more memory, .* --quantization w8a8 or a larger --tensor-parallel-size\.$"
+    with pytest.raises(ConfigError, match=rf"leave {free_bytes_of(7)} bytes free .*{words}.*{way_out}") as caught:
+        loaded(**options)
+    assert "lower" not in str(caught.value), "no flag of the cache or the context helps"
+    assert "cache" not in events
+
+
+def test_a_share_that_leaves_less_than_the_given_context_says_what_to_do(device):
+    events, share = device
+    share[0] = 6 * PER_BLOCK + 7
+    wanted = rf"needs {7 * PER_BLOCK} bytes .* is {share[0]}; lower --max-model-len, or .*--kv-cache-memory-bytes"
+    with pytest.raises(ConfigError, match=wanted):
+        loaded(max_model_len=100)
+    assert "cache" not in events
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("heads of 7 elements", "heads of 7 elements; --device reference can."),
+        ("heads in a cache of int8; --kv-cache-dtype auto serves them", "int8; --kv-cache-dtype auto serves them."),
+    ],
+)
+def test_another_device_is_named_only_where_no_flag_is(device, monkeypatch, said, told):
+    def refuse(*_):
+        raise NoKernel(said)
+
+    table = module.BACKENDS["device"](BackendOptions())
+    refusing = dataclasses.replace(table, memory=dataclasses.replace(table.memory, alloc_cache=refuse))
+    monkeypatch.setattr(module, "BACKENDS", {"device": lambda _options: refusing})
+    device[1][0] = 100 * PER_BLOCK
+    with pytest.raises(UnsupportedModel, match="cannot run this model") as caught:
+        loaded()
+    assert str(caught.value).endswith(told)
+    assert str(caught.value).count("--") == 1
 
 
 @pytest.mark.parametrize("options", [{"block_size": 7}, {"max_model_len": 1 << 40}])
@@ -109,11 +169,11 @@ def test_what_can_be_known_before_is_said_before_weights_are_read(device, option
 
 def test_a_given_context_is_never_cut():
     cache, limits = CacheConfig(100, 16, enable_prefix_caching=False), StepLimits(64, 4, 320)
-    cut, steps = cut_to_share(20 * 7, cache, limits, 7, is_context_given=True)
+    cut, steps = cut_to_share(free_bytes_of(20 * 7), cache, limits, 7, is_context_given=True)
     assert (cut, steps) == (CacheConfig(20, 16, enable_prefix_caching=False), limits)
     with pytest.raises(ConfigError, match="320 tokens"):
-        cut_to_share(20 * 7 - 1, cache, limits, 7, is_context_given=True)
-    cut, steps = cut_to_share(20 * 7 - 1, cache, limits, 7, is_context_given=False)
+        cut_to_share(free_bytes_of(20 * 7 - 1), cache, limits, 7, is_context_given=True)
+    cut, steps = cut_to_share(free_bytes_of(20 * 7 - 1), cache, limits, 7, is_context_given=False)
     assert (cut.num_blocks, steps.max_model_len, cut.enable_prefix_caching) == (19, 304, False)
 
 

@@ -8,16 +8,18 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 import transformers
 
 from engine.config import CacheConfig, EngineConfig
-from engine.errors import FollowerFailed
+from engine.errors import ConfigError, FollowerFailed
 from engine.parallel import Followers
 from engine.process import why
 from engine.types import (
@@ -246,6 +248,32 @@ def test_all_are_waited_for_and_asked_how_far_they_are():
         folder = Path(place.rendezvous.removeprefix("file://")).parent
         assert (place.rank, place.size, folder.stat().st_mode & 0o777) == (0, 3, 0o700)
     assert not folder.exists()
+
+
+def temporary(monkeypatch, folder):
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["a#b", "a?b", "a\tb", "a\nb"])
+def test_a_folder_that_torch_cannot_be_told_is_refused_by_name(monkeypatch, tmp_path, name):
+    folder = temporary(monkeypatch, tmp_path / name)
+    with Followers() as followers, pytest.raises(ConfigError, match="set TMPDIR") as caught:
+        followers.leader(2)
+    assert repr(str(folder)) in str(caught.value)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a b", "a%23b;c", "[a]&b=c@d:e", "ä\\"])
+def test_torch_meets_in_the_file_that_it_is_told(monkeypatch, tmp_path, name):
+    folder = temporary(monkeypatch, tmp_path / name)
+    with Followers() as followers:
+        store, _, _ = next(torch.distributed.rendezvous(followers.leader(1).rendezvous, 0, 1))
+        store.set("key", "value")
+        (made,) = folder.iterdir()
+        assert (made / "rendezvous").stat().st_size > 0
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(

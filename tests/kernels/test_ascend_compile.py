@@ -1,7 +1,8 @@
-"""Link 3: both passes for every kind of heads compile to the final HIVM of two chips, and fit.
+"""Link 3: all kernels of attention for every kind of heads compile to the final HIVM of two chips, and fit.
 
 On a 910B3 the first pass as the backend takes it by itself is compiled for all of them, in each dtype, for decoding and
-for prompts; with scores as f16, the second pass, and all for a 910B1, by turns. ``-m soak`` has everything.
+for prompts; with scores as f16, with a cache of int8, the second pass, and all for a 910B1, by turns. ``-m soak`` has
+everything.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import pytest
 
 from kernels.ascend.variant import HEAD_DIMS, MAX_GROUP, AttentionVariant
 from tests.support.ascend_links import BUILT, link
-from tools.ascend import bishengir, report
+from tools.ascend import bishengir, report, tables
 from tools.ascend.bishengir import final_hivm
 from tools.ascend.hivm.module import SPACES
 from tools.ascend.lower import Lowered, lower
-from tools.ascend.matrix import CUBE_CORES, Kernel, compiled, kernels, variant
+from tools.ascend.matrix import CUBE_CORES, STORED_HEADS, Kernel, Pass, compiled, kernels, variant
 from tools.ascend.toolchain import ToolFailed
 
 pytestmark = link(3)
@@ -29,6 +30,15 @@ OPERANDS = {"split": 26, "combine": 66, "combine, sink": 65}
 """Vector operands in a module's text."""
 WITHOUT_PADDING = {"split": 26, "combine": 63, "combine, sink": 61}
 """The same for groups of 8 and 16, where the second pass has no rows to fill."""
+INT8_OPERANDS: dict[Pass, set[int]] = {
+    "split": {122, 132, 133},
+    "combine": {80, 85},
+    "combine, sink": {78, 84},
+    "queries": {81, 90, 91},
+    "store": {74, 91, 93},
+}
+"""The same with a cache of int8; there are less where no rows are to fill, and where each vector core has one."""
+INT8_TURN = {"split": 1, "queries": 1, "combine": 0, "combine, sink": 2}
 TOO_LARGE = {
     "ub": ((128, 128), {"SPLIT": 8192}),
     "cc": ((128, 128), {"ROWS": 512}),
@@ -42,6 +52,10 @@ def is_in_sample(kernel: Kernel) -> bool:
     chosen = kernel.variant
     turn = ((chosen.dtype == "bf16") + 2 * (chosen.queries > 1) + chosen.group) % 4
     by_turns = "fp16" if chosen.group // 4 % 2 else "fp32"
+    if kernel.which == "store":
+        return (STORED_HEADS.index(chosen.kv_heads) % 2 == 0) == (chosen.dtype == "bf16")
+    if chosen.planes == 2:
+        return turn == INT8_TURN[kernel.which] and (chosen.group <= 4 or (kernel.chip == B3 and chosen.group >= 13))
     if kernel.which == "split":
         return (kernel.chip == B3 and chosen.scores == "fp32") or (turn == 0 and chosen.scores == by_turns)
     return turn == 2 * (kernel.which == "combine, sink") and (kernel.chip == B3 or by_turns == "fp16")
@@ -65,26 +79,36 @@ def vector_calls(kernel: Kernel) -> dict[str, int]:
         }
     )
     calls += Counter({f"store_ubuf_to_gm_1d_{dtype}": 1, "store_ubuf_to_gm_1d_float": 2})
+    if kernel.variant.group == 2:  # one row for each vector core
+        calls -= Counter(["vmaxs_vs_1d_float", "enablevc_reduce_max_ar_float", "enablevc_reduce_sum_ar_float"])
+        calls -= Counter(["vsub_2d_float"])
+        calls += Counter(["vsub_1d_float", "enablevc_reduce_max_r_float", "enablevc_reduce_sum_r_float"])
     if scores == "half":
         calls["vcast_half_to_float_1d_with_mode"] = 1
     return dict(calls)
 
 
 @cache
-def page() -> dict[report.Place, report.Peaks]:
-    return report.read_memory(report.PAGE.read_text(encoding="utf-8"))
+def page() -> dict[tables.Place, tables.Peaks]:
+    return tables.read_memory(report.PAGE.read_text(encoding="utf-8"))
 
 
 def check(kernel: Kernel) -> None:
     final = compiled(kernel, BUILT)
     peaks = final.peaks
     assert all(0 <= peaks[name] <= size for name, size in CAPACITY.items())
-    assert tuple(peaks.values()) == page()[report.Place.of(kernel)], kernel
-    operands = WITHOUT_PADDING if kernel.variant.group in {8, 16} else OPERANDS
-    halves = kernel.which == "split" and kernel.variant.scores == "fp16"
-    assert final.module.vector_operands == operands[kernel.which] + 2 * halves
+    assert tuple(peaks.values()) == page()[tables.Place.of(kernel)], kernel
     assert final.module.unaligned == ()
     assert final.module.workspace_bytes == 0
+    if kernel.variant.planes == 2:
+        assert final.module.vector_operands in INT8_OPERANDS[kernel.which]
+        masks = [n for name, n in final.module.calls.items() if name.startswith(("vcmp", "vsel"))]
+        assert sum(masks) == (4 if kernel.which == "split" else 0)
+        return
+    operands = WITHOUT_PADDING if kernel.variant.group in {8, 16} else OPERANDS
+    halves = kernel.which == "split" and kernel.variant.scores == "fp16"
+    single_rows = kernel.which == "split" and kernel.variant.group == 2
+    assert final.module.vector_operands == operands[kernel.which] + 2 * halves - 3 * single_rows
     if kernel.which == "split":
         by_vector = {name: n for name, n in final.module.calls.items() if not name.startswith(CUBE_CALLS)}
         assert by_vector == vector_calls(kernel)
@@ -127,7 +151,7 @@ def kind(kernel: Kernel) -> tuple[object, ...]:
 
 
 def test_the_page_has_no_other_rows():
-    assert set(page()) == {report.Place.of(kernel) for kernel in kernels(B3)}
+    assert set(page()) == {tables.Place.of(kernel) for kernel in kernels(B3)}
 
 
 @pytest.mark.parametrize("memory", TOO_LARGE)
@@ -161,16 +185,15 @@ def test_every_flag_of_the_compiler_is_one_that_it_has():
 
 def test_figures_that_differ_between_chips_or_dtypes_are_not_written():
     one, other = Kernel(variant(1, 64, 64, "fp16"), "split", B3), Kernel(variant(1, 64, 64, "bf16"), "split", B1)
-    assert report.places([(one, (1, 2, 3)), (other, (1, 2, 3))]) == {report.Place.of(one): (1, 2, 3)}
+    assert tables.places([(one, (1, 2, 3)), (other, (1, 2, 3))]) == {tables.Place.of(one): (1, 2, 3)}
     with pytest.raises(ValueError, match=r"takes \(1, 2, 4\), but another"):
-        report.places([(one, (1, 2, 3)), (other, (1, 2, 4))])
+        tables.places([(one, (1, 2, 3)), (other, (1, 2, 4))])
 
 
 def test_tables_of_memory_are_read_as_they_are_written():
     text = report.PAGE.read_text(encoding="utf-8")
-    for first in (True, False):
-        for line in report.memory_table(page(), first=first):
-            assert line in text
+    for lines in (*(tables.memory_table(page(), first=first) for first in (True, False)), tables.int8_table(page())):
+        assert "\n".join(lines) in text
 
 
 def test_check_tells_a_page_that_no_longer_holds(monkeypatch, tmp_path, capsys):

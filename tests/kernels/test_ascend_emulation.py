@@ -9,7 +9,7 @@ from tests.support.ascend_calls import normal, refused, same_alone
 from tests.support.ascend_links import link
 from tools.ascend.emulation import CallRecord, EmulationMismatch, install, operators, registry
 
-pytestmark = link(5)
+pytestmark = link(5, attention=False)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 from tests.support.ascend_calls import HALVES, close, f64, normal, refused
 from tests.support.ascend_links import link
 
-pytestmark = link(5)
+pytestmark = link(5, attention=False)
 
 DIM = 32
 SCALE = DIM**-0.5

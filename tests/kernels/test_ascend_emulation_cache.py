@@ -6,7 +6,7 @@ import torch
 from tests.support.ascend_calls import HALVES, normal, refused
 from tests.support.ascend_links import link
 
-pytestmark = link(5)
+pytestmark = link(5, attention=False)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 from tests.support.ascend_calls import FLOATS, close, f64, normal, refused
 from tests.support.ascend_links import link
 
-pytestmark = link(5)
+pytestmark = link(5, attention=False)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 from tests.support.ascend_calls import HALVES, close, codes, f64, normal, refused, same_alone
 from tests.support.ascend_links import link
 
-pytestmark = link(5)
+pytestmark = link(5, attention=False)
 
 
 @pytest.fixture

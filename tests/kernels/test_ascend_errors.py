@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from kernels.ascend.errors import COMMON, ERRORS, FAMILIES, Tells, explain, family, find
+from kernels.ascend.errors import COMMON, ERRORS, FAMILIES, Tells, explain, family, find, is_out_of_memory
 
 CAPTURE = """EE9999: Inner Error!
 EE9999[PID: 753] 2026-04-30-03:48:59.964.776 (EE9999):  rtMemcpy execution failed, reason=the current capture mode does
@@ -16,6 +16,13 @@ EE9999[PID: 753] 2026-04-30-03:48:59.964.776 (EE9999):  rtMemcpy execution faile
 STREAMS = """capture_begin:NPUGraph.cpp:230 NPU function error: AclmdlRICaptureBegin, error code is 207008
 [ERROR] 2026-06-04-10:17:18 (PID:46706, Device:0, RankID:-1) ERR00100 PTA call acl api failed
 [PID: 46706] 2026-06-04-10:17:18.891.861 Insufficient_Stream_Resources(EL0009): too few."""
+
+FULL = """NPU out of memory. Tried to allocate 2.00 GiB (NPU 0; 60.97 GiB total capacity; 57.02 GiB already allocated)
+[ERROR] 2026-06-04-10:17:18 (PID:46706, Device:0, RankID:-1) ERR00006 PTA memory error"""
+
+
+class OutOfMemoryError(RuntimeError):
+    """What torch calls its own."""
 
 
 @pytest.mark.parametrize(
@@ -29,7 +36,7 @@ def test_each_row_is_whole():
     assert len(ERRORS) >= 18
     assert len({error.code for error in ERRORS}) == len(ERRORS)
     for error in ERRORS:
-        assert re.fullmatch(r"\d{6}|E[A-Z\d]\d{4}|ERR\d{5}|-\d{4}", error.code)
+        assert re.fullmatch(r"\d{6}|E[A-Z\d]\d{4}|ERR\d{5}|-\d{4}|NPU out of memory", error.code)
         assert error.cause.endswith(".")
         assert error.remedy.endswith(".")
         assert "->" not in str(error)
@@ -59,6 +66,8 @@ def test_what_is_said_once_is_said_by_several():
         ("EZ9999: Inner Error! only", "EZ9999"),
         ("NPU function error: query, error code is 507011 ... kernel failed: 507015", "507015"),
         ("first 207001 then 507015", "207001"),
+        (FULL, "NPU out of memory"),
+        ("npu OUT of memory", "NPU out of memory"),
     ],
 )
 def test_the_code_that_says_most_is_found(message, code):
@@ -87,6 +96,52 @@ def test_the_code_that_says_most_is_found(message, code):
 )
 def test_what_is_no_code_is_none(message):
     assert explain(message) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OutOfMemoryError("in other words"),
+        RuntimeError(FULL),
+        RuntimeError("NPU function error: aclrtMallocAlign32, error code is 207001\n[Error]: ..."),
+        RuntimeError("rtMalloc failed, runtime result = 207018[FUNC:ReportCallError]"),
+        RuntimeError("ErrCode=200000, desc=[bad alloc]"),
+        RuntimeError("Memory_Allocation_Failure(EL0004): too little"),
+        RuntimeError("npu error ACL_ERROR_RT_MEMORY_ALLOCATION"),
+    ],
+)
+def test_too_little_memory_is_known_by_name_and_by_what_it_says(error):
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(
+            "The size of tensor a (200000) must match that of b (207001)\n[ERROR] ERR01001 OPS invalid parameter"
+        ),
+        RuntimeError("NPU function error: aclrtSynchronizeStream, error code is 507015"),
+        RuntimeError("error code is 2070010"),
+        RuntimeError("failed [PID: 207001]"),
+        RuntimeError("no room in memory"),
+        KeyError("NPU out of memory"),
+    ],
+)
+def test_other_errors_are_not_of_memory(error):
+    assert not is_out_of_memory(error)
+
+
+def test_what_fails_after_it_is_of_memory_too():
+    """Such as the end of a capture, which fails where its body has."""
+    body, end, other = OutOfMemoryError(FULL), RuntimeError("error code is 107030"), ValueError("of its own")
+    end.__context__ = body
+    assert is_out_of_memory(end)
+    other.__cause__ = end
+    assert is_out_of_memory(other)
+    other.__cause__, other.__context__ = None, end  # as ``from None`` leaves them
+    assert not is_out_of_memory(other)
+    other.__suppress_context__, end.__context__ = False, other
+    assert not is_out_of_memory(other), "a ring of errors ends"
 
 
 def test_an_explanation_is_cause_and_remedy_in_one_line():

@@ -7,8 +7,8 @@ written, a flag that is left or missed, an access out of range) fails, as does a
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import cache
 from itertools import product
 
 import numpy as np
@@ -18,54 +18,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.ascend.attention import HALF_SCALE, plan_arrays
-from kernels.ascend.operators import Call
+from kernels.ascend.operators import Caches, Call
 from kernels.ascend.plan import NO_WINDOW, SPLIT
-from kernels.ascend.variant import HEAD_DIMS, MAX_GROUP, AttentionVariant, Dtype
+from kernels.ascend.variant import HEAD_DIMS, MAX_GROUP, Dtype
 from tests.support.ascend_attention import AttentionCase, attention_case, variant_of
-from tests.support.ascend_executed import EXECUTOR, attended, executed
-from tests.support.ascend_links import BUILT, link
+from tests.support.ascend_executed import EXECUTOR, attended, check_against_link_2, executed
+from tests.support.ascend_links import link
+from tools.ascend.cases import ADDENDS
 from tools.ascend.executed import CORES, cost
-from tools.ascend.host_code import HostKernel
-from tools.ascend.lower import lower_combine, lower_split
-from tools.ascend.matrix import DTYPES, SCORES, variant
+from tools.ascend.matrix import DTYPES, SCORES, Pass, variant
 from tools.ascend.report import PAGE
-from tools.ascend.scores import score_cost
-from tools.ascend.traffic import TRAFFIC_GOAL, traffic
+from tools.ascend.scores import cache_cost, score_cost
+from tools.ascend.traffic import TRAFFIC_GOAL, kv_bytes, share_of_16_bits, traffic
 
 pytestmark = link(4)
 
 BORDERS = [1, 127, 128, 129, SPLIT - 1, SPLIT, SPLIT + 1, 2 * SPLIT + 129]
 GROUPS = (1, 3, 5, 7, 10, 16)
 PROMPTS = [(SPLIT + 7, 40), (5, 5), (1, 1), (140, 11)]
-HOST_CORES = 4
-MARGIN = 0.003
+MARGIN = 0.005
 """Share by which executed traffic may exceed the count of ``traffic``, which leaves out tables, plans and results."""
-
-
-@cache
-def host_code(variant: AttentionVariant, has_sink: bool) -> tuple[HostKernel, HostKernel]:
-    split = HostKernel(lower_split(variant, HOST_CORES), BUILT)
-    return split, HostKernel(lower_combine(variant, 2 * HOST_CORES, has_sink=has_sink), BUILT)
-
-
-def by_host_code(case: AttentionCase) -> bytes:
-    """What link 2 gives."""
-    split_kernel, combine_kernel = host_code(case.variant, case.sink is not None)
-    split = case.split_arguments(HOST_CORES)
-    split_kernel.run(split, HOST_CORES)
-    combine = case.combine_arguments(split)
-    combine_kernel.run(combine, 2 * HOST_CORES)
-    return case.result(combine).tobytes()
 
 
 def check_every_way(case: AttentionCase, *, against_link_2: bool = True) -> np.ndarray:
     """Against NumPy, and to the bit: whichever cores run first, and as link 2 has it."""
-    got = attended(case)
-    case.check(got)
-    assert executed(case, vectors_first=True).result.tobytes() == got.tobytes()
+    run = executed(case)
+    case.check(run.result)
+    assert executed(case, vectors_first=True).result.tobytes() == run.result.tobytes()
     if against_link_2:
-        assert by_host_code(case) == got.tobytes()
-    return got
+        check_against_link_2(case, run)
+    return run.result
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -83,21 +65,29 @@ def test_scores_as_f16_at_every_border(group, k_dim, v_dim):
     check_every_way(attention_case(variant(group, k_dim, v_dim, dtype, scores="fp16"), BORDERS, seed=group))
 
 
+@pytest.mark.parametrize(("k_dim", "v_dim"), HEAD_DIMS)
+@pytest.mark.parametrize("group", [1, 7, 10])
+def test_a_cache_of_int8_at_every_border(group, k_dim, v_dim):
+    dtype = DTYPES[(group + k_dim // 64) % 2]
+    check_every_way(attention_case(variant(group, k_dim, v_dim, dtype, scores="i32"), BORDERS, seed=group))
+
+
 @pytest.mark.parametrize("window", [1, 100, 128, SPLIT, SPLIT + 100])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_windows_and_sinks(window, dtype):
+@pytest.mark.parametrize(("dtype", "scores"), [("fp16", "fp32"), ("bf16", "fp32"), ("bf16", "i32")])
+def test_windows_and_sinks(window, dtype, scores):
     lengths = [1, 128, 500, SPLIT + 1, 4000]
-    check_every_way(attention_case(variant_of(3, 64, 64, dtype), lengths, window=window, sink=True))
+    check_every_way(attention_case(variant_of(3, 64, 64, dtype, scores=scores), lengths, window=window, sink=True))
 
 
-@pytest.mark.parametrize("scores", ["fp16", "fp32"])
+@pytest.mark.parametrize("scores", SCORES)
 def test_both_ways_for_scores_and_large_ones(scores):
     check_every_way(attention_case(variant_of(7, 128, 128, "fp16", scores=scores), [300, SPLIT + 5], loud=4))
 
 
-@pytest.mark.parametrize("kv_heads", [1, 5])
-def test_heads_of_keys(kv_heads):
-    check_every_way(attention_case(variant_of(2, 64, 64, "bf16", kv_heads=kv_heads), [300, SPLIT + 5]))
+@pytest.mark.parametrize(("kv_heads", "scores"), [(1, "fp32"), (5, "fp32"), (5, "i32")])
+def test_heads_of_keys(kv_heads, scores):
+    variant = variant_of(2, 64, 64, "bf16", kv_heads=kv_heads, scores=scores)
+    check_every_way(attention_case(variant, [300, SPLIT + 5]))
 
 
 @pytest.mark.parametrize("window", [NO_WINDOW, 100])
@@ -106,23 +96,36 @@ def test_heads_of_keys(kv_heads):
 def test_tiles_of_prompts_give_what_each_query_alone_gets(group, k_dim, v_dim, window):
     dtype = DTYPES[group % 2]
     case = attention_case(variant(group, k_dim, v_dim, dtype, prompt=True), PROMPTS, window=window, sink=True)
+    check_each_query_alone(case)
+
+
+@pytest.mark.parametrize("window", [NO_WINDOW, 100])
+@pytest.mark.parametrize(("group", "dims"), [(1, (64, 64)), (7, (128, 128)), (16, (256, 256))])
+def test_tiles_of_prompts_with_a_cache_of_int8_give_what_each_query_alone_gets(group, dims, window):
+    tiled = variant(group, *dims, DTYPES[group % 2], prompt=True, scores="i32")
+    check_each_query_alone(attention_case(tiled, PROMPTS, window=window, sink=True))
+
+
+def check_each_query_alone(case: AttentionCase) -> None:
     got = check_every_way(case)
     for query in (0, 3, 39, 40, 44, 45, 46, 56):
         assert got[query].tobytes() == attended(case.only(query))[0].tobytes()
 
 
-def test_a_sequence_among_256_others_is_bitwise_what_it_is_alone():
+@pytest.mark.parametrize("scores", ["fp32", "i32"])
+def test_a_sequence_among_256_others_is_bitwise_what_it_is_alone(scores):
     rng = np.random.default_rng(0)
     lengths = [*rng.integers(1, 500, 200).tolist(), 5000, *rng.integers(1, 2500, 56).tolist()]
-    case = attention_case(variant_of(3, 64, 64, "bf16"), lengths)
+    case = attention_case(variant_of(3, 64, 64, "bf16", scores=scores), lengths)
     got = attended(case)
     case.check(got)
     for query in (0, 1, 100, 199, 200, 201, 256):
         assert got[query].tobytes() == attended(case.only(query))[0].tobytes()
 
 
-def test_the_order_of_tasks_changes_no_bit():
-    case = attention_case(variant_of(5, 128, 128, "fp16"), [(3000, 3), 700, 1, 2 * SPLIT + 1])
+@pytest.mark.parametrize("scores", ["fp32", "i32"])
+def test_the_order_of_tasks_changes_no_bit(scores):
+    case = attention_case(variant_of(5, 128, 128, "fp16", scores=scores), [(3000, 3), 700, 1, 2 * SPLIT + 1])
     got = attended(case)
     for seed in range(3):
         other = replace(case)
@@ -132,22 +135,29 @@ def test_the_order_of_tasks_changes_no_bit():
         assert attended(other).tobytes() == got.tobytes()
 
 
+@pytest.mark.parametrize("scores", ["fp32", "i32"])
 @pytest.mark.parametrize("prompt", [False, True])
-def test_what_a_launch_passes_is_what_the_kernels_take(prompt):
+def test_what_a_launch_passes_is_what_the_kernels_take(prompt, scores):
     lengths = PROMPTS if prompt else BORDERS
-    case = attention_case(variant(7, 64, 64, "fp16", prompt=prompt), lengths, sink=True, window=300)
-    q, k, v, table, sink = (torch.from_numpy(x) for x in (case.q, case.k, case.v, case.block_table, case.sink))
+    case = attention_case(variant(7, 64, 64, "fp16", prompt=prompt, scores=scores), lengths, sink=True, window=300)
+    q, table, sink = (torch.from_numpy(x) for x in (case.q, case.block_table, case.sink))
+    kept = (x for x in (case.k, case.v, case.k_scale, case.v_scale) if x is not None)
     tiles, tasks, counts = (torch.from_numpy(x) for x in plan_arrays(case.plan))
-    call = Call(q, k, v, tasks.shape[1], case.variant.queries, "fp32", CORES)
+    call = Call(q, Caches(*map(torch.from_numpy, kept)), tasks.shape[1], case.variant.queries, scores, CORES)
     assert call.variant == case.variant
-    split = call.split_arguments(table, tiles, tasks, counts, case.scale, case.window)
-    for which, passed, cores in (
-        ("split", split, CORES),
-        ("combine, sink", call.combine_arguments(tiles, counts, sink), 2 * CORES),
-    ):
-        values = [x.numpy() if isinstance(x, torch.Tensor) else x for x in passed]
-        assert EXECUTOR.program(case.variant, which).run(values, cores).errors == ()
+    split = list(call.split_arguments(table, tiles, tasks, counts, case.scale, case.window))
+    if scores == "i32":
+        launch(case, "queries", call.query_arguments(), 2 * CORES)
+    else:
+        split[3:6] = [torch.zeros(1) for _ in range(3)]  # not read: any memory may stand there
+    launch(case, "split", split, CORES)
+    launch(case, "combine, sink", call.combine_arguments(tiles, counts, sink), 2 * CORES)
     assert call.result.numpy().tobytes() == attended(case).tobytes()
+
+
+def launch(case: AttentionCase, which: Pass, passed: Iterable[object], cores: int) -> None:
+    values = [x.numpy() if isinstance(x, torch.Tensor) else x for x in passed]
+    assert EXECUTOR.program(case.variant, which).run(values, cores).errors == ()
 
 
 def test_keys_and_values_that_are_not_finite_reach_only_queries_that_see_them():
@@ -171,6 +181,8 @@ def test_a_block_that_the_table_does_not_have_is_seen():
 def test_bytes_through_global_memory_are_those_of_the_page(group, k_dim, v_dim, scores):
     measured = cost(EXECUTOR, variant(group, k_dim, v_dim, "fp16", scores=scores), 4096).traffic
     counted = traffic(group, k_dim, v_dim, scores)
+    if scores == "i32":  # queries, which are split once for all splits of a context
+        counted += group * (2 + ADDENDS) * k_dim / (4096 * kv_bytes(k_dim, v_dim, scores))
     assert counted < measured < counted * (1 + MARGIN)
     cell = traffic_of_the_page()[group, scores][HEAD_DIMS.index((k_dim, v_dim))]
     assert cell == (f"**{measured:.3f}**" if measured > TRAFFIC_GOAL else f"{measured:.3f}")
@@ -188,6 +200,23 @@ def test_scores_as_f16_miss_the_goal_with_small_heads_and_large_groups_alone():
         for cell, dims in zip(row, HEAD_DIMS, strict=True):
             if scores == "fp16":
                 assert cell.startswith("**") is (dims == (64, 64) and group > 8)
+
+
+@pytest.mark.parametrize("group", [1, 7, 16])
+def test_a_cache_of_int8_takes_about_the_share_of_bytes_that_is_counted(group):
+    for dims in HEAD_DIMS:
+        small, wide = (
+            cost(EXECUTOR, variant(group, *dims, "fp16", scores=kind), 4096).traffic * kv_bytes(*dims, kind)
+            for kind in ("i32", "fp32")
+        )
+        assert small / wide == pytest.approx(share_of_16_bits(group, *dims), rel=0.01)
+
+
+@pytest.mark.parametrize("loudness", [1, 16])
+def test_a_cache_of_int8_costs_its_own_rounding_and_hardly_more(loudness):
+    found = cache_cost(EXECUTOR, loudness)
+    assert found.added < found.int8 / 8
+    assert found.wide < found.int8 < found.result / 8
 
 
 def test_scores_as_f16_cost_accuracy_but_do_not_saturate_early():
@@ -214,7 +243,8 @@ def test_the_matrix_unit_is_asked_for_no_product_of_padding():
 def test_any_case(data):
     k_dim, v_dim = data.draw(st.sampled_from(HEAD_DIMS))
     group = data.draw(st.sampled_from((1, 7, 16)))
-    chosen = variant(group, k_dim, v_dim, DTYPES[group % 2], prompt=data.draw(st.booleans()))
+    scores = data.draw(st.sampled_from(("fp32", "i32")))
+    chosen = variant(group, k_dim, v_dim, DTYPES[group % 2], prompt=data.draw(st.booleans()), scores=scores)
     totals = data.draw(st.lists(st.integers(1, 400) | st.integers(SPLIT - 2, SPLIT + 2), min_size=1, max_size=4))
     lengths = [(total, data.draw(st.integers(1, min(total, 2 * chosen.queries - 1)))) for total in totals]
     window = data.draw(st.just(NO_WINDOW) | st.integers(1, 500))

@@ -9,7 +9,7 @@ from tools.ascend import graph as graphs
 from tools.ascend.emulation import CallRecord, install
 from tools.ascend.graph import CaptureError, NPUGraph, graph
 
-pytestmark = link(5)
+pytestmark = link(5, attention=False)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,4 +1,7 @@
-"""Link 2: what triton-ascend lowers the attention kernels to, compiled for this machine by LLVM 19, against NumPy."""
+"""Link 2: what triton-ascend lowers the attention kernels to, compiled for this machine by LLVM 19, against NumPy.
+
+Scores as i32 are those of a cache of int8.
+"""
 
 from __future__ import annotations
 
@@ -43,35 +46,49 @@ def test_every_head_size_at_every_border(group, k_dim, v_dim, dtype):
     case.check(attended(case))
 
 
+@pytest.mark.parametrize(("k_dim", "v_dim"), HEAD_DIMS)
+@pytest.mark.parametrize("group", [1, 7, 10])
+def test_a_cache_of_int8_at_every_border(group, k_dim, v_dim):
+    case = attention_case(variant_of(group, k_dim, v_dim, "bf16", scores="i32"), BORDERS)
+    case.check(attended(case))
+
+
+@pytest.mark.parametrize("scores", ["fp32", "i32"])
 @pytest.mark.parametrize("window", [1, 100, 128, SPLIT, SPLIT + 100])
-def test_windows_and_sinks(window):
-    case = attention_case(variant_of(3, 64, 64, "bf16"), [1, 128, 500, SPLIT + 1, 4000], window=window, sink=True)
+def test_windows_and_sinks(window, scores):
+    variant = variant_of(3, 64, 64, "bf16", scores=scores)
+    case = attention_case(variant, [1, 128, 500, SPLIT + 1, 4000], window=window, sink=True)
     case.check(attended(case))
 
 
 @pytest.mark.parametrize("window", [NO_WINDOW, 100])
-@pytest.mark.parametrize("group", [3, 7, 16])
-def test_tiles_of_prompts_give_what_each_query_alone_gets(group, window):
+@pytest.mark.parametrize(
+    ("group", "scores"), [(3, "fp32"), (7, "fp32"), (16, "fp32"), (1, "i32"), (7, "i32"), (16, "i32")]
+)
+def test_tiles_of_prompts_give_what_each_query_alone_gets(group, scores, window):
     lengths = [(SPLIT + 7, 40), (5, 5), (1, 1), (140, 11)]
-    case = attention_case(variant_of(group, 64, 64, "bf16", queries=64 // group), lengths, window=window, sink=True)
+    variant = variant_of(group, 64, 64, "bf16", scores=scores, queries=64 // group)
+    case = attention_case(variant, lengths, window=window, sink=True)
     got = attended(case)
     case.check(got)
     for query in range(0, len(got), 5):
         assert got[query].tobytes() == attended(case.only(query))[0].tobytes()
 
 
-def test_a_sequence_among_256_others_is_bitwise_what_it_is_alone():
+@pytest.mark.parametrize("scores", ["fp32", "i32"])
+def test_a_sequence_among_256_others_is_bitwise_what_it_is_alone(scores):
     rng = np.random.default_rng(0)
     lengths = [*rng.integers(1, 500, 200).tolist(), 5000, *rng.integers(1, 2500, 56).tolist()]
-    case = attention_case(variant_of(3, 64, 64, "bf16"), lengths)
+    case = attention_case(variant_of(3, 64, 64, "bf16", scores=scores), lengths)
     got = attended(case)
     case.check(got)
     for query in (0, 1, 100, 199, 200, 201, 256):
         assert got[query].tobytes() == attended(case.only(query))[0].tobytes()
 
 
-def test_a_context_of_128k():
-    case = attention_case(variant_of(8, 128, 128, "bf16", kv_heads=1), [131072, 1])
+@pytest.mark.parametrize("scores", ["fp32", "i32"])
+def test_a_context_of_128k(scores):
+    case = attention_case(variant_of(8, 128, 128, "bf16", kv_heads=1, scores=scores), [131072, 1])
     case.check(attended(case))
 
 

@@ -20,7 +20,7 @@ from tests.support.ascend_links import link
 from tools.ascend.emulation import CallRecord
 from tools.ascend.emulation.platform import emulated_platform
 
-pytestmark = link(5)
+pytestmark = link(5, attention=False)
 
 HIDDEN, INNER, ROWS = 64, 48, 9
 

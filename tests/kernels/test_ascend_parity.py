@@ -22,7 +22,9 @@ from tests.support.ascend_links import link
 from tools.ascend.cases import to_addends
 from tools.ascend.emulation.platform import emulated_platform
 
-pytestmark = link(5)
+pytestmark = link(5, attention=False)
+ATTENTION = link(5)
+"""Of tests that run our own kernels."""
 
 UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 ROUNDINGS = 6
@@ -43,7 +45,13 @@ def numbers(inputs):
 
 SPECS = {spec.name: spec for spec in ALL_SPECS}
 CASES = [
-    pytest.param(dtype, spec, case, id=f"{dtype}-{spec.name}-{case.name}")
+    pytest.param(
+        dtype,
+        spec,
+        case,
+        id=f"{dtype}-{spec.name}-{case.name}",
+        marks=[ATTENTION] if spec.name == "paged_attention" else [],
+    )
     for dtype in UNIT
     for spec in ALL_SPECS
     for case in spec.cases(np.random.default_rng(20))
@@ -89,6 +97,7 @@ def test_an_embedding_in_w8a8_is_refused(tables):
         SPECS["embed"].run(tables["float16"], case.inputs)
 
 
+@ATTENTION
 @pytest.mark.parametrize("dtype", UNIT)
 @pytest.mark.parametrize("name", ["write_kv", "paged_attention"])
 def test_a_cache_of_int8_is_off_by_its_own_rounding_alone(dtype, name):
@@ -109,6 +118,7 @@ def test_a_cache_of_int8_is_off_by_its_own_rounding_alone(dtype, name):
         assert dtype == "bfloat16" or is_off(exact, spec, held) > allowed  # the rounding shows
 
 
+@ATTENTION
 def test_blocks_of_int8_are_copied_with_their_scales():
     ops = ops_on(emulated_platform(), BackendOptions(dtype="float16", kv_cache_dtype="i8"))
     assert ops.memory.cache_token_bytes(3, 40) == 2 * 3 * (64 + 4)
@@ -136,7 +146,9 @@ def test_caches_that_there_are_not_are_refused(options, message):
         ops_on(emulated_platform(), BackendOptions(**options))
 
 
-@pytest.mark.parametrize("name", ["rms_norm", "rope", "silu_mul", "linear", "moe", "paged_attention"])
+@pytest.mark.parametrize(
+    "name", ["rms_norm", "rope", "silu_mul", "linear", "moe", pytest.param("paged_attention", marks=ATTENTION)]
+)
 def test_a_planted_defect_fails(tables, name):
     """A result that is one part in thirty off."""
     ops = tables["float16"]

@@ -20,7 +20,7 @@ from tests.support.ascend_links import link
 from tests.support.backends import DEVICES
 from tools.ascend.emulation.registry import install
 
-pytestmark = link(5)
+pytestmark = link(5, attention=False)
 
 EOS = 4
 DRAWS = {device: BACKENDS[device](BackendOptions()).draw for device in DEVICES}

@@ -12,7 +12,7 @@ import pytest
 from tests.support.ascend_links import link
 from tools.ascend import stubs
 
-pytestmark = link(5)
+pytestmark = link(5, attention=False)
 
 IMPORT = """
 import sys, warnings

@@ -266,14 +266,14 @@ def test_a_run_ends():
 
 def test_arguments_are_those_of_the_kernel():
     built, good = program(IN_OUT, vector=doubled()), np.zeros(64, dtype=np.float32)
-    for values in (
-        [good],
-        [good, good],
-        [good, 1.0],
-        [good, np.zeros(64)],
-        [good, np.zeros((64, 2), np.float32)[:, 0]],
+    for values, words in (
+        ([good], "has 2 arguments, but 1 are given"),
+        ([good, good], "the same array"),
+        ([good, 1.0], "argument 4 is a buffer"),
+        ([good, np.zeros(64)], "argument 4 has elements of type f32, but is float64"),
+        ([good, np.zeros((64, 2), np.float32)[:, 0]], "a contiguous array"),
     ):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=words):
             built.run(values, 1)
 
 

@@ -117,7 +117,8 @@ class AttentionCase:
         by_head = self.q.reshape(len(self.q), variant.kv_heads, variant.group, -1).transpose(1, 0, 2, 3)
         if variant.planes == 1:
             return np.ascontiguousarray(by_head), None
-        return to_addends(widened(by_head).astype(np.float32))
+        with np.errstate(invalid="ignore"):
+            return to_addends(widened(by_head).astype(np.float32))
 
     @cached_property
     def numbers(self) -> tuple[Array, Array, Array]:
@@ -295,11 +296,12 @@ def attention_case(
     return AttentionCase(variant, q, k, v, table, q_starts, kv_lens, window, logits, k_scale, v_scale)
 
 
-def unwritten(elements: int, dtype: str) -> Array:
+def unwritten(elements: int, dtype: Dtype) -> Array:
     """Memory that nobody has written yet: NaN, or the largest whole number."""
-    if dtype in {"i8", "i32"}:
-        whole = {"i8": np.int8, "i32": np.int32}[dtype]
-        return np.full(elements, np.iinfo(whole).max, dtype=whole)
+    if dtype == "i8":
+        return np.full(elements, 127, dtype=np.int8)
+    if dtype == "i32":
+        return np.full(elements, 2**31 - 1, dtype=np.int32)
     return rounded(np.full(elements, np.nan, dtype=np.float32), dtype)
 
 

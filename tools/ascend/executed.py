@@ -1,4 +1,4 @@
-"""Attention cases run by the executed final HIVM of both passes: results, what the executor found, and what it took."""
+"""Attention cases run by the executed final HIVM of all passes: results, what the executor found, and what it took."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import numpy as np
 from kernels.ascend.variant import AttentionVariant
 from tools.ascend.cases import Array, AttentionCase, attention_case, rounded, widened
 from tools.ascend.hivm.execute import Program, Report
+from tools.ascend.int8_cases import QueryCase
 from tools.ascend.matrix import CUBE_CORES, Kernel, Pass, compiled
+from tools.ascend.traffic import kv_bytes
 
 CHIP = "Ascend910B3"
 CORES = CUBE_CORES[CHIP]
@@ -20,16 +22,22 @@ CORES = CUBE_CORES[CHIP]
 
 @dataclass(frozen=True)
 class Executed:
-    """What both passes left: their arguments by name, the result [R,heads,v_dim], and what the executor says."""
+    """What a run left.
+
+    Attributes:
+        split, combine: arguments of both passes by name.
+        result: [R,heads,v_dim].
+        reports: of both passes; with a cache of int8 that of the kernel before them first, which makes queries int8.
+    """
 
     split: Mapping[str, Any]
     combine: Mapping[str, Any]
     result: Array
-    reports: tuple[Report, Report]
+    reports: tuple[Report, ...]
 
     @property
     def errors(self) -> tuple[str, ...]:
-        """Of both passes."""
+        """Of all passes."""
         return tuple(error for report in self.reports for error in report.errors)
 
     @property
@@ -53,7 +61,7 @@ class Executor:
         self._programs: dict[tuple[AttentionVariant, Pass], Program] = {}
 
     def program(self, variant: AttentionVariant, which: Pass) -> Program:
-        """One pass.
+        """One pass for a specialisation.
 
         Raises:
             ToolFailed: it does not compile.
@@ -64,7 +72,7 @@ class Executor:
         return self._programs[key]
 
     def run(self, case: AttentionCase, *, vectors_first: bool = False, factor: float = 1.0) -> Executed:
-        """Both passes.
+        """Both passes; with a cache of int8, on the queries that their own kernel makes.
 
         Args:
             case: what is attended to.
@@ -78,10 +86,20 @@ class Executor:
         if factor != 1:
             split["q_ptr"] = rounded((widened(split["q_ptr"]) * factor).astype(np.float32), case.variant.dtype)
             split["scale"] /= factor
-        first = self.program(case.variant, "split").run(list(split.values()), CORES, vectors_first=vectors_first)
+        reports = [self._make_queries(case, split)] if case.variant.planes == 2 else []
+        first = self.program(case.variant, "split")
+        reports.append(first.run(list(split.values()), CORES, vectors_first=vectors_first))
         combine = case.combine_arguments(split)
-        second = self.program(case.variant, combine_pass(case)).run(list(combine.values()), 2 * CORES)
-        return Executed(split, combine, case.result(combine), (first, second))
+        reports.append(self.program(case.variant, combine_pass(case)).run(list(combine.values()), 2 * CORES))
+        return Executed(split, combine, case.result(combine), tuple(reports))
+
+    def _make_queries(self, case: AttentionCase, split: dict[str, Any]) -> Report:
+        """Queries as int8 into the arguments of the first pass."""
+        variant = case.variant
+        queries = QueryCase(variant, case.q.reshape(-1, variant.kv_heads, variant.group, variant.k_dim)).arguments()
+        report = self.program(variant, "queries").run(list(queries.values()), 2 * CORES)
+        split["q_ptr"], split["q_scale_ptr"] = queries["addends_ptr"], queries["scale_ptr"]
+        return report
 
 
 def combine_pass(case: AttentionCase) -> Pass:
@@ -91,10 +109,10 @@ def combine_pass(case: AttentionCase) -> Pass:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one sequence's last query, in both passes.
+    """Of one sequence's last query, in all passes.
 
     Attributes:
-        traffic: bytes of global memory, read and written, for each byte of its keys and values.
+        traffic: bytes of global memory, read and written, for each byte of its keys and values, steps of int8 included.
         products: multiplications that the matrix unit was asked for, for each that queries, keys and values need:
             group * (k_dim + v_dim) for each token and head of keys.
         elements: that vector instructions worked on, for each score. One is the least: an exponential.
@@ -120,7 +138,7 @@ def cost(executor: Executor, variant: AttentionVariant, tokens: int) -> Cost:
     pairs = tokens * variant.kv_heads
     vector = list(_vector(run))
     return Cost(
-        traffic=run.traffic_bytes / (pairs * 2 * (variant.k_dim + variant.v_dim)),
+        traffic=run.traffic_bytes / (pairs * kv_bytes(variant.k_dim, variant.v_dim, variant.scores)),
         products=sum(report.counters.macs for report in run.reports)
         / (pairs * variant.group * (variant.k_dim + variant.v_dim)),
         elements=sum(elements for _, elements in vector) / (pairs * variant.group),

@@ -1,11 +1,11 @@
-"""All that is compiled: both passes for all heads that there are kernels for, decoding and prompts, for two chips."""
+"""All that is compiled: all kernels of attention for all heads that there are some for, for two chips."""
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -17,19 +17,23 @@ from tools.ascend.bishengir import FLAGS, HIVMC_VERSION, final_hivm
 from tools.ascend.hivm.execute import Program, build
 from tools.ascend.hivm.module import Module, memory_peaks
 from tools.ascend.hivm.translate import translate
-from tools.ascend.lower import Lowered, lower_combine, lower_split
+from tools.ascend.lower import Lowered, lower_combine, lower_queries, lower_split, lower_store
 
 CUBE_CORES = {"Ascend910B3": 20, "Ascend910B1": 24}
 """Chip -> its matrix cores; there are twice as many vector cores."""
 DTYPES: tuple[Dtype, ...] = ("fp16", "bf16")
-SCORES: tuple[Dtype, ...] = ("fp32", "fp16")
+SCORES: tuple[Dtype, ...] = ("fp32", "fp16", "i32")
+"""Of Q Kᵀ on its way between cores; i32 with a cache of int8."""
 KV_HEADS = 2
-Pass = Literal["split", "combine", "combine, sink"]
+STORED_HEADS = (1, 2, 3, 4, 5, 8, 16, 32)
+"""Heads of keys whose numbers go to a cache of int8 as one tile; with heads of 256 elements no more would fit."""
+Pass = Literal["split", "combine", "combine, sink", "store", "queries"]
+"""Of the attention kernel, and the two that make int8 for it: of keys and values, and of queries."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One pass of a specialisation for a chip."""
+    """One kernel of a specialisation for a chip."""
 
     variant: AttentionVariant
     which: Pass
@@ -40,6 +44,10 @@ class Kernel:
         cores = CUBE_CORES[self.chip]
         if self.which == "split":
             return lower_split(self.variant, cores)
+        if self.which == "store":
+            return lower_store(self.variant, 2 * cores)
+        if self.which == "queries":
+            return lower_queries(self.variant, 2 * cores)
         return lower_combine(self.variant, 2 * cores, has_sink=self.which == "combine, sink")
 
 
@@ -101,16 +109,24 @@ def variant(
 
 
 def variants() -> Iterator[AttentionVariant]:
-    """All specialisations: 4 sizes of heads, 16 groups, decoding and prompts, 2 dtypes, 2 of scores."""
+    """All specialisations: 4 sizes of heads, 16 groups, decoding and prompts, 2 dtypes, 3 of scores."""
     for (k_dim, v_dim), group in product(HEAD_DIMS, range(1, MAX_GROUP + 1)):
         for dtype, prompt, scores in product(DTYPES, (False, True), SCORES):
             yield variant(group, k_dim, v_dim, dtype, prompt=prompt, scores=scores)
 
 
 def kernels(chip: str) -> Iterator[Kernel]:
-    """All kernels for a chip; the second pass, which asks neither for keys nor for scores, once for its kinds."""
+    """All kernels for a chip: those that do not ask for all of a specialisation once for what they ask for.
+
+    The second pass asks neither for keys nor for scores, but for whether sums are of int8.
+    """
     for specialised in variants():
         yield Kernel(specialised, "split", chip)
-        if specialised.k_dim == specialised.v_dim and specialised.scores == "fp32":
+        if specialised.k_dim == specialised.v_dim and specialised.scores != "fp16":
             yield Kernel(specialised, "combine", chip)
             yield Kernel(specialised, "combine, sink", chip)
+        if specialised.planes == 2 and specialised.queries == 1:
+            yield Kernel(specialised, "queries", chip)
+            if specialised.group == 1:
+                for kv_heads in STORED_HEADS:
+                    yield Kernel(replace(specialised, kv_heads=kv_heads), "store", chip)

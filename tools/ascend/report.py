@@ -7,23 +7,20 @@ has been compiled before is taken from build/ascend. ``--check`` writes nothing 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
 
 from kernels.ascend.attention import HALF_SCALE, PROMPT_ROWS
 from kernels.ascend.variant import HEAD_DIMS, MAX_GROUP, Dtype
 from tools.ascend.executed import Cost, Executor, cost
-from tools.ascend.hivm.module import SPACES
 from tools.ascend.matrix import CUBE_CORES, KV_HEADS, SCORES, Kernel, compiled, kernels, variant
-from tools.ascend.scores import LOUDNESS, ScoreCost, score_cost
+from tools.ascend.scores import LOUDNESS, CacheCost, ScoreCost, cache_cost, score_cost
 from tools.ascend.scores import TOKENS as SCORE_TOKENS
-from tools.ascend.traffic import TRAFFIC_GOAL
+from tools.ascend.tables import Peaks, Place, int8_table, memory_table, places, table
+from tools.ascend.traffic import TRAFFIC_GOAL, kv_bytes
 
 REPOSITORY = Path(__file__).parents[2]
 PAGE = REPOSITORY / "docs" / "ascend-kernel.md"
@@ -45,7 +42,8 @@ counts, not times. [What they mean](../kernels/ascend/README.md).
 Bytes up to the end of the highest buffer in the final HIVM, for {chips},
 f16 and bf16; the second pass with and without a sink. Chip, dtype and sink make no difference. No module has a vector
 operand that is not on a multiple of 32 bytes, and the compiler gave up nothing to make one fit. Group: heads of queries
-for each head of keys. Queries: of a tile; several are as many as make up to {rows} rows.
+for each head of keys. Queries: of a tile; several are as many as make up to {rows} rows. Scores: i32 with a cache of
+int8.
 
 The first pass:
 
@@ -54,6 +52,11 @@ The first pass:
 The second pass:
 
 {second}
+
+The kernels that make int8, which use UB alone; heads are of keys where keys and values are stored, and of queries for
+each head of keys where queries are split:
+
+{int8_memory}
 
 ## Bytes through global memory
 
@@ -67,19 +70,29 @@ With `--attention-scores float16`:
 
 {traffic_half}
 
+With a cache of int8, where a token's key and value take a byte an element, and 8 bytes of steps, for each head of keys;
+the kernel that splits queries is counted too:
+
+{traffic_int8}
+
 {longer}, scores as f32: {longer_traffic:.3f}.
 
 ## Work for each token
 
 Multiplications that the matrix unit is asked for, over group x (key + value elements) for each token and head of keys,
-which is the least: {products[0]:.3f} to {products[1]:.3f} over all heads and groups. The unit itself works on 16 rows
-at a time, whatever is asked.
+which is the least: {products[0]:.3f} to {products[1]:.3f} over all heads and groups; with a cache of int8
+{products_int8[0]:.3f} to {products_int8[1]:.3f}, of int8, since queries are four addends and weights two planes. The
+unit itself works on 16 rows at a time, whatever is asked.
 
 Elements that vector instructions work on for each score, of which one, its exponential, is the least; both passes,
 {tokens:,} tokens, scores as f32. With either kind of scores they take {instructions[0]:.0f} to {instructions[1]:.0f}
 instructions for each 1,024 tokens and head of keys.
 
 {vector}
+
+With a cache of int8, by {instructions_int8[0]:.0f} to {instructions_int8[1]:.0f} instructions:
+
+{vector_int8}
 
 {longer}: {longer_elements:.1f}, by {longer_instructions:.0f} instructions.
 
@@ -91,40 +104,21 @@ are multiplied with {half_scale} first, so that scores saturate later. Divergenc
 the most of all heads, by NumPy.
 
 {scores}
+
+## A cache of int8
+
+Bytes through global memory with a cache of int8 for each that the same heads take with one of 16 bits and scores as
+f32, as counted above:
+
+{share}
+
+Errors of executed results, f16, heads of 128, a group of 7, one query that sees {score_tokens:,} tokens, keys
+multiplied by the first column: roots of the mean square, against float64 of the keys and values that a cache of f16
+holds. The kernel's own is against float64 of those that the cache of int8 holds: all else is the cache's rounding.
+Divergence: of the weights that such keys give, the most of all heads, by NumPy.
+
+{caches}
 """
-
-
-@dataclass(frozen=True, order=True)
-class Place:
-    """A row of the tables of on-chip memory.
-
-    Attributes:
-        first: whether it is of the first pass, else of the second, which does not ask how large keys are.
-        queries: ``1``, or ``several`` for tiles of prompts.
-    """
-
-    first: bool
-    k_dim: int
-    v_dim: int
-    queries: str
-    scores: str
-    group: int
-
-    @classmethod
-    def of(cls, kernel: Kernel) -> Place:
-        """A kernel's."""
-        variant, first = kernel.variant, kernel.which == "split"
-        queries = "several" if variant.queries > 1 else "1"
-        scores = {"fp32": "f32", "fp16": "f16"}[variant.scores] if first else "-"
-        return cls(first, variant.k_dim, variant.v_dim, queries, scores, variant.group)
-
-
-_MEMORY_ROW = re.compile(
-    r"\| (\d+|any) / (\d+) \| (1|several) \| (\d+)(?: to (\d+))? \| (f32|f16|-) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|"
-)
-
-Peaks = tuple[int, int, int]
-"""Bytes of UB, L1 and L0C."""
 
 
 def peaks_of(kernel: Kernel) -> Peaks:
@@ -141,58 +135,6 @@ def peaks_of(kernel: Kernel) -> Peaks:
     return peaks["UB"], peaks["L1"], peaks["L0C"]
 
 
-def places(measured: Iterable[tuple[Kernel, Peaks]]) -> dict[Place, Peaks]:
-    """The memory of each row.
-
-    Raises:
-        ValueError: chips, dtypes or a sink make a difference, which the page has no room for.
-    """
-    rows: dict[Place, Peaks] = {}
-    for kernel, peaks in measured:
-        if rows.setdefault(Place.of(kernel), peaks) != peaks:
-            raise ValueError(f"{kernel} takes {peaks}, but another chip or dtype {rows[Place.of(kernel)]}")
-    return rows
-
-
-def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines of a table of Markdown; the first row is its head, and all but its first column are numbers."""
-    yield "| " + " | ".join(rows[0]) + " |"
-    yield "|---|" + "---:|" * (len(rows[0]) - 1)
-    yield from ("| " + " | ".join(row) + " |" for row in rows[1:])
-
-
-def memory_table(rows: Mapping[Place, Peaks], *, first: bool) -> Iterator[str]:
-    """Lines; adjacent groups that need the same share one."""
-    names = ["keys / values", "queries", "group", "scores"]
-    lines = [[*names, *(f"{name} of {size:,}" for name, size, _ in SPACES.values())]]
-    chosen = sorted((place, peaks) for place, peaks in rows.items() if place.first is first)
-    for (k_dim, v_dim, queries, scores, peaks), same in groupby(chosen, key=_without_group):
-        groups = [place.group for place, _ in same]
-        keys = f"{k_dim} / {v_dim}" if first else f"any / {v_dim}"
-        lines.append([keys, queries, _span(groups), scores, *(f"{size:,}" for size in peaks)])
-    return table(lines)
-
-
-def _without_group(row: tuple[Place, Peaks]) -> tuple[int, int, str, str, Peaks]:
-    place, peaks = row
-    return place.k_dim, place.v_dim, place.queries, place.scores, peaks
-
-
-def _span(groups: list[int]) -> str:
-    return str(groups[0]) if len(groups) == 1 else f"{groups[0]} to {groups[-1]}"
-
-
-def read_memory(text: str) -> dict[Place, Peaks]:
-    """The tables of on-chip memory of a page, a row for each group."""
-    rows: dict[Place, Peaks] = {}
-    for keys, values, queries, low, high, scores, *sizes in _MEMORY_ROW.findall(text):
-        ub, l1, l0c = (int(size.replace(",", "")) for size in sizes)
-        for group in range(int(low), int(high or low) + 1):
-            k_dim = int(values if keys == "any" else keys)
-            rows[Place(keys != "any", k_dim, int(values), queries, scores, group)] = ub, l1, l0c
-    return rows
-
-
 Costs = Mapping[tuple[int, int, int, Dtype], Cost]
 """By group, sizes of heads, and scores."""
 
@@ -207,11 +149,23 @@ def traffic_table(costs: Costs, scores: Dtype) -> Iterator[str]:
     return table(lines)
 
 
-def vector_table(costs: Costs) -> Iterator[str]:
+def share_table(costs: Costs) -> Iterator[str]:
+    """Lines: bytes through global memory with a cache of int8 for each with one of 16 bits."""
+    lines = [_heads()]
+    for group in range(1, MAX_GROUP + 1):
+        cells = []
+        for dims in HEAD_DIMS:
+            small, wide = (costs[group, *dims, kind].traffic * kv_bytes(*dims, kind) for kind in ("i32", "fp32"))
+            cells.append(f"{small / wide:.3f}")
+        lines.append([str(group), *cells])
+    return table(lines)
+
+
+def vector_table(costs: Costs, scores: Dtype) -> Iterator[str]:
     """Lines: elements that vector instructions worked on for each score."""
     lines = [_heads()]
     for group in range(1, MAX_GROUP + 1):
-        lines.append([str(group), *(f"{costs[group, *dims, 'fp32'].elements:.1f}" for dims in HEAD_DIMS)])
+        lines.append([str(group), *(f"{costs[group, *dims, scores].elements:.1f}" for dims in HEAD_DIMS)])
     return table(lines)
 
 
@@ -231,10 +185,20 @@ def score_table(found: Sequence[ScoreCost]) -> Iterator[str]:
     return table(lines)
 
 
-def page(memory: Mapping[Place, Peaks], costs: Costs, longer: Cost, scores: Sequence[ScoreCost]) -> str:
+def cache_table(found: Sequence[CacheCost]) -> Iterator[str]:
+    """Lines: what a cache of int8 costs."""
+    names = ["result", "error with f16", "error with int8", "the kernel's own", "divergence, nats"]
+    lines = [["keys times", *names]]
+    for loudness, each in zip(LOUDNESS, found, strict=True):
+        figures = (each.result, each.wide, each.int8, each.added, each.divergence)
+        lines.append([str(loudness), *(f"{figure:.1e}" for figure in figures)])
+    return table(lines)
+
+
+def page(
+    memory: Mapping[Place, Peaks], costs: Costs, longer: Cost, scores: Sequence[ScoreCost], caches: Sequence[CacheCost]
+) -> str:
     """The whole page."""
-    products = sorted(each.products for each in costs.values())
-    instructions = sorted(each.instructions for each in costs.values())
     group, k_dim, v_dim = LONGER
     return _PAGE.format(
         command=COMMAND,
@@ -242,22 +206,38 @@ def page(memory: Mapping[Place, Peaks], costs: Costs, longer: Cost, scores: Sequ
         rows=PROMPT_ROWS,
         first="\n".join(memory_table(memory, first=True)),
         second="\n".join(memory_table(memory, first=False)),
+        int8_memory="\n".join(int8_table(memory)),
         kv_heads=KV_HEADS,
         tokens=TOKENS,
         goal=TRAFFIC_GOAL,
         traffic="\n".join(traffic_table(costs, "fp32")),
         traffic_half="\n".join(traffic_table(costs, "fp16")),
+        traffic_int8="\n".join(traffic_table(costs, "i32")),
+        share="\n".join(share_table(costs)),
         longer=f"At {LONGER_TOKENS:,} tokens, heads of {k_dim} / {v_dim} and a group of {group}",
         longer_traffic=longer.traffic,
         longer_elements=longer.elements,
         longer_instructions=longer.instructions,
-        products=(products[0], products[-1]),
-        instructions=(instructions[0], instructions[-1]),
-        vector="\n".join(vector_table(costs)),
+        products=_range(each.products for each in _of(costs, "fp32", "fp16")),
+        products_int8=_range(each.products for each in _of(costs, "i32")),
+        instructions=_range(each.instructions for each in _of(costs, "fp32", "fp16")),
+        instructions_int8=_range(each.instructions for each in _of(costs, "i32")),
+        vector="\n".join(vector_table(costs, "fp32")),
+        vector_int8="\n".join(vector_table(costs, "i32")),
         half_scale=HALF_SCALE,
         score_tokens=SCORE_TOKENS,
         scores="\n".join(score_table(scores)),
+        caches="\n".join(cache_table(caches)),
     )
+
+
+def _of(costs: Costs, *scores: Dtype) -> Iterator[Cost]:
+    return (each for (*_, kind), each in costs.items() if kind in scores)
+
+
+def _range(figures: Iterator[float]) -> tuple[float, float]:
+    ordered = sorted(figures)
+    return ordered[0], ordered[-1]
 
 
 def _cost(asked: tuple[int, int, int, Dtype], tokens: int = TOKENS) -> Cost:
@@ -267,6 +247,10 @@ def _cost(asked: tuple[int, int, int, Dtype], tokens: int = TOKENS) -> Cost:
 
 def _score_cost(loudness: float) -> ScoreCost:
     return score_cost(Executor(BUILT), loudness)
+
+
+def _cache_cost(loudness: float) -> CacheCost:
+    return cache_cost(Executor(BUILT), loudness)
 
 
 def measured_page() -> str:
@@ -283,7 +267,8 @@ def measured_page() -> str:
         memory = places(zip(everything, peaks, strict=True))
         costs = dict(zip(asked, pool.map(_cost, asked, chunksize=4), strict=True))
         longer = pool.submit(_cost, (*LONGER, "fp32"), LONGER_TOKENS).result()
-        return page(memory, costs, longer, list(pool.map(_score_cost, LOUDNESS)))
+        scores, caches = pool.map(_score_cost, LOUDNESS), pool.map(_cache_cost, LOUDNESS)
+        return page(memory, costs, longer, list(scores), list(caches))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

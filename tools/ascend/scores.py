@@ -1,8 +1,8 @@
-"""What it costs that scores travel as f16: errors of executed results, and how far weights move."""
+"""What scores as f16, and a cache of int8, cost: errors of executed results, and how far weights move."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,52 @@ class ScoreCost:
     saturated: int
 
 
+@dataclass(frozen=True)
+class CacheCost:
+    """Of a cache of int8, at one loudness: roots of the mean square.
+
+    Attributes:
+        result: of the result itself.
+        wide: what results are off by with a cache of f16.
+        int8: what they are off by with one of int8, against the same keys and values before they were rounded to it.
+        added: what they are off by against the rounded ones: what the kernel itself is off by.
+        divergence: the most of Kullback and Leibler of a query's weights, in nats, for the keys as rounded.
+    """
+
+    result: float
+    wide: float
+    int8: float
+    added: float
+    divergence: float
+
+
+def cache_cost(executor: Executor, loudness: float) -> CacheCost:
+    """For f16, heads of 128 and a group of 7.
+
+    Raises:
+        ToolFailed: a kernel does not compile.
+        ValueError: the executor found an error.
+    """
+    variant = AttentionVariant(2, 7, 128, 128, "fp16", "fp32")
+    wide, int8 = (attention_case(each, [TOKENS], loud=loudness) for each in (variant, replace(variant, scores="i32")))
+    runs = [executor.run(case) for case in (wide, int8)]
+    if errors := [error for run in runs for error in run.errors]:
+        raise ValueError("; ".join(errors))
+    right = wide.oracle[0]
+    of_wide, of_int8 = (widened(run.result) for run in runs)
+    return CacheCost(
+        result=_mean(right),
+        wide=_mean(of_wide - right),
+        int8=_mean(of_int8 - right),
+        added=_mean(of_int8 - int8.oracle[0]),
+        divergence=_divergence(_scores(wide), _scores(int8), wide.scale),
+    )
+
+
+def _mean(x: npt.NDArray[np.float64]) -> float:
+    return float(np.sqrt((x**2).mean()))
+
+
 def score_cost(executor: Executor, loudness: float) -> ScoreCost:
     """For f16, heads of 64 and a group of 7.
 
@@ -65,10 +111,9 @@ def score_cost(executor: Executor, loudness: float) -> ScoreCost:
 def _scores(case: AttentionCase) -> npt.NDArray[np.float64]:
     """Q Kᵀ of the only query in float64: [heads,tokens]."""
     blocks = case.block_table[0, : TOKENS // BLOCK_SIZE]
-    keys = widened(case.k[blocks]).reshape(TOKENS, case.variant.kv_heads, case.variant.k_dim)
-    products: npt.NDArray[np.float64] = np.einsum(
-        "hd,thd->ht", widened(case.q[0]), np.repeat(keys, case.variant.group, axis=1)
-    )
+    q, k, _ = case.numbers
+    keys = k[blocks].reshape(TOKENS, case.variant.kv_heads, case.variant.k_dim)
+    products: npt.NDArray[np.float64] = np.einsum("hd,thd->ht", q[0], np.repeat(keys, case.variant.group, axis=1))
     return products
 
 

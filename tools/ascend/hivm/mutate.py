@@ -2,15 +2,16 @@
 
 A mutant is caught by an error of the run, by results that its case refuses, or since it does not build. One that is
 not caught counts as equivalent only if it does what the original does on every case (every byte of every array, every
-counter but that of instructions, no error), and changed an order or a place, of which the run then shows that nothing
-depended on it: ``Reason``. Of a fill that was left out, a run that fills with NaN instead has to show it. All else has
-survived, and is a gap of the model or of the cases.
+counter of work, no error), and changed an order or a place, of which the run then shows that nothing depended on it:
+``Reason``. Of a fill or a copy that was left out, a run that puts NaN or a huge number there instead
+has to show it. A loop's turn that repeats what the one before did may do its work twice. All else has survived, and is
+a gap of the model or of the cases.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -32,14 +33,24 @@ _SWAPS = (
     ("_reduce_sum_", "_reduce_max_"), ("vcmp_eq_", "vcmp_ne_"), ("vcmps_eq_", "vcmps_ne_"),
 )  # fmt: skip
 
+_POISON = {"f32": "0x7FC00000", "f16": "0x7E00", "i32": "2147483647"}
+"""Type -> NaN, or a whole number that leads nowhere."""
+_LEFT_OUT = (
+    "vexp", "nd2nz", "set_l1", "fixpipe", "load_", "store_", "vcast", "broadcast", "copy_", "vmuls", "vadds", "vabs",
+    "vsel", "vnot", "vand", "arange",
+)  # fmt: skip
+"""Calls of which a mutant has one less."""
+
 
 class Reason(Enum):
     """Why a mutant that does what the original does need not be caught."""
 
     ORDERS_NOTHING = "without it no two conflicting accesses are unordered"
     DEAD_MEMORY = "the buffer's new place holds nothing that is read later"
-    PADDING = "what was filled are rows that no result depends on: if they are NaN, nothing changes"
+    PADDING = "no result depends on what was filled: if it is NaN, nothing changes"
     EMPTY_TURN = "the turn more does no work"
+    REPEATED_TURN = "the turn more does again what the last one did: nothing in it depends on which turn it is"
+    ZERO = "what is taken away instead of added, or whose maximum is taken instead of its sum, are products with zero"
 
 
 @dataclass(frozen=True)
@@ -127,19 +138,24 @@ def classify(mutant: Mutant, original: Behaviour, cases: Sequence[Case], folder:
     if not all(found.accepted):
         return Verdict(mutant.name, "results")
     if mutant.poisoned is None:
-        return Verdict(mutant.name, None, mutant.harmless if _same(found, original) else None)
+        same = _same_results if mutant.harmless is Reason.REPEATED_TURN else _same
+        return Verdict(mutant.name, None, mutant.harmless if same(found, original) else None)
     poisoned = build(mutant.poisoned, folder)
-    as_well = found.arrays == original.arrays and _same(behaviour(poisoned, cases), original)
+    as_well = found.arrays == original.arrays and _same_results(behaviour(poisoned, cases), original)
     poisoned.library.unlink(missing_ok=True)
     return Verdict(mutant.name, None, mutant.harmless if as_well else None)
 
 
 def _same(found: Behaviour, original: Behaviour) -> bool:
     """Whether both do the same work, with the same results and no error."""
-    return found.arrays == original.arrays and all(
-        _work(mine.counters) == _work(theirs.counters) and mine.errors == theirs.errors
-        for mine, theirs in zip(found.reports, original.reports, strict=True)
+    both = zip(found.reports, original.reports, strict=True)
+    return _same_results(found, original) and all(
+        _work(mine.counters) == _work(theirs.counters) for mine, theirs in both
     )
+
+
+def _same_results(found: Behaviour, original: Behaviour) -> bool:
+    return found.arrays == original.arrays and not any(report.errors for report in found.reports)
 
 
 def mutants(text: str) -> Iterator[Mutant]:
@@ -209,39 +225,74 @@ def _swapped(lines: list[str], at: int, line: str) -> Iterator[Mutant]:
     name = call[1]
     for old, new in _SWAPS:
         if old in f"_{name}" and (name.startswith(old) or old.startswith("_")):
-            yield _renamed(
-                lines, at, name, name.replace(old.lstrip("_") if old.startswith("_") else old, new.lstrip("_"), 1)
-            )
+            other = name.replace(old.lstrip("_") if old.startswith("_") else old, new.lstrip("_"), 1)
+            of_zero = old in {"vadd_", "_reduce_sum_"} and _takes_zero(lines, at)
+            yield _renamed(lines, at, name, other, Reason.ZERO if of_zero else None)
     if name.startswith("mma_tile"):
         yield _renamed(lines, at, name, name.removesuffix("_tb") if name.endswith("_tb") else name + "_tb")
         for old, new in (("%true", "%false"), ("%false", "%true")):
             if f"{old}, " in line:
                 yield Mutant(f"line {at + 1}: {name} with {new}", _replaced(lines, at, line.replace(old, new, 1)))
-    if name.startswith(
-        ("vexp", "nd2nz", "set_l1", "fixpipe", "load_", "store_", "vcast", "broadcast", "copy_", "vmuls")
-    ):
-        padding = Reason.PADDING if name.startswith(("set_l1", "broadcast_scalar")) else None
+    if name.startswith(_LEFT_OUT):
+        padding = Reason.PADDING if name.startswith(("set_l1", "broadcast_scalar", "copy_ubuf_to_ubuf")) else None
         left_out = _joined(lines[:at] + lines[at + 1 :])
         yield Mutant(f"line {at + 1}: {name} dropped", left_out, padding, _poisoned(lines, at))
 
 
 def _poisoned(lines: list[str], at: int) -> str | None:
-    """The module with NaN where a call fills floats of UB with a number; None if the call does not."""
-    fill = re.match(
-        r"(\s*(?:func\.)?call @broadcast_scalar_(?:float|half)_to_1d\()%[\w-]+(, .*: \((f32|f16), .*)$", lines[at]
-    )
+    """The module with ``_POISON`` where a call puts numbers into UB: a fill, or a copy of floats; None for others."""
+    fill = re.match(r"(\s*(?:func\.)?call @broadcast_scalar_\w+_to_1d\()%[\w-]+(, .*: \((f32|f16|i32), .*)$", lines[at])
     if fill is None:
-        return None
-    nan = f"    %nan = arith.constant {'0x7FC00000' if fill[3] == 'f32' else '0x7E00'} : {fill[3]}"
-    return _joined([*lines[:at], nan, f"{fill[1]}%nan{fill[2]}", *lines[at + 1 :]])
+        copy = re.match(
+            r"(\s*(?:func\.)?)call @copy_ubuf_to_ubuf_1d_float\(%[\w-]+, (%[\w-]+), .*, (memref.*?), i32", lines[at]
+        )
+        if copy is None or not any("func private @broadcast_scalar_float_to_1d(" in line for line in lines):
+            return None
+        call = f"{copy[1]}call @broadcast_scalar_float_to_1d(%poison, {copy[2]}) : (f32, {copy[3]}) -> ()"
+        return _joined([*lines[:at], _poison("f32"), call, *lines[at + 1 :]])
+    return _joined([*lines[:at], _poison(fill[3]), f"{fill[1]}%poison{fill[2]}", *lines[at + 1 :]])
 
 
-def _renamed(lines: list[str], at: int, old: str, new: str) -> Mutant:
+def _poison(kind: str) -> str:
+    return f"    %poison = arith.constant {_POISON[kind]} : {kind}"
+
+
+_VIEW = re.compile(
+    r"(%[\w-]+)(?:, %[\w-]+)* = memref\."
+    r"(?:cast|collapse_shape|subview|reinterpret_cast|extract_strided_metadata) (%[\w-]+)"
+)
+_CALL = re.compile(r"\s*(?:func\.)?call @(\w+)\((.*?)\) :")
+
+
+def _takes_zero(lines: list[str], at: int) -> bool:
+    """Whether what a sum is of, or the second number that is added, is a product with 0 or a sum of such."""
+    before = "\n".join(lines[:at])
+    view_of = dict(_VIEW.findall(before))
+    zeros = set(re.findall(r"(%[\w-]+) = arith\.constant 0\.0+e\+00 : f32", before))
+    for number, line in enumerate(lines[: at + 1]):
+        if not (call := _CALL.match(line)):
+            continue
+        operands = [_viewed(operand, view_of) for operand in call[2].split(", ")]
+        of_zero = operands[1] in zeros if call[1].startswith(("vmuls_vs", "vadd_")) else operands[0] in zeros
+        if number == at:
+            return of_zero
+        if of_zero and call[1].startswith("vmuls_vs"):
+            zeros.add(operands[2])
+        if of_zero and "reduce_sum" in call[1]:
+            zeros.add(operands[1])
+    return False
+
+
+def _viewed(name: str, view_of: Mapping[str, str]) -> str:
+    return _viewed(view_of[name], view_of) if name in view_of else name
+
+
+def _renamed(lines: list[str], at: int, old: str, new: str, harmless: Reason | None = None) -> Mutant:
     text = _replaced(lines, at, lines[at].replace(f"@{old}(", f"@{new}("))
     if f"private @{new}(" not in text:
         declared = next(line for line in lines if f"func.func private @{old}(" in line)
         text = text.replace(declared, declared + "\n" + declared.replace(f"@{old}(", f"@{new}("), 1)
-    return Mutant(f"line {at + 1}: {old} made {new}", text)
+    return Mutant(f"line {at + 1}: {old} made {new}", text, harmless)
 
 
 def _bounded(lines: list[str], at: int, line: str) -> Iterator[Mutant]:
@@ -257,8 +308,18 @@ def _bounded(lines: list[str], at: int, line: str) -> Iterator[Mutant]:
         ("with a turn more", f"arith.addi {high}, {step}", f"{low} to %bound"),
     ):
         new = [f"    %bound = {operation} : {kind}", f"{head}{bounds} step {step}{tail}"]
-        empty = Reason.EMPTY_TURN if name == "with a turn more" else None
+        more = Reason.REPEATED_TURN if _turns_are_alike(lines, at) else Reason.EMPTY_TURN
+        empty = more if name == "with a turn more" else None
         yield Mutant(f"line {at + 1}: loop {name}", _joined(lines[:at] + new + lines[at + 1 :]), empty)
+
+
+def _turns_are_alike(lines: list[str], at: int) -> bool:
+    """Whether a loop that carries something on reads neither that nor the number of its turn."""
+    head = re.match(r"(\s*).*scf\.for (%\w+) = .* iter_args\((%\w+) = %\w+\)", lines[at])
+    if head is None:
+        return False
+    end = next(n for n in range(at + 1, len(lines)) if lines[n].startswith(head[1] + "}"))
+    return not any(re.search(rf"{name}\b", line) for name in head.groups()[1:] for line in lines[at + 1 : end])
 
 
 def _replaced(lines: list[str], at: int, line: str) -> str:
@@ -287,7 +348,7 @@ def _kind(error: str) -> str:
 
 
 def _work(counters: Counters) -> Counters:
-    return replace(counters, instructions=0)
+    return replace(counters, instructions=0, saturated=0)
 
 
 def _bytes(array: npt.NDArray[Any]) -> bytes:
