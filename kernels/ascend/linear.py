@@ -3,8 +3,8 @@
 A matrix multiplication may be cut up in another way when it has another number of rows, and then add in another
 order. So float rows go through in tiles of a fixed size, the last one padded. Sums of int8 products are exact in any.
 
-Where processes share a layer's inputs, each rounds its own part of a token to int8, with a scale of its own: that is
-finer than one scale for all, so a W8A8 model's tokens are not always those that one process gives.
+Where processes share a layer's inputs, each rounds its own part of a token to int8 by the scale of all of it, and sums
+of whole numbers are added up: codes and sums are those that one process has.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from kernels.reference.dequant import codes_and_scales, dequantise
 Tensor = Any
 FRACTAL_NZ = 29
 """The storage format that matrix cores read without reordering."""
+ALIGNED = 32
+"""Columns that a row of int8 is made longer by, so that rows stay on multiples of 32 bytes."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,8 @@ class Linears:
 
     def linear(self, x: Tensor, w: AscendLinear) -> Tensor:
         """X @ weight.T + bias: [T,K] -> [T,N]. Batch-invariant: see the module and ``parallel``."""
-        products = [self._product(x, part) for part in w.parts]
+        products = [self._product(x, part, shared=w.split == "inputs") for part in w.parts]
         out = products[0] if len(products) == 1 else self._torch.cat(products, dim=1)
-        if w.split == "inputs":
-            out = self._ranks.sum(out)
         return out if w.bias is None else out + w.bias
 
     def logits(self, x: Tensor, rows: Tensor, w: AscendLinear) -> Tensor:
@@ -125,13 +125,30 @@ class Linears:
             out = self._ranks.side_by_side(out, w.vocabulary)
         return out.to(self._torch.float32)
 
-    def _product(self, x: Tensor, part: FloatWeight | Int8Weight) -> Tensor:
+    def _product(self, x: Tensor, part: FloatWeight | Int8Weight, *, shared: bool) -> Tensor:
+        """For all of a token's columns, where each process has some of them."""
         if isinstance(part, FloatWeight):
-            return self.tiled(x, part.weight)
-        codes, scales = self._npu.npu_dynamic_quant(x)
-        return self._npu.npu_quant_matmul(
-            codes, part.codes, part.scales, pertoken_scale=scales, output_dtype=self._dtype
-        )
+            out = self.tiled(x, part.weight)
+            return self._ranks.sum(out) if shared else out
+        codes, tokens = self.quantised(x, shared=shared)
+        if not shared or self._ranks.alone:
+            return self._npu.npu_quant_matmul(
+                codes, part.codes, part.scales, pertoken_scale=tokens, output_dtype=self._dtype
+            )
+        own = self._npu.npu_quant_matmul(codes, part.codes, part.scales, output_dtype=self._torch.int32)
+        return (self._ranks.sum(own).float() * part.scales * tokens[:, None]).to(self._dtype)
+
+    def quantised(self, x: Tensor, *, shared: bool) -> tuple[Tensor, Tensor]:
+        """Tokens x [T,K] as i8[T,K] and a scale f32[T] each; ``shared``: that of all columns, of which these are some.
+
+        The device rounds by the largest number of a row, so it is given that of all processes as one number more.
+        """
+        if not shared or self._ranks.alone or not x.numel():
+            codes, scales = self._npu.npu_dynamic_quant(x)
+            return codes, scales
+        most = self._ranks.largest(x.abs().amax(-1, keepdim=True))
+        codes, scales = self._npu.npu_dynamic_quant(self._torch.cat([x, most.expand(-1, ALIGNED)], dim=1))
+        return codes[:, : x.shape[1]].contiguous(), scales
 
     def tiled(self, x: Tensor, weight: Tensor) -> Tensor:
         """X @ weight.T, as many rows at a time as a tile has: always the same operation on the same shapes."""

@@ -101,15 +101,16 @@ class Experts:
             active_expert_range=[0, num_experts],
             row_idx_type=0,
         )
-        hidden = npu.npu_swiglu(self._grouped(rows, experts.gate_up, counts))
-        out = self._grouped(hidden, experts.down, counts)
+        hidden = npu.npu_swiglu(self._grouped(rows, experts.gate_up, counts, shared=False))
+        out = self._grouped(hidden, experts.down, counts, shared=True)
         return self._ranks.sum(npu.npu_moe_token_unpermute(out, places, probs=weights.to(out.dtype)))
 
-    def _grouped(self, x: Tensor, stack: Stack, counts: Tensor) -> Tensor:
+    def _grouped(self, x: Tensor, stack: Stack, counts: Tensor, *, shared: bool) -> Tensor:
+        """Of these columns of rows, of which other processes have the others where they are shared."""
         groups = {"group_list": counts, "split_item": 2, "group_type": 0, "group_list_type": 1}
         if stack.scales is None:
             return self._npu.npu_grouped_matmul([x], [stack.weight], **groups)[0]
-        codes, tokens = self._npu.npu_dynamic_quant(x)
+        codes, tokens = self._linears.quantised(x, shared=shared)
         return self._npu.npu_grouped_matmul(
             [codes],
             [stack.weight],

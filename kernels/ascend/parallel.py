@@ -70,11 +70,22 @@ class Ranks:
         """Of this process."""
         return 0 if self._parallel is None else self._parallel.rank
 
+    @property
+    def alone(self) -> bool:
+        """Whether this is the only process."""
+        return self._parallel is None
+
+    def largest(self, x: Tensor) -> Tensor:
+        """The largest of every rank's x [T,N], number by number; NaN where one has it. Batch-invariant."""
+        return x if self.alone or not x.numel() else self._gather(x).amax(0)
+
     def sum(self, x: Tensor) -> Tensor:
-        """Every rank's x [T,N] added up, in float32 and in the order of the ranks, in x's dtype. Batch-invariant."""
-        if self._parallel is None or not x.numel():
+        """Every rank's x [T,N] added up in the order of the ranks, floats in float32, in x's dtype. Batch-invariant."""
+        if self.alone or not x.numel():
             return x
-        parts = self._gather(x).float()
+        parts = self._gather(x)
+        if parts.is_floating_point():
+            parts = parts.float()
         total = parts[0]
         for part in parts[1:]:
             total = total + part
