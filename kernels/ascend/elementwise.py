@@ -18,10 +18,15 @@ Tensor = Any
 
 
 class RopeTable:
-    """Cosines and sines [positions, d], and those of a step's positions, looked up once for all layers."""
+    """Cosines and sines [positions, d], and those of a step's positions, looked up once for all layers.
 
-    def __init__(self, cos: Tensor, sin: Tensor) -> None:
-        self._tables = (cos, sin)
+    Attributes:
+        scale: what a turned head is multiplied with; apart, since npu_rotary_mul takes numbers within 1 (its page in
+            ``_op_plugin_docs`` of torch-npu 2.13.0).
+    """
+
+    def __init__(self, cos: Tensor, sin: Tensor, scale: float) -> None:
+        self._tables, self.scale = (cos, sin), scale
         self._positions: Tensor = None
         self._rows: tuple[Tensor, Tensor] | None = None
 
@@ -50,8 +55,8 @@ class Elementwise:
     def prepare_rope(self, inv_freq: npt.NDArray[np.float64], scale: float, num_positions: int) -> RopeTable:
         """Angles in float64, rounded once: inv_freq f64[d/2]; both halves of a head turn by the same angles."""
         angles = np.arange(num_positions)[:, None] * np.concatenate([inv_freq, inv_freq])
-        tables = (self._torch.from_numpy(function(angles) * scale) for function in (np.cos, np.sin))
-        return RopeTable(*(table.to(self._dtype).to(self._device) for table in tables))
+        cos, sin = (self._torch.from_numpy(function(angles)) for function in (np.cos, np.sin))
+        return RopeTable(cos.to(self._dtype).to(self._device), sin.to(self._dtype).to(self._device), scale)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """X / sqrt(mean(x^2) + eps) * weight over the last axis."""
@@ -68,7 +73,8 @@ class Elementwise:
     def rope(self, x: Tensor, positions: Tensor, table: RopeTable) -> Tensor:
         """Each head's halves turned against each other: x [T,heads,d]."""
         cos, sin = table.at(positions)
-        return self._npu.npu_rotary_mul(x.contiguous()[None], cos, sin)[0]
+        turned = self._npu.npu_rotary_mul(x.contiguous()[None], cos, sin)[0]
+        return turned if table.scale == 1 else turned * table.scale
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """silu(gate) * up of gate_up [T,2F]."""

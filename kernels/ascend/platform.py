@@ -6,6 +6,7 @@ chip; tests have another, of this machine's processor.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -74,6 +75,11 @@ def npu_platform(parallel: Parallel | None = None) -> Platform:
         reason = str(error.__cause__ or error).rstrip(".")
         raise BackendUnavailable(f"torch_npu cannot be imported: {reason}. {WAY_OUT}") from error
     refuse_stubs()
+    if os.environ.get("TRITON_ENABLE_TASKQUEUE", "true").lower() not in {"true", "1"}:
+        raise BackendUnavailable(
+            "TRITON_ENABLE_TASKQUEUE is off: each launch of a kernel would wait for the device, and no graph can be "
+            "captured so; take it out of the environment."
+        )
     npu = torch_npu.npu
     if not npu.is_available():
         raise BackendUnavailable(f"torch_npu finds no NPU. {WAY_OUT}")

@@ -192,6 +192,13 @@ def test_each_rank_takes_the_npu_of_its_number(npus):
     assert npu_platform().collectives == "hccl"
 
 
+def test_launches_that_wait_for_the_device_are_refused_by_their_variable(npus, monkeypatch):
+    npus(1)
+    monkeypatch.setenv("TRITON_ENABLE_TASKQUEUE", "false")
+    with pytest.raises(BackendUnavailable, match=r"TRITON_ENABLE_TASKQUEUE is off.* take it out of the environment"):
+        npu_platform()
+
+
 def test_fewer_npus_than_ranks_are_refused_with_the_flag(npus):
     npus(2)
     with pytest.raises(BackendUnavailable, match=r"--tensor-parallel-size 4 needs as many NPUs, .* sees 2; lower it"):

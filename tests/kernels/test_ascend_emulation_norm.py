@@ -57,13 +57,14 @@ def test_norms_refuse(npu, rng):
 @pytest.mark.parametrize("shape", [(1, 5, 1, 32), (1, 1, 3, 32), (2, 5, 1, 32), (2, 5, 3, 32)])
 def test_rotary_mul(npu, rng, dtype, shape):
     x = normal(rng, max(2, shape[0]), 5, 3, 32, dtype=dtype)
-    cos, sin = normal(rng, *shape, dtype=dtype), normal(rng, *shape, dtype=dtype)
+    cos, sin = (normal(rng, *shape, dtype=dtype).clamp(-1, 1) for _ in range(2))
     turned = np.concatenate((-f64(x)[..., 16:], f64(x)[..., :16]), -1)
     close(npu.npu_rotary_mul(x, cos, sin), f64(cos) * f64(x) + f64(sin) * turned, 2)
 
 
 def test_rotary_mul_refuses(npu, rng):
-    x, r = normal(rng, 1, 4, 2, 32), normal(rng, 1, 4, 1, 32)
+    x, r = normal(rng, 1, 4, 2, 32), normal(rng, 1, 4, 1, 32).clamp(-1, 1)
+    refused("must be within 1", npu.npu_rotary_mul, x, r, 1.01 + 0 * r)
     refused("must have 4 dimensions", npu.npu_rotary_mul, x[0], r, r)
     refused("have one dtype", npu.npu_rotary_mul, x, r.float(), r.float())
     refused("does not fit", npu.npu_rotary_mul, x, r[..., :16], r[..., :16])

@@ -58,7 +58,7 @@ def rotary_mul(input: torch.Tensor, r1: torch.Tensor, r2: torch.Tensor, rotary_m
 
     Shapes: input is BNSD, BSND or SBND; r1 and r2 are the same with 1 for N, and for B if they like, or in full. Which
     one is meant follows from r1. D is even and below 896, B and N are below 1000.
-    Dtypes: float16, bfloat16 or float32, one for all.
+    Dtypes: float16, bfloat16 or float32, one for all; r1 and r2 from -1 to 1.
     """
     name = "npu_rotary_mul"
     require(rotary_mode == "half", name, f'rotary_mode "{rotary_mode}" is not emulated')
@@ -69,6 +69,8 @@ def rotary_mul(input: torch.Tensor, r1: torch.Tensor, r2: torch.Tensor, rotary_m
     head_dim = input.shape[-1]
     require(head_dim % 2 == 0 and head_dim < MAX_HEAD_DIM, name, f"D must be even and below 896, but is {head_dim}")
     require(input.numel() > 0, name, "empty tensors are not supported")
+    within = bool((r1.abs() <= 1).all() and (r2.abs() <= 1).all())
+    require(within, name, "r1 and r2 must be within 1")
     shapes = _rotation_shapes(*input.shape)
     layouts = [limited for shape, limited in shapes if tuple(r1.shape) == shape]
     require(bool(layouts), name, f"r1 {list(r1.shape)} does not fit input {list(input.shape)} in any layout")
