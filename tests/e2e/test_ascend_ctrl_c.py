@@ -31,6 +31,8 @@ CTRL_C = b"\x03"
 IN_TERMINAL = "import os, sys; os.login_tty(0); os.execv(sys.argv[1], sys.argv[1:])"
 END_S = max(STOP_GRACE_S, STOP_S + GRACE_S)
 """What an engine has to end in, before its server kills it, and a follower before its engine does."""
+GONE_S = 5.0
+"""From when a process gave up its terminal, which ends with it, or a compiler lost who had called it."""
 IMPORTS_S = 10.0
 """A follower that is started looks at its socket when it has imported what it needs."""
 
@@ -127,11 +129,11 @@ def test_a_stream_finishes_and_all_end(serve):
         terminal.press(CTRL_C)
         rest = [line for line in lines if line.startswith("data: ")]
     assert rest[-1] == "data: [DONE]"
-    assert len(terminal.pids) == 2, "an engine and a follower"
+    assert len(terminal.pids) >= 2, "an engine and a follower, and what compiled for them"
     assert terminal.read_rest(END_S) == 0
     assert "^CFinishing 1 open requests" in terminal.shown
     assert "Traceback" not in terminal.shown
-    assert are_gone(terminal.pids, 0)
+    assert are_gone(terminal.pids, GONE_S)
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
@@ -142,4 +144,4 @@ def test_a_start_is_broken_off_and_all_end(serve, num_processes):
     terminal.press(CTRL_C)
     assert terminal.read_rest(IMPORTS_S + END_S) == 128 + signal.SIGINT
     assert terminal.shown.strip() == "^C"
-    assert are_gone(terminal.pids, 0)
+    assert are_gone(terminal.pids, GONE_S)
