@@ -15,8 +15,8 @@ CACHE_BYTES = 1 << 30
 CACHE_SHARE = 0.85
 """Of the memory that is free once weights are laid out, what a KV cache takes where the user has not said how much.
 
-The rest is for what comes after it: activations and logits of the largest step, the graphs with the one pool they
-share, workspaces of operations and of the attention kernel, buffers of the ranks' communication. None of it grows with
+The rest is for what comes after it: activations and logits of the largest step, the graphs with the logits that each
+keeps, workspaces of operations and of the attention kernel, buffers of the ranks' communication. None of it grows with
 the cache; how much it is has not been measured, since it takes a chip."""
 ENOUGH_ROWS = 96
 """Of a matrix product: with more, a row costs as much. On the cpu backend, a row of 64 costs 14 % more than of 128."""

@@ -108,11 +108,7 @@ def call_variant(
 
 def store_variant(k: Tensor, v: Tensor) -> AttentionVariant:
     """A specialisation for k and v [T,kv_heads,d], whose queries do not matter."""
-    import torch  # noqa: PLC0415
-
-    return AttentionVariant(
-        k.shape[1], 1, k.shape[2], v.shape[2], "fp16" if k.dtype == torch.float16 else "bf16", "i32"
-    )
+    return call_variant(k.dtype, k[None], v[None], 1, "i32", 1)
 
 
 class Caches(NamedTuple):

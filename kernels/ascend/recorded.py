@@ -137,7 +137,7 @@ class RecordedStep:
 
         What they need is compiled by them, too. Whoever asks for the first answer does not wait for that.
         """
-        for num_tokens in (2, 1):
+        for num_tokens in (min(2, self._limits.max_model_len), 1):  # no more than there are positions
             positions = np.arange(num_tokens, dtype=np.int32)
             table = np.full((1, 1), self._padding_block, dtype=np.int32)
             batch = AttentionBatch(np.array([0, num_tokens], np.int32), np.array([num_tokens], np.int32), table)

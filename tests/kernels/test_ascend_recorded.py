@@ -131,6 +131,14 @@ def test_prompts_are_tried_out_before_the_first_of_them(monkeypatch):
     assert seen == [32, 1]
 
 
+def test_a_model_of_one_position_is_tried_out_within_it(monkeypatch):
+    seen = []
+    real = PlannedBatch.plans
+    monkeypatch.setattr(PlannedBatch, "plans", lambda self, *given: seen.append(given[0]) or real(self, *given))
+    TinyModel(eager=True, max_rows=2, max_model_len=1)
+    assert seen == [1, 1]
+
+
 def test_a_plan_too_large_for_a_graph_runs_eagerly(monkeypatch):
     monkeypatch.setattr(attention, "MAX_TASKS", 2)
     model = TinyModel(eager=False, max_rows=2, max_model_len=3 * SPLIT)
