@@ -12,12 +12,12 @@ MAX_RANKS = 64
 
 CACHE_BYTES = 1 << 30
 """Of a KV cache where neither the user nor the backend says how much: a part of a laptop's memory, not most of it."""
-CACHE_SHARE = 0.85
-"""Of the memory that is free once weights are laid out, what a KV cache takes where the user has not said how much.
+CACHE_SHARE = 0.9
+"""Of the memory that weights and the largest steps leave free, what a KV cache takes where the user has not said.
 
-The rest is for what comes after it: activations and logits of the largest step, the graphs with the logits that each
-keeps, workspaces of operations and of the attention kernel, buffers of the ranks' communication. None of it grows with
-the cache; how much it is has not been measured, since it takes a chip."""
+The rest is for what is not measured before it: what a captured graph keeps beside its tensors, and memory that torch
+holds in pieces too small for what is asked. How much that is takes a chip to find out.
+"""
 ENOUGH_ROWS = 96
 """Of a matrix product: with more, a row costs as much. On the cpu backend, a row of 64 costs 14 % more than of 128."""
 
@@ -65,7 +65,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         block_size: tokens a block; divides 128. None leaves it to the backend.
         num_blocks: None sizes the KV cache by ``kv_cache_bytes``.
         kv_cache_bytes: of all layers together, at most; of tensor parallel processes, in each. None is a share of what
-            the weights leave free on devices with memory of their own, else ``CACHE_BYTES``.
+            weights and the largest steps leave free on devices with memory of their own, else ``CACHE_BYTES``.
     """
 
     model_path: str

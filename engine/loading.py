@@ -1,7 +1,8 @@
 """From an ``EngineConfig`` to a running ``Engine``: opens the model, sizes the cache, lays the weights out.
 
 What the user says of the cache's size is checked before weights are read. On a device with memory of its own it is
-checked again when they are there, before steps are recorded; where nothing is said, it is a share of what they leave.
+checked again when they are there and the largest steps have run, before steps are recorded; where nothing is said, it
+is a share of what these leave.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from engine.config import (
 )
 from engine.engine import Engine, Runner
 from engine.errors import ConfigError, UnsupportedModel
-from engine.model_runner import ModelRunner, block_bytes
+from engine.model_runner import ModelRunner, block_bytes, spare_bytes
 from engine.models.registry import model_class
 from engine.parallel import Followers, LeadingRunner
 from engine.types import EngineReady
@@ -34,9 +35,10 @@ from kernels.resolve import Resolved, resolve
 
 BLOCK_SIZE = 16
 """Tokens of a KV block where neither the user nor the backend wants others."""
+_LEAVE = "the weights and the largest step leave"
 _MAKE_ROOM = (
-    "take a device with more memory, end other processes on it, or have fewer bytes of weights on it, with "
-    "--quantization w8a8 or a larger --tensor-parallel-size."
+    "take a device with more memory, end other processes on it, lower --max-num-batched-tokens, or have fewer bytes of "
+    "weights on it, with --quantization w8a8 or a larger --tensor-parallel-size."
 )
 """The way out where no block fits beside the weights."""
 
@@ -179,9 +181,9 @@ def _lay_out(
     model = checkpoint.config
     try:
         decoder = model_class(model.architecture)(model, checkpoint, ops, limits.max_model_len, advance)
-        if ops.memory.free_bytes is not None:
-            free_bytes, per_block = ops.memory.free_bytes(), block_bytes(model, ops, cache.block_size)
-            cache, limits = _beside_weights(config, cache, limits, free_bytes, per_block)
+        spare = spare_bytes(decoder, ops, cache.block_size, limits)
+        if spare is not None:
+            cache, limits = _beside_weights(config, cache, limits, spare, block_bytes(model, ops, cache.block_size))
         return ModelRunner(decoder, ops, cache, limits), cache, limits
     except NoKernel as error:
         way_out = "" if " --" in str(error) else "; --device reference can"
@@ -189,22 +191,22 @@ def _lay_out(
 
 
 def _beside_weights(
-    config: EngineConfig, cache: CacheConfig, limits: StepLimits, free_bytes: int, per_block: int
+    config: EngineConfig, cache: CacheConfig, limits: StepLimits, spare: int, per_block: int
 ) -> tuple[CacheConfig, StepLimits]:
-    """The cache, and what it leaves of the limits, with so many bytes free on the device beside the weights.
+    """The cache, and what it leaves of the limits, with so many bytes spare on the device.
 
     Raises:
         ConfigError: it does not fit.
     """
     if not _is_size_given(config):
         is_context_given = config.max_model_len is not None
-        return cut_to_share(free_bytes, cache, limits, per_block, is_context_given=is_context_given)
-    if cache.num_blocks * per_block > free_bytes:
-        fitting = free_bytes // per_block
+        return cut_to_share(spare, cache, limits, per_block, is_context_given=is_context_given)
+    if cache.num_blocks * per_block > spare:
+        fitting = spare // per_block
         raise ConfigError(
-            f"{cache.num_blocks} blocks of KV cache need {cache.num_blocks * per_block} bytes, but the weights leave "
-            f"{free_bytes} bytes free on the device: {fitting} blocks at most; "
-            + (f"lower {_size_flag(config)}." if fitting else _MAKE_ROOM)
+            f"{cache.num_blocks} blocks of KV cache need {cache.num_blocks * per_block} bytes, but {_LEAVE} {spare} "
+            f"bytes free on the device: {fitting} blocks at most; "
+            + (f"lower {_size_flag(config)} or --max-num-batched-tokens." if fitting else _MAKE_ROOM)
         )
     return cache, limits
 
@@ -220,12 +222,12 @@ def _size_flag(config: EngineConfig) -> str:
 
 
 def cut_to_share(
-    free_bytes: int, cache: CacheConfig, limits: StepLimits, per_block: int, *, is_context_given: bool
+    spare: int, cache: CacheConfig, limits: StepLimits, per_block: int, *, is_context_given: bool
 ) -> tuple[CacheConfig, StepLimits]:
-    """The cache cut to its share of the free bytes, and the context, unless it is given, to the cache.
+    """The cache cut to its share of the spare bytes, and the context, unless it is given, to the cache.
 
     Args:
-        free_bytes: on the device, beside the weights.
+        spare: bytes free on the device beside the weights and the largest steps.
         cache: with as many blocks as could be of use.
         limits: with the context that is wanted.
         per_block: bytes of a block.
@@ -234,19 +236,19 @@ def cut_to_share(
     Raises:
         ConfigError: the share holds not one block, or not the context that is given.
     """
-    wanted, block_size, share = limits.max_model_len, cache.block_size, int(CACHE_SHARE * free_bytes)
+    wanted, block_size, share = limits.max_model_len, cache.block_size, int(CACHE_SHARE * spare)
     if share < per_block:
         raise ConfigError(
-            f"the weights leave {free_bytes} bytes free on the device, and the {CACHE_SHARE:.0%} of them that are for "
-            f"the KV cache, {share} bytes, hold not one block of {per_block}; {_MAKE_ROOM}"
+            f"{_LEAVE} {spare} bytes free on the device, and the {CACHE_SHARE:.0%} of them that are for the KV cache, "
+            f"{share} bytes, hold not one block of {per_block}; {_MAKE_ROOM}"
         )
     num_blocks = min(cache.num_blocks, share // per_block)
     if num_blocks * block_size < (wanted if is_context_given else 1):
         needed = -(-wanted // block_size) * per_block
         raise ConfigError(
-            f"a context of {wanted} tokens needs {needed} bytes of KV cache, but its share of the memory that the "
-            f"weights leave on the device is {share}; lower --max-model-len, or say with --kv-cache-memory-bytes "
-            "how much it may take."
+            f"a context of {wanted} tokens needs {needed} bytes of KV cache, but its share of the memory that "
+            f"{_LEAVE} on the device is {share}; lower --max-model-len or "
+            "--max-num-batched-tokens, or say with --kv-cache-memory-bytes how much it may take."
         )
     cut = CacheConfig(num_blocks, block_size, cache.enable_prefix_caching)
     return cut, StepLimits(limits.max_tokens, limits.max_rows, min(wanted, num_blocks * block_size))
@@ -278,7 +280,7 @@ def size_cache(config: EngineConfig, model: ModelConfig, ops: Ops) -> tuple[Cach
     wanted = config.max_model_len or longest
     per_block = block_bytes(model, ops, block_size)
     useful = -(-wanted // block_size) * config.max_num_seqs
-    if ops.memory.free_bytes is not None and not _is_size_given(config):
+    if ops.memory.spare_bytes is not None and not _is_size_given(config):
         return CacheConfig(useful, block_size, config.enable_prefix_caching), wanted
     num_blocks = config.num_blocks or min((config.kv_cache_bytes or CACHE_BYTES) // per_block, useful)
     capacity = num_blocks * block_size

@@ -69,3 +69,19 @@ def block_bytes(config: ModelConfig, ops: Ops, block_size: int) -> int:
     """Bytes of one block over all layers, keys and values."""
     per_token = config.num_layers * ops.memory.cache_token_bytes(config.num_kv_heads, config.head_dim)
     return block_size * per_token
+
+
+def spare_bytes(model: Decoder, ops: Ops, block_size: int, limits: StepLimits) -> int | None:
+    """What the weights and the largest steps leave for the KV cache on a device with memory of its own, else None.
+
+    The steps are run, on one small cache that all layers write over.
+
+    Raises:
+        NoKernel: the backend has none for the cache or the forward pass.
+    """
+    if ops.memory.spare_bytes is None:
+        return None
+    config = model.config
+    num_blocks = -(-limits.max_tokens // block_size)
+    cache = ops.memory.alloc_cache(num_blocks, block_size, config.num_kv_heads, config.head_dim)
+    return ops.memory.spare_bytes(lambda inputs: model.forward(inputs, [cache] * config.num_layers), limits)

@@ -183,6 +183,10 @@ class DrawParams:
     uniform: F64
 
 
+SpareBytes = Callable[[Callable[[StepInputs], Tensor], StepLimits], int]
+"""What is left on a device for a KV cache: see ``Memory``."""
+
+
 @dataclass(frozen=True)
 class Memory:
     """The device as an allocator.
@@ -197,8 +201,9 @@ class Memory:
         upload: NumPy array, f32 of rows or integers that fit i32 -> Tensor; download: the reverse, synchronising.
         sync: wait for all work.
         capacity_bytes: what a cache may take at most; capacity: what that is, in words.
-        free_bytes: what is free now on a device with memory of its own; of several processes all must ask, and get the
-            least of all. None where memory is the machine's.
+        spare_bytes: (forward as ``Ops.record`` has it, over caches with room for the tokens of the largest step;
+            StepLimits) -> bytes that weights and the largest steps, which are run, leave free on a device with memory
+            of its own. Of several processes all must ask, and get the least of all. None where memory is the machine's.
     """
 
     alloc_cache: Callable[[int, int, int, int], LayerCache]
@@ -211,7 +216,7 @@ class Memory:
     sync: Callable[[], None]
     capacity_bytes: Callable[[], int] = memory_bytes
     capacity: str = "memory that this process may fill (what the machine has, or its control group grants)"
-    free_bytes: Callable[[], int] | None = None
+    spare_bytes: SpareBytes | None = None
 
 
 Activations = Literal["f32", "int8 blocks of 32"]

@@ -166,7 +166,7 @@ def _add_cache_flags(cache: Flags) -> None:
         cache,
         "--kv-cache-memory-bytes",
         f"Memory for the KV cache, such as 2GiB (default: {CACHE_BYTES >> 30}GiB; on Ascend {100 * CACHE_SHARE:.0f} %% "
-        "of what is free once the weights are loaded).",
+        "of what the weights and the largest step leave free).",
         type=parse_bytes,
     )
     _add(cache, "--num-blocks", "Number of KV blocks (default: by memory).", type=_integer(1))

@@ -12,10 +12,11 @@ from kernels.ascend.attention import Attention
 from kernels.ascend.elementwise import Elementwise
 from kernels.ascend.linear import Linears
 from kernels.ascend.moe import Experts
-from kernels.ascend.parallel import Ranks, least_free_bytes
+from kernels.ascend.parallel import Ranks
 from kernels.ascend.plan import BLOCK_SIZE
 from kernels.ascend.platform import Platform, npu_platform
 from kernels.ascend.recorded import RecordedStep
+from kernels.ascend.rehearsal import spare_bytes
 from kernels.ascend.variant import Dtype
 from kernels.cpu.backend import cpu_ops
 from kernels.formats import DTYPES, PROMPT_ATTENTIONS
@@ -30,6 +31,7 @@ from kernels.ops import (
     Memory,
     Ops,
     Scores,
+    SpareBytes,
     StepInputs,
     StepLimits,
 )
@@ -74,9 +76,12 @@ def ops_on(platform: Platform, options: BackendOptions) -> Ops:
     def record(forward: Callable[[StepInputs], Tensor], limits: StepLimits) -> Callable[[StepInputs], Scores]:
         return RecordedStep(platform, forward, limits, attention.padding_block, eager=options.eager)
 
+    def spare(forward: Callable[[StepInputs], Tensor], limits: StepLimits) -> int:
+        return spare_bytes(platform, ranks, forward, limits, eager=options.eager)
+
     return Ops(
         info=_info(platform, name, options),
-        memory=_memory(platform, attention, linears, ranks),
+        memory=_memory(platform, attention, linears, spare),
         prepare_linear=linears.prepare_linear,
         prepare_vector=rows.prepare_vector,
         prepare_rope=rows.prepare_rope,
@@ -107,7 +112,7 @@ def _info(platform: Platform, dtype: str, options: BackendOptions) -> BackendInf
     return BackendInfo("ascend", ", ".join(said), arithmetic)
 
 
-def _memory(platform: Platform, attention: Attention, linears: Linears, ranks: Ranks) -> Memory:
+def _memory(platform: Platform, attention: Attention, linears: Linears, spare: SpareBytes) -> Memory:
     import torch  # noqa: PLC0415
 
     def upload(array: npt.NDArray[Any]) -> Tensor:
@@ -126,7 +131,7 @@ def _memory(platform: Platform, attention: Attention, linears: Linears, ranks: R
         sync=platform.synchronize,
         capacity_bytes=platform.free_bytes,
         capacity="free memory on the device, which the weights take from too",
-        free_bytes=lambda: least_free_bytes(platform, ranks),
+        spare_bytes=spare,
     )
 
 

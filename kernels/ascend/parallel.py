@@ -48,12 +48,6 @@ def _gathered(x: Tensor, size: int) -> Tensor:
     return parts.reshape(size, *x.shape)
 
 
-def least_free_bytes(platform: Platform, ranks: Ranks) -> int:
-    """What is free on the rank's device that has least, in whole MiB, which 32 bits can count."""
-    platform.synchronize()
-    return min(ranks.each(platform.free_bytes() >> 20)) << 20
-
-
 class Ranks:
     """The processes that compute a model together, or the only one.
 

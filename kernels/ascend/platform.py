@@ -46,6 +46,7 @@ class Platform:
             graph instead of running.
         synchronize: wait for all work.
         free_bytes: device memory that is free, or would be if torch kept none for later.
+        peak_bytes: runs something, and gives how much more device memory was taken at most than before.
         collectives: the backend of torch.distributed by which processes on such devices speak.
     """
 
@@ -58,6 +59,7 @@ class Platform:
     capture: Callable[[Any, Any], AbstractContextManager[Any]]
     synchronize: Callable[[], None]
     free_bytes: Callable[[], int]
+    peak_bytes: Callable[[Callable[[], None]], int]
     collectives: str = "hccl"
 
 
@@ -96,12 +98,24 @@ def npu_platform(parallel: Parallel | None = None) -> Platform:
         capture=npu.graph,
         synchronize=npu.synchronize,
         free_bytes=lambda: _free_bytes(npu),
+        peak_bytes=lambda run: _peak_bytes(npu, run),
     )
 
 
 def _free_bytes(npu: Any) -> int:
     npu.empty_cache()  # what loading no longer needs is torch's otherwise, and counts as taken
     return int(npu.mem_get_info()[0])
+
+
+def _peak_bytes(npu: Any, run: Callable[[], None]) -> int:
+    """By what torch takes from the device, which is more than what tensors need."""
+    npu.synchronize()
+    npu.empty_cache()
+    npu.reset_peak_memory_stats()
+    before = npu.memory_reserved()
+    run()
+    npu.synchronize()
+    return int(npu.max_memory_reserved() - before)
 
 
 def _take(npu: Any, parallel: Parallel) -> None:

@@ -17,7 +17,7 @@ from kernels.ascend.attention import DevicePlan, PlannedBatch, plan_arrays
 from kernels.ascend.plan import BLOCK_SIZE, SPLIT, plan_attention
 from kernels.ascend.platform import Graph, Platform
 from kernels.ascend.sampling import DeviceScores, best_tokens, fetched
-from kernels.ops import I32, AttentionBatch, Scores, StepInputs, StepLimits
+from kernels.ops import I32, Scores, StepInputs, StepLimits
 
 Tensor = Any
 BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512)
@@ -46,6 +46,25 @@ class Upload:
     def send(self) -> None:
         """Copy the host's arrays to the device's."""
         self._device.copy_(self._host)
+
+
+def uploaded(device: Any, inputs: StepInputs) -> StepInputs:
+    """A step's NumPy arrays on the device."""
+    q_starts, kv_lens, block_table = inputs.attention
+    arrays = {name: getattr(inputs, name) for name in ("token_ids", "positions", "slots", "logit_rows")}
+    arrays["block_table"] = block_table
+    upload = Upload(device, {name: array.shape for name, array in arrays.items()})
+    for name, array in arrays.items():
+        upload.host[name][:] = array
+    upload.send()
+    at = upload.device
+    batch = PlannedBatch(q_starts, kv_lens, at["block_table"])
+    return StepInputs(at["token_ids"], at["positions"], at["slots"], batch, at["logit_rows"])
+
+
+def most_captured(limits: StepLimits) -> int:
+    """Sequences of the largest graph."""
+    return min(limits.max_rows, limits.max_tokens, BUCKETS[-1])
 
 
 class GraphBatch(PlannedBatch):
@@ -88,17 +107,12 @@ class GraphBatch(PlannedBatch):
 
 @dataclass(frozen=True)
 class Bucket:
-    """A captured step of so many sequences, its inputs and its results.
-
-    Attributes:
-        logits: f32[rows,V]; best: i32[rows].
-    """
+    """A captured step of so many sequences, its inputs, and the best tokens i32[rows] that it finds."""
 
     rows: int
     inputs: Upload
     attention: GraphBatch
     graph: Graph
-    logits: Tensor
     best: Tensor
 
 
@@ -125,26 +139,12 @@ class RecordedStep:
 
         self._torch, self._platform, self._forward = torch, platform, forward
         self._limits, self._padding_block = limits, padding_block
-        most = min(limits.max_rows, limits.max_tokens, padding_block, BUCKETS[-1])
+        most = min(most_captured(limits), padding_block)
         sizes = [] if eager else [most, *(size for size in reversed(BUCKETS) if size < most)]
         self._pool: Any = None
+        self._logits: Tensor = None
         with torch.inference_mode():
-            self._try_out()
             self._buckets = [self._captured(size) for size in sizes][::-1]
-
-    def _try_out(self) -> None:
-        """A prompt of two tokens and one decoded, in the padding block: what cannot be served is found out at load.
-
-        What they need is compiled by them, too. Whoever asks for the first answer does not wait for that.
-        """
-        for num_tokens in (min(2, self._limits.max_model_len), 1):  # no more than there are positions
-            positions = np.arange(num_tokens, dtype=np.int32)
-            table = np.full((1, 1), self._padding_block, dtype=np.int32)
-            batch = AttentionBatch(np.array([0, num_tokens], np.int32), np.array([num_tokens], np.int32), table)
-            slots = self._padding_block * BLOCK_SIZE + positions
-            step = StepInputs(np.zeros_like(positions), positions, slots, batch, positions[-1:])
-            self._forward(self._uploaded(step))
-        self._platform.synchronize()
 
     def __call__(self, inputs: StepInputs) -> Scores:
         """Run a step on NumPy arrays.
@@ -158,11 +158,11 @@ class RecordedStep:
         with self._torch.inference_mode():
             bucket = self._filled(inputs)
             if bucket is None:
-                logits = self._forward(self._uploaded(inputs))
+                logits = self._forward(uploaded(self._platform.device, inputs))
                 return DeviceScores(logits, fetched(best_tokens(self._torch, logits)))
             bucket.graph.replay()
             rows = inputs.logit_rows
-            return DeviceScores(bucket.logits, fetched(bucket.best)[rows], rows)
+            return DeviceScores(self._logits, fetched(bucket.best)[rows], rows)
 
     def _filled(self, inputs: StepInputs) -> Bucket | None:
         """The smallest graph for a step, with the step's inputs in its memory; None if there is none."""
@@ -197,28 +197,19 @@ class RecordedStep:
         inputs.send()
         attention = GraphBatch(None, None, inputs.device["block_table"])
         graph = self._platform.new_graph()
-        self._forward(self._graph_inputs(inputs, attention))
+        logits = self._forward(self._graph_inputs(inputs, attention))
+        if self._logits is None:
+            self._logits = logits
         self._platform.synchronize()
         with self._platform.capture(graph, self._pool):
             logits = self._forward(self._graph_inputs(inputs, attention))
             best = best_tokens(torch, logits)
+            self._logits[:rows].copy_(logits)
+        del logits  # or no other graph can use its memory
         self._pool = graph.pool() if self._pool is None else self._pool
-        return Bucket(rows, inputs, attention, graph, logits, best)
+        return Bucket(rows, inputs, attention, graph, best)
 
     def _graph_inputs(self, inputs: Upload, attention: GraphBatch) -> StepInputs:
         at = inputs.device
         positions = at["positions"].view(-1)  # a new tensor, so that what is looked up by it is looked up anew
         return StepInputs(at["token_ids"], positions, at["slots"], attention, at["logit_rows"])
-
-    def _uploaded(self, inputs: StepInputs) -> StepInputs:
-        """A step's arrays on the device."""
-        q_starts, kv_lens, block_table = inputs.attention
-        arrays = {name: getattr(inputs, name) for name in ("token_ids", "positions", "slots", "logit_rows")}
-        arrays["block_table"] = block_table
-        upload = Upload(self._platform.device, {name: array.shape for name, array in arrays.items()})
-        for name, array in arrays.items():
-            upload.host[name][:] = array
-        upload.send()
-        at = upload.device
-        batch = PlannedBatch(q_starts, kv_lens, at["block_table"])
-        return StepInputs(at["token_ids"], at["positions"], at["slots"], batch, at["logit_rows"])

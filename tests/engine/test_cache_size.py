@@ -26,7 +26,7 @@ SIZES = open_checkpoint(MODEL).config
 PER_BLOCK = block_bytes(SIZES, reference_ops(BackendOptions()), 16)
 
 
-def free_bytes_of(share):
+def spare_bytes_of(share):
     """Free bytes of which the cache's share is so many."""
     return math.ceil(share / CACHE_SHARE)
 
@@ -46,7 +46,7 @@ def device(monkeypatch):
     memory = dataclasses.replace(
         ops.memory,
         alloc_cache=noting("cache", events, ops.memory.alloc_cache),
-        free_bytes=noting("share", events, lambda: free_bytes_of(share[0])),
+        spare_bytes=noting("share", events, lambda _forward, _limits: spare_bytes_of(share[0])),
     )
     prepared = {
         name: noting("weights", events, getattr(ops, name))
@@ -69,7 +69,9 @@ def test_the_share_is_asked_for_between_weights_and_cache(device):
     assert ready.kv_cache_bytes == 9 * PER_BLOCK
     assert ready.max_model_len == 9 * 16 < SIZES.max_position_embeddings
     stages = [stage for i, stage in enumerate(events) if i == 0 or events[i - 1] != stage]
-    assert stages == ["weights", "share", "cache", "record"]
+    assert stages == ["weights", "cache", "share", "cache", "record"], (
+        "the first cache is what the largest step writes to"
+    )
     engine.submit(GenerateRequest("r", [5] * 100, SamplingParams(max_tokens=44, temperature=0.0, ignore_eos=True)))
     tokens = [token for _ in range(60) for delta in engine.step().deltas for token in delta.token_ids]
     assert len(tokens) == 44, "the whole context can be used"
@@ -91,7 +93,7 @@ def test_what_the_user_says_goes_first(device, options, blocks):
     events, share = device
     share[0] = 100 * PER_BLOCK
     assert loaded(**options)[1].num_blocks == blocks
-    assert events.index("weights") < events.index("share") < events.index("cache")
+    assert events.index("weights") < events.index("share") < events.index("record")
 
 
 @pytest.mark.parametrize(
@@ -105,17 +107,16 @@ def test_what_the_user_says_goes_first(device, options, blocks):
 def test_what_the_user_says_has_to_fit_beside_the_weights(device, options, flag):
     events, share = device
     share[0] = int(CACHE_SHARE * (5 * PER_BLOCK - 2))
-    free = free_bytes_of(share[0])
+    free = spare_bytes_of(share[0])
     assert free < 5 * PER_BLOCK
-    wanted = (
-        rf"5 blocks .* need {5 * PER_BLOCK} bytes, .* leave {free} bytes free .*: 4 blocks at most; lower {flag}\.$"
-    )
+    told = rf"5 blocks .* need {5 * PER_BLOCK} bytes, .* leave {free} bytes free .*: 4 blocks at most"
+    wanted = rf"{told}; lower {flag} or --max-num-batched-tokens\.$"
     with pytest.raises(ConfigError, match=wanted):
         loaded(**options)
     assert "weights" in events
-    assert "cache" not in events
+    assert events[-1] == "share"
     share[0] = math.ceil(CACHE_SHARE * 5 * PER_BLOCK)
-    assert free_bytes_of(share[0]) - 5 * PER_BLOCK in {0, 1}, "all that is free may be asked for, and not a share"
+    assert spare_bytes_of(share[0]) - 5 * PER_BLOCK in {0, 1}, "all that is free may be asked for, and not a share"
     assert loaded(**options)[1].num_blocks == 5
 
 
@@ -123,20 +124,22 @@ def test_what_the_user_says_has_to_fit_beside_the_weights(device, options, flag)
 def test_where_no_block_fits_there_have_to_be_fewer_weights_or_more_memory(device, options, words):
     events, share = device
     share[0] = 7
-    way_out = r"more memory, .* --quantization w8a8 or a larger --tensor-parallel-size\.$"
-    with pytest.raises(ConfigError, match=rf"leave {free_bytes_of(7)} bytes free .*{words}.*{way_out}") as caught:
+    way_out = (
+        r"more memory, .* lower --max-num-batched-tokens, .* --quantization w8a8 or a larger --tensor-parallel-size\.$"
+    )
+    with pytest.raises(ConfigError, match=rf"leave {spare_bytes_of(7)} bytes free .*{words}.*{way_out}") as caught:
         loaded(**options)
-    assert "lower" not in str(caught.value), "no flag of the cache or the context helps"
-    assert "cache" not in events
+    assert str(caught.value).count("lower") == 1, "no flag of the cache or the context helps"
+    assert events[-1] == "share"
 
 
 def test_a_share_that_leaves_less_than_the_given_context_says_what_to_do(device):
     events, share = device
     share[0] = 6 * PER_BLOCK + 7
-    wanted = rf"needs {7 * PER_BLOCK} bytes .* is {share[0]}; lower --max-model-len, or .*--kv-cache-memory-bytes"
+    wanted = rf"needs {7 * PER_BLOCK} bytes .* is {share[0]}; lower --max-model-len or .*, or .*--kv-cache-memory-bytes"
     with pytest.raises(ConfigError, match=wanted):
         loaded(max_model_len=100)
-    assert "cache" not in events
+    assert events[-1] == "share"
 
 
 @pytest.mark.parametrize(
@@ -169,11 +172,11 @@ def test_what_can_be_known_before_is_said_before_weights_are_read(device, option
 
 def test_a_given_context_is_never_cut():
     cache, limits = CacheConfig(100, 16, enable_prefix_caching=False), StepLimits(64, 4, 320)
-    cut, steps = cut_to_share(free_bytes_of(20 * 7), cache, limits, 7, is_context_given=True)
+    cut, steps = cut_to_share(spare_bytes_of(20 * 7), cache, limits, 7, is_context_given=True)
     assert (cut, steps) == (CacheConfig(20, 16, enable_prefix_caching=False), limits)
     with pytest.raises(ConfigError, match="320 tokens"):
-        cut_to_share(free_bytes_of(20 * 7 - 1), cache, limits, 7, is_context_given=True)
-    cut, steps = cut_to_share(free_bytes_of(20 * 7 - 1), cache, limits, 7, is_context_given=False)
+        cut_to_share(spare_bytes_of(20 * 7 - 1), cache, limits, 7, is_context_given=True)
+    cut, steps = cut_to_share(spare_bytes_of(20 * 7 - 1), cache, limits, 7, is_context_given=False)
     assert (cut.num_blocks, steps.max_model_len, cut.enable_prefix_caching) == (19, 304, False)
 
 
@@ -188,7 +191,9 @@ def test_help_and_readme_say_both_sizes_and_the_flag_leaves_them_open():
     parser = argparse.ArgumentParser()
     add_serve_flags(parser)
     text = " ".join(parser.format_help().split())
-    assert f"(default: 1GiB; on Ascend {CACHE_SHARE:.0%} of what is free".replace("%", " %") in text
-    assert f"on Ascend {100 * CACHE_SHARE:.0f} % of what is free" in (GOLDEN.parents[1] / "README.md").read_text()
+    assert f"(default: 1GiB; on Ascend {CACHE_SHARE:.0%} of what the weights and".replace("%", " %") in text
+    assert (
+        f"on Ascend {100 * CACHE_SHARE:.0f} % of what the weights and" in (GOLDEN.parents[1] / "README.md").read_text()
+    )
     assert serve_settings(parser.parse_args([])).engine.kv_cache_bytes is None
     assert serve_settings(parser.parse_args(["--kv-cache-memory-bytes", "2GiB"])).engine.kv_cache_bytes == 2 << 30

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from kernels.ascend import attention
-from kernels.ascend.attention import PlannedBatch
 from kernels.ascend.backend import ops_on
 from kernels.ascend.plan import SPLIT, plan_attention
 from kernels.ascend.variant import AttentionVariant
-from kernels.ops import AttentionBatch, BackendOptions, NoKernel, StepInputs, StepLimits
+from kernels.ops import AttentionBatch, BackendOptions, StepInputs, StepLimits
 from kernels.spec import f32_tensor
 from tests.support.ascend_links import link
 from tools.ascend.emulation.platform import emulated_platform
@@ -114,29 +113,6 @@ def test_a_launch_takes_no_more_scratch_memory_than_it_may(kv_heads, scores):
         assert 131072 // SPLIT <= tasks <= attention.MAX_TASKS
         assert 4 * variant.partial_elements(tasks) <= attention.MAX_PARTIAL_BYTES
         assert tasks == attention.MAX_TASKS or 4 * variant.partial_elements(tasks + 1) > attention.MAX_PARTIAL_BYTES
-
-
-@pytest.mark.parametrize("eager", [True, False])
-def test_heads_that_have_no_kernel_are_found_out_as_a_model_is_recorded(eager):
-    with pytest.raises(NoKernel, match="32 heads of queries share a head of keys"):
-        TinyModel(eager=eager, max_rows=2, group=16)
-
-
-def test_prompts_are_tried_out_before_the_first_of_them(monkeypatch):
-    """Their kernel is another one, which a device compiles when it is first launched."""
-    seen = []
-    real = PlannedBatch.plans
-    monkeypatch.setattr(PlannedBatch, "plans", lambda self, *given: seen.append(given[0]) or real(self, *given))
-    TinyModel(eager=True, max_rows=2)
-    assert seen == [32, 1]
-
-
-def test_a_model_of_one_position_is_tried_out_within_it(monkeypatch):
-    seen = []
-    real = PlannedBatch.plans
-    monkeypatch.setattr(PlannedBatch, "plans", lambda self, *given: seen.append(given[0]) or real(self, *given))
-    TinyModel(eager=True, max_rows=2, max_model_len=1)
-    assert seen == [1, 1]
 
 
 def test_a_plan_too_large_for_a_graph_runs_eagerly(monkeypatch):

@@ -13,6 +13,7 @@ from kernels.ascend.operators import Caches, Call, register, store_variant
 from kernels.ascend.platform import Platform
 from kernels.ascend.variant import AttentionVariant, Dtype
 from kernels.control_groups import memory_bytes
+from tools.ascend.emulation.peak import peak_bytes
 from tools.ascend.emulation.registry import install
 from tools.ascend.graph import NPUGraph, graph
 from tools.ascend.host_code import HostKernel
@@ -43,6 +44,7 @@ def emulated_platform() -> Platform:
         capture=graph,
         synchronize=lambda: None,
         free_bytes=memory_bytes,
+        peak_bytes=peak_bytes,
         collectives="gloo",
     )
 
