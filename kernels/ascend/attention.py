@@ -170,6 +170,11 @@ def _padded_cache(cache: LayerCache) -> PaddedCache:
     return cache
 
 
+def is_told_how_caches_lie(schema: Any) -> bool:
+    """Whether npu_scatter_pa_kv_cache can be told, by its schema; where it cannot, as in 2.7.1, it takes PA_NZ alone."""
+    return any(argument.name == "cache_mode" for argument in schema.arguments)
+
+
 class Attention:
     """These operations for one device and dtype.
 
@@ -189,6 +194,7 @@ class Attention:
         self._torch, self._npu = torch, torch_npu
         self._platform, self._dtype, self._scores = platform, dtype, scores
         self._int8 = scores == "i32"
+        self._scatters = is_told_how_caches_lie(torch.ops.npu.npu_scatter_pa_kv_cache.default._schema)
         self._fused_mask = self._causal_mask() if fused_prompts else None
         self.padding_block = 0
 
@@ -242,8 +248,11 @@ class Attention:
         k, v = (self._padded(x, own) for x in (k, v))
         if self._int8:
             self._torch.ops.upwell.store_int8(k, v, slots, *own.parts, self._platform.vector_cores)
-        else:
+        elif self._scatters:
             self._npu.npu_scatter_pa_kv_cache(k, v, own.k, own.v, slots, cache_mode="Norm")
+        else:
+            for rows, stored in ((k, own.k), (v, own.v)):
+                self._npu.npu_scatter_nd_update_(stored.view(-1, *rows.shape[1:]), slots[:, None], rows)
 
     def paged_attention(
         self, q: Tensor, cache: LayerCache, batch: AttentionBatch, scale: float, window: int | None

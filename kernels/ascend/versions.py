@@ -31,7 +31,9 @@ SETS = (
     VersionSet("vllm-ascend's main", "2.10.0", "2.10.0.post4", "3.2.2", "9.1.0", "vllm-ascend: its pins"),
     VersionSet("Upwell's CI, no NPU", "2.13.0", "2.13.0", "3.2.0", "", "schemas, and lowering with ascendnpu-ir 1.2.0"),
 )
-"""Two sets of others that run on NPUs, and what Upwell's calls are checked with, on machines without one."""
+"""Two sets of others that run on NPUs, and what Upwell's calls are checked with, on machines without one.
+
+They are held against the signatures of the others' torch_npu, too."""
 
 CANN_OF_TRITON = {"3.2.0": "8.5.0", "3.2.1": "9.0.0", "3.2.2": "9.1.0"}
 """triton-ascend -> CANN: its installation guide's table, and vllm-ascend's pins for the last one."""

@@ -34,7 +34,7 @@ def test_all_operations_are_there(npu):
         "get_npu_format", "npu_add_rms_norm", "npu_dynamic_quant", "npu_format_cast",
         "npu_fused_infer_attention_score", "npu_grouped_matmul", "npu_moe_gating_top_k", "npu_moe_gating_top_k_softmax",
         "npu_moe_init_routing_v2", "npu_moe_token_unpermute", "npu_quant_matmul", "npu_rms_norm", "npu_rotary_mul",
-        "npu_scatter_pa_kv_cache", "npu_swiglu", "npu_top_k_top_p",
+        "npu_scatter_nd_update_", "npu_scatter_pa_kv_cache", "npu_swiglu", "npu_top_k_top_p",
     )  # fmt: skip
     install()
 

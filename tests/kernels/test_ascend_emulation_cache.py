@@ -46,3 +46,31 @@ def test_scatter_pa_kv_cache_refuses(npu, rng):
     refused("slots must be from 0 to 31", call, slots=torch.tensor([0, -1], dtype=torch.int32))
     refused("written twice", call, slots=torch.tensor([4, 4], dtype=torch.int32))
     refused("of 3 dimensions", call, key=key[None], value=key[None])
+
+
+@pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("dtype", [*HALVES, torch.int8])
+def test_scatter_nd_update_(npu, rng, dtype, index_dtype):
+    rows, stored = normal(rng, 3, 2, 16).mul(20).to(dtype), torch.full((64, 2, 16), 1, dtype=dtype)
+    want = stored.clone()
+    for row, place in zip(rows, (63, 0, 17), strict=True):
+        want[place] = row
+    assert npu.npu_scatter_nd_update_(stored, torch.tensor([[63], [0], [17]], dtype=index_dtype), rows) is stored
+    assert torch.equal(stored, want)
+
+
+def test_scatter_nd_update_refuses(npu, rng):
+    rows = normal(rng, 2, 2, 16)
+
+    def call(stored=None, places=((1,), (2,)), updates=rows, dtype=torch.int32):
+        stored = torch.zeros(32, 2, 16).half() if stored is None else stored
+        npu.npu_scatter_nd_update_(stored, torch.tensor(places, dtype=dtype), updates)
+
+    refused("one dtype", call, updates=rows.bfloat16())
+    refused(r"updates must be \[2, 2, 16\]", call, updates=rows[:1])
+    refused("int32 or int64", call, dtype=torch.int16)
+    refused("one column", call, places=((1, 2), (3, 4)))
+    refused("from 0 to 31", call, places=((0,), (32,)))
+    refused("from 0 to 31", call, places=((0,), (-1,)))
+    refused("written twice", call, places=((4,), (4,)))
+    refused("float64 is not supported", call, stored=torch.zeros(32, 2, 16).double())

@@ -1,8 +1,9 @@
 """Writing keys and values into a paged cache.
 
-Source of the rules: npu_scatter_pa_kv_cache in torch_npu's own documentation (``_op_plugin_docs`` of torch-npu 2.13.0),
-its second case. Not verified, since it takes a device: what a negative or repeated slot does there. The documentation
-allows neither, so both are refused.
+Source of the rules: npu_scatter_pa_kv_cache, its second case, and npu_scatter_nd_update_ in torch_npu's own
+documentation (``_op_plugin_docs`` of torch-npu 2.13.0). Not verified, since it takes a device: what a negative or
+repeated slot does there. The documentation allows neither in a cache, and says nothing of a row that is updated twice;
+all are refused.
 """
 
 from __future__ import annotations
@@ -57,3 +58,25 @@ def scatter_pa_kv_cache(
     require(len(torch.unique(slots)) == len(slots), name, "a slot is written twice")
     key_cache.view(-1, *key.shape[1:])[slots] = key
     value_cache.view(-1, *value.shape[1:])[slots] = value
+
+
+@emulates("npu_scatter_nd_update_")
+def scatter_nd_update_(input: torch.Tensor, indices: torch.Tensor, updates: torch.Tensor) -> torch.Tensor:
+    """Row t of updates goes to row indices[t,0] of input, which is returned; indices of one column only.
+
+    Shapes: input [N, ...], indices [T, 1], updates [T, ...].
+    Dtypes: float32, float16, bfloat16 or int8, one for both; indices int32 or int64, in range, none twice.
+    """
+    name = "npu_scatter_nd_update_"
+    require(format_of(input) == ND and format_of(updates) == ND, name, "input and updates must be in ND")
+    require(input.dtype in DTYPES, name, f"{input.dtype} is not supported")
+    require(input.dtype == updates.dtype, name, "input and updates must have one dtype")
+    require(indices.dtype in {torch.int32, torch.int64}, name, "indices must be int32 or int64")
+    require(indices.dim() == 2 and indices.shape[1] == 1, name, "only indices of one column are emulated")
+    wanted = (len(indices), *input.shape[1:])
+    require(tuple(updates.shape) == wanted, name, f"updates must be {list(wanted)}, but is {list(updates.shape)}")
+    rows = indices[:, 0].to(torch.int64)
+    require(bool(((rows >= 0) & (rows < len(input))).all()), name, f"indices must be from 0 to {len(input) - 1}")
+    require(len(torch.unique(rows)) == len(rows), name, "a row is written twice, in an order that is not known")
+    input[rows] = updates
+    return input
