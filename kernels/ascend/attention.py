@@ -171,7 +171,7 @@ def _padded_cache(cache: LayerCache) -> PaddedCache:
 
 
 def is_told_how_caches_lie(schema: Any) -> bool:
-    """Whether npu_scatter_pa_kv_cache can be told, by its schema; where it cannot, as in 2.7.1, it takes PA_NZ alone."""
+    """Whether npu_scatter_pa_kv_cache can be, by its schema; where not, as in torch-npu 2.7.1, it takes PA_NZ alone."""
     return any(argument.name == "cache_mode" for argument in schema.arguments)
 
 

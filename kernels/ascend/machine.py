@@ -37,7 +37,10 @@ Run = Callable[[Sequence[str], Mapping[str, str], float], Ran]
 
 
 def run_command(command: Sequence[str], environment: Mapping[str, str], timeout_s: float) -> Ran:
-    """Run a command to its end, without input; one that takes too long is killed with all that it started."""
+    """Run a command to its end, without input; one that takes too long is killed with all that it started.
+
+    What it had said by then is kept.
+    """
     pipe = subprocess.PIPE
     try:
         process = subprocess.Popen(  # noqa: S603  (its callers say what is run)
@@ -57,9 +60,10 @@ def run_command(command: Sequence[str], environment: Mapping[str, str], timeout_
     except subprocess.TimeoutExpired:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+        stdout = stderr = ""
         with contextlib.suppress(subprocess.TimeoutExpired):  # one that a driver holds fast does not even die
-            process.communicate(timeout=_KILL_GRACE_S)
-        return Ran(None, reason=f"no answer within {timeout_s:g} s")
+            stdout, stderr = process.communicate(timeout=_KILL_GRACE_S)
+        return Ran(None, stdout, stderr, f"no answer within {timeout_s:g} s")
     return Ran(process.returncode, stdout, stderr)
 
 

@@ -27,11 +27,10 @@ DOWNLOADS = "https://www.hiascend.com/cann/download"
 _CANN_PLACES = ("/usr/local/Ascend/cann", "/usr/local/Ascend/ascend-toolkit/latest")
 COMPILE_PROGRAM = """
 from kernels.ascend.launch import compile_check
-print("compiled " + compile_check())
+compile_check(lambda line: print("compiled " + line, flush=True))
 """
 """Run on its own, as a compiler may take the process with it."""
 COMPILE_S = 600.0
-_COMPILED = "compiled "
 _IMPORT_TRITON_S = 60.0
 _NPU_SMI_S = 20.0
 
@@ -331,20 +330,21 @@ def kernel_compiles(machine: Machine) -> Finding:
         return Finding("kernel", Verdict.WRONG, "", wanted, f"import triton: {why_it_ended(ran)}", remedy)
     environment = {**machine.environment, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "TRITON_ALWAYS_COMPILE": "1"}
     ran = machine.run((sys.executable, "-P", "-c", COMPILE_PROGRAM), environment, COMPILE_S)
-    said = [line.removeprefix(_COMPILED) for line in ran.stdout.splitlines() if line.startswith(_COMPILED)]
+    said = "; ".join(re.findall("^compiled (.*)$", ran.stdout, re.MULTILINE))
     if ran.code == 0 and said:
-        return Finding("kernel", Verdict.OK, said[-1], wanted)
+        return Finding("kernel", Verdict.OK, said, wanted)
     if ran.code is None:
-        return Finding("kernel", Verdict.UNKNOWN, "not known", wanted, f"not known: {ran.reason}")
+        return Finding("kernel", Verdict.UNKNOWN, said or "not known", wanted, f"not known: {ran.reason}")
     remedy = "Compare triton-ascend with CANN above; deploy/ascend/first_hour.py --step 4 shows all that is said."
-    return Finding("kernel", Verdict.WRONG, "", wanted, _compiler_said(ran), remedy)
+    remedy += " What was found is enough to serve: leave --kv-cache-dtype out." if said else ""
+    return Finding("kernel", Verdict.WRONG, said, wanted, _compiler_said(ran), remedy, required=not said)
 
 
 def _compiler_said(ran: Ran) -> str:
     """One line: a known Ascend error explained, else what follows the first ``error:``, else the last thing said."""
-    said = ran.stdout + "\n" + ran.stderr
+    said = re.split("(?m)^compiled .*$", ran.stdout)[-1] + "\n" + ran.stderr
     found = re.search(r"error:\s*(\S[^\n]*)", said)
-    return explain(said) or (found[1].strip()[:200] if found else why_it_ended(ran))
+    return explain(said) or (found[1].strip()[:200] if found else why_it_ended(Ran(ran.code, said)))
 
 
 def _chips(machine: Machine, nodes: tuple[str, ...], smi: str, stub: Finding | None) -> tuple[tuple[Chip, ...], str]:

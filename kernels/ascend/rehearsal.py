@@ -66,10 +66,10 @@ def rehearsed_bytes(
         logits = forward(_on_device(platform, _step(lens, limits), limits))
         kept += [logits, best_tokens(torch, logits)]
 
-    peaks, kept = [], []
+    peaks = []
     with torch.inference_mode():
         for lens in (most_tokens(limits), np.ones(most_captured(limits), dtype=np.int32)):
-            kept = []
+            kept: list[Tensor] = []
             peaks.append(platform.peak_bytes(partial(run, lens, kept)))
     return max(peaks) if eager else sum(peaks) + kept[0].nbytes  # these are the logits of all graphs
 

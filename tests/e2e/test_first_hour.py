@@ -8,17 +8,19 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from deploy.ascend import first_hour
 from deploy.ascend.first_hour import EMULATED, STEPS, main
+from deploy.ascend.steps.bench import ON_CHIP, Bench
+from deploy.ascend.steps.caches import cache_subjects
 from deploy.ascend.steps.report import Report, Verdict
+from deploy.ascend.steps.serving import tokens_in_common
 from kernels.ascend.attention import Attention
+from kernels.ascend.variant import HEAD_DIMS, MAX_GROUP, AttentionVariant
 from kernels.ops import BackendUnavailable
 from tests.support.ascend_links import REPOSITORY, link
-from tools.ascend.bishengir import FLAGS
 
 pytestmark = link(5)
 
@@ -125,6 +127,43 @@ def test_figures_are_those_that_were_asked_for(whole):
     assert fused
 
 
+def test_a_cache_of_int8_is_captured_and_served_with_too(whole):
+    _, found = whole
+    said = [[line["text"] for line in found["steps"][number]["lines"]] for number in (7, 8)]
+    same = [text for text in said[0] if text.endswith(": the same bits")]
+    assert len(same) == 2 * 8
+    assert same[8:] == [text.replace(": the", ", a cache of int8: the") for text in same[:8]]
+    assert "graphs were replayed 7 times in 7 steps, a cache of int8" in said[0]
+    ways = re.findall(r"^(.*), 4 together: ", "\n".join(said[1]), re.MULTILINE)
+    assert ways == ["eagerly", "with graphs", "with graphs and a cache of int8"]
+    assert sum(text.endswith(": the same tokens") for text in said[1]) == 4
+    assert [" loaded with graphs and a cache of int8 in " in text for text in said[1] if "i8 cache)" in text] == [True]
+    (common,) = [line["figures"] for line in found["steps"][8]["lines"] if "common" in line["figures"]]
+    assert (common["tokens"], len(common["common"])) == (16, 4)
+
+
+def test_tokens_in_common_end_where_answers_part(capsys):
+    report = Report(8, "title")
+    tokens_in_common(report, {"a": [1, 2, 3], "b": [4, 5, 6], "c": [7]}, {"a": [1, 9, 3], "b": [4, 5, 6], "c": [8]})
+    assert report.lines[0].figures == {"common": [1, 3, 0], "tokens": 7}
+    assert "4 of 7 tokens" in capsys.readouterr().out
+
+
+def test_what_sampling_takes_is_measured(whole):
+    _, found = whole
+    figures = [line["figures"] for line in found["steps"][7]["lines"] if "highest_s" in line["figures"]]
+    assert [(entry["rows"], entry["vocabulary"]) for entry in figures] == [(1, 1000), (3, 1000)]
+    assert all(entry["best_s"] > 0 and entry["highest_s"] > 0 for entry in figures)
+    assert "us for its 51 highest" in " ".join(line["text"] for line in found["steps"][7]["lines"])
+
+
+def test_a_chip_is_tried_with_every_size_of_heads_and_the_largest_group():
+    assert {dim for _, dim in ON_CHIP.heads} == {k_dim for k_dim, v_dim in HEAD_DIMS if k_dim == v_dim}
+    assert max(group for group, _ in ON_CHIP.heads) == MAX_GROUP
+    for group, dim in ON_CHIP.heads:
+        AttentionVariant(ON_CHIP.kv_heads, group, dim, dim, "bf16", "i32")
+
+
 def test_a_result_that_is_rounded_wrongly_fails(capsys, monkeypatch, emulated):
     platform, npu = emulated
     real = npu.npu_swiglu
@@ -134,6 +173,45 @@ def test_a_result_that_is_rounded_wrongly_fails(capsys, monkeypatch, emulated):
     found = failures(capsys, "--step", "2", platform=platform)
     assert [text.partition(":")[0] for text, _ in found] == ["npu_swiglu"]
     assert "upwell doctor" in found[0][1]
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        lambda torch, x: torch.where(x.isfinite().all(-1), x.shape[1] - 1 - x.flip(-1).argmax(-1), -1),
+        lambda torch, x: torch.where(x.isinf().any(-1), -1, x.nan_to_num(-torch.inf).argmax(-1)),
+        lambda torch, x: torch.where(x.isnan().any(-1), -1, x.argmax(-1)),
+    ],
+    ids=["the last of a tie", "NaN is passed over", "infinity wins"],
+)
+def test_a_best_token_that_is_another_fails(capsys, monkeypatch, emulated, chosen):
+    monkeypatch.setattr("kernels.ascend.sampling.best_tokens", chosen)
+    (found,) = failures(capsys, "--step", "2", platform=emulated[0])
+    assert found[0].startswith("best token of a row: ")
+
+
+@pytest.mark.parametrize(("dtype", "told"), [("float16", True), ("bfloat16", False)])
+def test_experts_that_float16_does_not_serve_are_served_with_bfloat16(capsys, monkeypatch, emulated, dtype, told):
+    platform, npu = emulated
+
+    def refuse(*_, **__):
+        raise RuntimeError("call aclnnMoeTokenUnpermute failed, error code is 161002")
+
+    monkeypatch.setattr(npu, "npu_moe_token_unpermute", refuse)
+    found = failures(capsys, "--step", "2", "--step", "3", "--dtype", dtype, platform=platform)
+    names = [text.partition(":")[0] for text, _ in found]
+    operation = "npu_moe_token_unpermute"
+    assert names == [operation, operation, "a mixture of experts, whole", "a mixture of experts, W8A8, whole"]
+    assert all(remedy.startswith("161002: ") for _, remedy in found)
+    assert all(("with --dtype bfloat16" in remedy) == told for _, remedy in found)
+
+
+def test_a_cache_is_written_as_the_backend_writes_it(monkeypatch, emulated):
+    bench = Bench(lambda: emulated[0], emulated=True, dtype="float16", model="")
+    stores = ["npu_scatter_pa_kv_cache", "npu_scatter_nd_update_ (not called)"]
+    assert [build().name for build in cache_subjects(bench)] == stores
+    monkeypatch.setattr("deploy.ascend.steps.caches.is_told_how_caches_lie", lambda _: False)
+    assert [build().name for build in cache_subjects(bench)] == ["npu_scatter_nd_update_"]
 
 
 def test_a_row_that_depends_on_its_neighbours_fails(capsys, monkeypatch, emulated):
@@ -209,11 +287,16 @@ def test_an_error_with_a_code_is_explained_and_the_step_goes_on(capsys, monkeypa
     assert all(remedy.startswith("561003: An operator has no kernel for this chip.") for _, remedy in found)
 
 
-def test_a_graph_that_goes_stale_fails(capsys, emulated):
+@pytest.mark.parametrize(("good", "caches"), [(0, {False, True}), (3, {True})], ids=["all", "those of a cache of int8"])
+def test_a_graph_that_goes_stale_fails(capsys, emulated, good, caches):
     platform, _ = emulated
+    made = []
 
     def stale():
         graph = platform.new_graph()
+        made.append(graph)
+        if len(made) <= good:
+            return graph
         real, graph.done = graph.replay, 0
 
         def replay():
@@ -225,14 +308,15 @@ def test_a_graph_that_goes_stale_fails(capsys, emulated):
         return graph
 
     found = failures(capsys, "--step", "7", platform=dataclasses.replace(platform, new_graph=stale))
-    assert found
+    assert {"a cache of int8" in text for text, _ in found} == caches
     assert all("logits differ" in text and "--eager" in remedy for text, remedy in found)
 
 
 def test_graphs_that_are_not_replayed_fail(capsys, monkeypatch, emulated):
     monkeypatch.setattr("kernels.ascend.recorded.RecordedStep._filled", lambda *_: None)
-    (found,) = failures(capsys, "--step", "7", platform=emulated[0])
-    assert found[0] == "graphs were replayed 0 times in 7 steps"
+    found = failures(capsys, "--step", "7", platform=emulated[0])
+    text = "graphs were replayed 0 times in 7 steps"
+    assert [said for said, _ in found] == [text, f"{text}, a cache of int8"]
 
 
 def test_answers_that_depend_on_their_company_fail(capsys, monkeypatch, emulated, default_model):
@@ -242,7 +326,8 @@ def test_answers_that_depend_on_their_company_fail(capsys, monkeypatch, emulated
         npu, "npu_rms_norm", lambda x, *more: tuple(out * (1 if len(x) == 1 else -1) for out in real(x, *more))
     )
     found = failures(capsys, "--step", "8", "--model", str(default_model), platform=platform)
-    assert any("alone, and eagerly, together: prompt" in text for text, _ in found)
+    assert any(text.startswith("eagerly, each alone, and eagerly, together: prompt") for text, _ in found)
+    assert found[-1][0].startswith("with graphs and a cache of int8, each alone, and with graphs and a cache of int8, ")
     assert all("step 3" in remedy for _, remedy in found)
 
 
@@ -313,56 +398,3 @@ def test_a_step_without_findings_has_failed_and_reports_survive_a_file():
     report.failed("bad", "mend it")
     again = Report.of_facts(json.loads(json.dumps(report.facts())))
     assert (again.lines, again.verdict) == (report.lines, Verdict.FAIL)
-
-
-COMPILER = """#!/bin/sh
-echo "$@" >> "$FAKE_LOG"
-case "$*" in *--help*) exit 0;; esac
-cat "$1" >> "$FAKE_LOG.mlir"
-while [ $# -gt 0 ]; do [ "$1" = -o ] && out=$2; shift; done
-echo binary > "$out.o"
-echo binary > "${out}_reloc.o"
-"""
-COMPILE = """
-import sys
-from types import SimpleNamespace
-from triton.backends import backends
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
-from kernels.ascend import launch
-
-backends["ascend"].compiler.add_stages.__globals__["NPUUtils"] = lambda: SimpleNamespace(get_arch=lambda: "Ascend910B3")
-driver.set_active(SimpleNamespace(
-    get_current_device=lambda: 0, get_current_stream=lambda device: 0,
-    get_current_target=lambda: GPUTarget("npu", "Ascend910B3", 0),
-))
-launch.npu_platform = lambda: SimpleNamespace(cube_cores=20)
-print("compiled " + launch.compile_check())
-"""
-"""What ``upwell doctor`` does on a chip, with a driver that only tells the chip's name."""
-
-
-def test_the_doctor_compiles_as_a_launch_would(tmp_path):
-    compiler = tmp_path / "bin" / "bishengir-compile"
-    compiler.parent.mkdir()
-    compiler.write_text(COMPILER)
-    compiler.chmod(0o755)
-    log = tmp_path / "log"
-    environment = ENVIRONMENT | {
-        "PATH": f"{compiler.parent}:{os.environ['PATH']}", "FAKE_LOG": str(log), "TRITON_ALWAYS_COMPILE": "1",
-        "TRITON_CACHE_DIR": str(tmp_path / "cache"), "ASCEND_HOME_PATH": str(tmp_path),
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", COMPILE], env=environment, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert re.search(
-        r"^compiled bf16, 32 heads on 8 of 128: decoding in \S+ s, prompts in \S+ s$", done.stdout, re.MULTILINE
-    )
-    compiled = [line.split() for line in log.read_text().splitlines() if "kernel" in line and "--target" in line]
-    assert len(compiled) == 4
-    assert all("--target=Ascend910B3" in words for words in compiled)
-    assert [set(FLAGS) <= set(words) for words in compiled] == [True, False, True, False]
-    modules = Path(f"{log}.mlir").read_text()
-    assert re.findall(r"func\.func @(\w+)", modules) == ["paged_attention_split", "paged_attention_combine"] * 2
-    assert "hivm.hir.sync_block_set" in modules

@@ -20,6 +20,7 @@ def test_a_command_that_hangs_is_killed_with_its_children(tmp_path):
 
 
 def test_commands_that_end_and_that_cannot_begin():
+    assert run_command(("/bin/sh", "-c", "echo so far; exec /bin/sleep 300"), os.environ, 0.5).stdout == "so far\n"
     assert run_command(("/bin/sh", "-c", "echo out; echo err >&2; exit 3"), os.environ, 9) == Ran(3, "out\n", "err\n")
     ran = run_command(("/nowhere/npu-smi", "info"), {}, 9)
     assert ran.code is None

@@ -1,4 +1,4 @@
-"""Step 7: decoding steps captured as graphs and replayed, beside the same steps run eagerly."""
+"""Step 7: decoding steps captured as graphs and replayed, beside the same steps run eagerly, with either cache."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from deploy.ascend.steps.bench import GIB, Bench, Tensor
 from deploy.ascend.steps.report import Report
+from deploy.ascend.steps.sampling import sampling_times
 from kernels.ascend.backend import ops_on
 from kernels.ascend.plan import BLOCK_SIZE
 from kernels.formats import RawTensor
@@ -19,6 +20,9 @@ from kernels.ops import AttentionBatch, BackendOptions, Ops, StepInputs, StepLim
 from kernels.spec import f32_tensor
 
 EAGERLY = "Serve with --eager, which captures nothing and gives the same answers, only slower; report the lines."
+NOT_TIMED = "Nothing else depends on it: read the error, and report the line."
+CACHES = {"auto": "", "i8": ", a cache of int8"}
+"""Kinds of cache -> what is said of them."""
 LAYERS = 2
 VOCABULARY = 512
 MOST = 4
@@ -94,7 +98,15 @@ def step_inputs(spans: Sequence[tuple[int, int, int]]) -> StepInputs:
 
 
 def graphs(bench: Bench, report: Report) -> None:
-    """Step 7: the same steps on two tables, one of which captures."""
+    """Step 7: the same steps on two tables, one of which captures, with either cache; and what sampling adds to one."""
+    for kv_cache_dtype, cache in CACHES.items():
+        with report.attempt(f"graphs{cache}", EAGERLY):
+            _captured_and_not(bench, report, kv_cache_dtype, cache)
+    with report.attempt("the time of sampling", NOT_TIMED):
+        sampling_times(bench, report)
+
+
+def _captured_and_not(bench: Bench, report: Report, kv_cache_dtype: str, cache: str) -> None:
     made: list[Counted] = []
 
     def new_graph() -> Any:
@@ -104,20 +116,22 @@ def graphs(bench: Bench, report: Report) -> None:
     limits = StepLimits(MOST * MAX_LEN, MOST, MAX_LEN)
     free, began_s = bench.platform.free_bytes(), time.perf_counter()
     counted = dataclasses.replace(bench.platform, new_graph=new_graph)
-    ops = ops_on(counted, BackendOptions(dtype=bench.dtype))
+    ops = ops_on(counted, BackendOptions(dtype=bench.dtype, kv_cache_dtype=kv_cache_dtype))
     replayed = ops.record(Decoder(bench, ops), limits)
     bench.platform.synchronize()
     seconds, taken = time.perf_counter() - began_s, (free - bench.platform.free_bytes()) / GIB
-    report.check(len(made) > 0, f"{len(made)} graphs captured in {seconds:.2f} s", EAGERLY)
+    report.check(len(made) > 0, f"{len(made)} graphs captured in {seconds:.2f} s{cache}", EAGERLY)
     report.measured(f"they and the model took {taken:.2f} GiB", capture_s=seconds, taken_gib=taken)
-    eager = bench.ops.record(Decoder(bench, bench.ops), limits)
-    done = _compare(report, replayed, eager)
+    eager_ops = bench.ops_for(eager=True, kv_cache_dtype=kv_cache_dtype)
+    eager = eager_ops.record(Decoder(bench, eager_ops), limits)
+    done = _compare(report, replayed, eager, cache)
     replays = sum(graph.replays for graph in made)
-    report.check(replays == len(STEPS), f"graphs were replayed {replays} times in {len(STEPS)} steps", EAGERLY)
+    report.check(replays == len(STEPS), f"graphs were replayed {replays} times in {len(STEPS)} steps{cache}", EAGERLY)
     inputs = step_inputs([(seq, count, 1) for seq, count in enumerate(done)])
     times = [bench.seconds(partial(run, inputs)) for run in (replayed, eager)]
-    text = f"a step of {len(done)} sequences: {times[0] * 1e3:.3f} ms as a graph, {times[1] * 1e3:.3f} ms eagerly"
-    report.measured(text, graph_s=times[0], eager_s=times[1])
+    text = f"{times[0] * 1e3:.3f} ms as a graph, {times[1] * 1e3:.3f} ms eagerly"
+    what = f"a step of {len(done)} sequences{cache}"
+    report.measured(f"{what}: {text}", graph_s=times[0], eager_s=times[1], kv_cache_dtype=kv_cache_dtype)
 
 
 class Counted:
@@ -138,15 +152,15 @@ class Counted:
         self._replay()
 
 
-def _compare(report: Report, replayed: Any, eager: Any) -> list[int]:
+def _compare(report: Report, replayed: Any, eager: Any, cache: str) -> list[int]:
     """The steps of both, one after the other; how many tokens each sequence has then."""
     done = list(PROMPT_LENS)
     prompts = step_inputs([(seq, 0, count) for seq, count in enumerate(PROMPT_LENS)])
-    _equal(report, "prompts, which both run eagerly", replayed(prompts), eager(prompts))
+    _equal(report, f"prompts, which both run eagerly{cache}", replayed(prompts), eager(prompts))
     for seqs in STEPS:
         inputs = step_inputs([(seq, done[seq], 1) for seq in seqs])
         lens = ", ".join(str(done[seq] + 1) for seq in seqs)
-        _equal(report, f"decoding at {lens} tokens, as a graph and eagerly", replayed(inputs), eager(inputs))
+        _equal(report, f"decoding at {lens} tokens, as a graph and eagerly{cache}", replayed(inputs), eager(inputs))
         for seq in seqs:
             done[seq] += 1
     return done

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
 
 from deploy.ascend.steps.bench import Bench, Tensor, bits, f64
+from deploy.ascend.steps.caches import cache_subjects
 from deploy.ascend.steps.report import Report, table
+from deploy.ascend.steps.sampling import sampling_subjects
 from deploy.ascend.steps.subjects import ROWS, Subject, Subjects
 
 OTHERS = (2, 16, 17, 255, 256, 257)
@@ -26,22 +28,32 @@ REFUSED = (
 
 def accuracy(bench: Bench, report: Report) -> None:
     """Step 2."""
-    for build in Subjects(bench).all():
-        with report.attempt(_name(build), REFUSED):
-            subject = build()
-            if subject.oracle is None:
-                continue
+    for subject in _built(bench, report):
+        if subject.oracle is None:
+            continue
+        with report.attempt(subject.name, subject.way_out or REFUSED):
             rows = tuple(tensor[:FEW].contiguous() for tensor in subject.rows)
             results = subject.run(*rows)
             bench.platform.synchronize()
             worst = _worst(subject, rows, results)
-            report.check(worst <= 1, f"{subject.name}: {worst:.3g} times what rounding explains", WRONG)
+            text = f"{subject.name}: {worst:.3g} times what rounding explains"
+            report.check(worst <= 1, text, subject.way_out or WRONG)
     with report.attempt("FRACTAL_NZ", REFUSED):
         _ = bench.ops  # which allows FRACTAL_NZ
         weight = bench.upload(np.ones((64, 64), dtype=np.int8))
         kept = int(bench.npu.get_npu_format(bench.npu.npu_format_cast(weight, 29)))
         remedy = "The weight stays in ND: correct, but slower. Look for a warning about allow_internal_format."
         report.check(kept == 29, f"npu_format_cast: an int8 weight is in format {kept} of 29", remedy)
+
+
+def _built(bench: Bench, report: Report) -> Iterator[Subject]:
+    """The subjects, one at a time; one that cannot be built is a failure."""
+    for build in (*Subjects(bench).all(), *cache_subjects(bench), *sampling_subjects(bench)):
+        subject = None
+        with report.attempt(_name(build), REFUSED):
+            subject = build()
+        if subject is not None:
+            yield subject
 
 
 def _name(build: Callable[[], Subject]) -> str:
@@ -66,9 +78,8 @@ def _worst(subject: Subject, rows: tuple[Tensor, ...], results: tuple[Tensor, ..
 def invariance(bench: Bench, report: Report) -> None:
     """Step 3: the table that the engine's promise stands on."""
     lines, alone_or_not = [], []
-    for build in Subjects(bench).all():
-        with report.attempt(_name(build), REFUSED):
-            subject = build()
+    for subject in _built(bench, report):
+        with report.attempt(subject.name, subject.way_out or REFUSED):
             cells = [_compared(subject, others) for others in OTHERS]
             lines.append((subject.name, *cells))
             alone_or_not.append((subject, cells))

@@ -84,11 +84,11 @@ class Report:
 
     @contextlib.contextmanager
     def attempt(self, what: str, remedy: str) -> Iterator[None]:
-        """Whatever is raised inside is a failure of ``what``, and the step goes on."""
+        """Whatever is raised inside is a failure of ``what``, and the step goes on; a known code is explained first."""
         try:
             yield
         except Exception as error:  # noqa: BLE001, RUF100  (anything at all: the next attempt may tell more)
-            self.failed(f"{what}: {_said(error)}", explain(_all_said(error)) or remedy)
+            self.failed(f"{what}: {_said(error)}", " ".join(filter(None, (explain(_all_said(error)), remedy))))
 
     @contextlib.contextmanager
     def timed(self, note: str) -> Iterator[None]:

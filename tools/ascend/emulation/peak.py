@@ -21,5 +21,5 @@ def peak_bytes(run: Callable[[], None]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         run()
     results = profiled.profiler.kineto_results if profiled.profiler else None
-    changes = [event.nbytes() for event in (results.events() if results else ()) if event.name() == "[memory]"]
+    changes = [int(event.nbytes()) for event in (results.events() if results else ()) if event.name() == "[memory]"]
     return max(accumulate(changes, initial=0))
