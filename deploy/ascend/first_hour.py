@@ -16,12 +16,8 @@ import argparse
 import json
 import os
 import platform as host
-import signal
-import subprocess
 import sys
 import tempfile
-import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,17 +31,15 @@ if str(ROOT) not in sys.path:
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")  # torch_npu is imported where its failure can be told
 
 from deploy.ascend.steps.bench import Bench  # noqa: E402
+from deploy.ascend.steps.child import run_child  # noqa: E402
 from deploy.ascend.steps.report import Report, Verdict  # noqa: E402
 from kernels.ascend.chips import why_it_ended  # noqa: E402
-from kernels.ascend.machine import Ran, installed_version  # noqa: E402
+from kernels.ascend.machine import installed_version  # noqa: E402
 from server.settings import DEFAULT_MODEL  # noqa: E402
 
 EMULATED = "EMULATED: proves the script, not the chip"
 STEP_S = 1800.0
 """How long a step may take; compiling a kernel is part of it."""
-GRACE_S = 5.0
-LAST_LINES = 200
-"""What is looked through for an error's code where a step took its process with it."""
 PACKAGES = ("upwell", "torch", "torch-npu", "triton-ascend", "numpy")
 
 
@@ -68,6 +62,7 @@ STEPS = (
     Step("achieved bandwidth of decoding, beside a copy", "bandwidth", "bandwidth"),
     Step("graphs: captured, replayed, and equal to eager steps, with either cache", "graphs", "graphs"),
     Step("a whole engine: eagerly, with graphs, with a cache of int8; alone and together", "serving", "serving"),
+    Step("several chips: one model by several processes, beside one; alone and together", "several", "several"),
 )
 
 
@@ -104,7 +99,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         "--step", type=int, action="append", choices=range(len(STEPS)), metavar="N", help=f"only this one: {listed}"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found to a file")
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="of step 8: an alias, a GGUF file or a folder")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="of steps 8 and 9: an alias, a GGUF file or a folder")
     parser.add_argument(
         "--dtype", choices=("bfloat16", "float16"), help="what is computed in (default: bfloat16; emulated, float16)"
     )
@@ -116,7 +111,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """What the flags say about the bench."""
     dtype = args.dtype or ("float16" if args.emulated else "bfloat16")
-    return {"emulated": args.emulated, "dtype": dtype, "model": args.model}
+    return {"emulated": args.emulated, "dtype": dtype, "model": args.model, "timeout_s": args.timeout_s}
 
 
 def npu() -> Any:
@@ -163,7 +158,7 @@ def run_apart(args: argparse.Namespace, number: int) -> Report:
     """A step in a process of its own, which may hang or crash: what it found, and that it did."""
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "step.json"
-        ran = run_child([*command(args), "--step", str(number), "--json", str(found)], args.timeout_s)
+        ran = run_child([*command(args), "--step", str(number), "--json", str(found)], args.timeout_s, own_session=True)
         report = None
         with suppress(OSError, ValueError, LookupError, TypeError):
             report = Report.of_facts(json.loads(found.read_text(encoding="utf-8"))["steps"][0])
@@ -179,39 +174,9 @@ def run_apart(args: argparse.Namespace, number: int) -> Report:
 def command(args: argparse.Namespace) -> list[str]:
     """This script again, with the same flags but for steps."""
     words = [sys.executable, str(Path(__file__).resolve()), "--no-header", "--model", args.model]
+    words += ["--timeout-s", str(args.timeout_s)]
     words += ["--emulated"] if args.emulated else []
     return words + (["--dtype", args.dtype] if args.dtype else [])
-
-
-def run_child(words: list[str], timeout_s: float) -> Ran:
-    """Run a command whose lines are printed as they come; killed with all that it started after a time, or with us."""
-    said: deque[str] = deque(maxlen=LAST_LINES)
-    child = subprocess.Popen(  # noqa: S603  (it is this script)
-        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
-    )
-
-    def echo() -> None:
-        for line in child.stdout or ():
-            print(line, end="", flush=True)
-            said.append(line)
-
-    reader = threading.Thread(target=echo, daemon=True)
-    reader.start()
-    late = False
-    try:
-        child.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        late = True
-    finally:
-        if child.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-    with suppress(subprocess.TimeoutExpired):  # one that a driver holds fast does not even die
-        child.wait(GRACE_S)
-    reader.join(GRACE_S)
-    if child.stdout and not reader.is_alive():
-        child.stdout.close()
-    return Ran(None if late else child.returncode, "".join(said), reason=f"no answer within {timeout_s:g} s")
 
 
 def write(args: argparse.Namespace, bench: Bench, reports: Sequence[Report]) -> None:

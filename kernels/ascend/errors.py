@@ -239,7 +239,13 @@ _DEVICE = (
         f"A capture went wrong. -> {_FIRST}",
         tells=Tells.CONSEQUENCE,
     ),
-    _row("561002", "ACLNN_ERR_INNER_TILING_ERROR", f"An operator has no plan for these shapes. -> {_KERNEL}", ACLNN),
+    _row(
+        "561002",
+        "ACLNN_ERR_INNER_TILING_ERROR",
+        "An operator does not take these shapes, dtypes or values. -> The log names it and what it refuses. If it is "
+        "aclnnFusedInferAttentionScore (heads of more than 128 in some CANN), serve with --prompt-attention own.",
+        f"{ACLNN}; vllm-ascend #9632, sglang #28635",
+    ),
     _row(
         "561003",
         "ACLNN_ERR_INNER_FIND_KERNEL_ERROR",

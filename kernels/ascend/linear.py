@@ -5,12 +5,16 @@ order. So float rows go through in tiles of a fixed size, the last one padded. S
 
 Where processes share a layer's inputs, each rounds its own part of a token to int8 by the scale of all of it, and sums
 of whole numbers are added up: codes and sums are those that one process has.
+
+The device multiplies int8 by at most 65,535 inputs and outputs at a time, says npu_quant_matmul's page
+(``_op_plugin_docs`` of torch-npu 2.13.0; vllm-ascend #9848 met it): weights of more outputs become several.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from typing import Any
 
@@ -27,6 +31,10 @@ FRACTAL_NZ = 29
 """The storage format that matrix cores read without reordering."""
 ALIGNED = 32
 """Columns that a row of int8 is made longer by, so that rows stay on multiples of 32 bytes."""
+MAX_INPUTS = 65535
+"""Of a product of int8."""
+MAX_OUTPUTS = 65408
+"""Of one, a multiple of 128, so that the parts of larger weights begin where tiles do."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,11 @@ class FloatWeight:
     """Weight [N,K] in the backend's dtype."""
 
     weight: Tensor
+
+    @property
+    def outputs(self) -> int:
+        """N."""
+        return len(self.weight)
 
 
 @dataclass(frozen=True)
@@ -43,10 +56,17 @@ class Int8Weight:
     codes: Tensor
     scales: Tensor
 
+    @property
+    def outputs(self) -> int:
+        """N."""
+        return len(self.scales)
+
 
 @dataclass(frozen=True)
 class AscendLinear:
     """Weights whose outputs stand side by side, and their bias [N] in the backend's dtype, or None.
+
+    Those of int8 have up to ``MAX_OUTPUTS`` each.
 
     Attributes:
         split: what part of the layer this process has.
@@ -73,24 +93,37 @@ class Linears:
     def prepare_linear(
         self, weights: Sequence[RawTensor], biases: Sequence[RawTensor] | None, *, split: Split = "none"
     ) -> AscendLinear:
-        """Weights [N_i,K] and biases [N_i] stacked; W8A8 stays integers, all else becomes the backend's dtype."""
-        runs = groupby(weights, key=lambda raw: raw.format is WeightFormat.W8A8)
-        parts = tuple(self._int8(list(run)) if is_int8 else self._float(list(run)) for is_int8, run in runs)
+        """Weights [N_i,K] and biases [N_i] stacked; W8A8 stays integers, all else becomes the backend's dtype.
+
+        Raises:
+            NoKernel: W8A8 weights have more inputs than the device multiplies.
+        """
+        parts: list[FloatWeight | Int8Weight] = []
+        for is_int8, run in groupby(weights, key=lambda raw: raw.format is WeightFormat.W8A8):
+            stacked = list(run)
+            parts += self._int8(stacked, split) if is_int8 else [self._float(stacked)]
         bias = self.floats(np.concatenate([dequantise(part) for part in biases])) if biases else None
         rows = sum(raw.shape[0] for raw in weights)
-        return AscendLinear(parts, bias, split, self._ranks.each(rows) if split == "vocabulary" else ())
+        return AscendLinear(tuple(parts), bias, split, self._ranks.each(rows) if split == "vocabulary" else ())
 
     def _float(self, weights: Sequence[RawTensor]) -> FloatWeight:
         parts = [self.floats(dequantise(part)) for part in weights]
         return FloatWeight(parts[0] if len(parts) == 1 else self._torch.cat(parts))
 
-    def _int8(self, weights: Sequence[RawTensor]) -> Int8Weight:
-        codes, scales = zip(*(codes_and_scales(part) for part in weights), strict=True)
-        stacked = self._torch.from_numpy(np.concatenate(codes)).to(self._device).t().contiguous()
-        return Int8Weight(
-            self._npu.npu_format_cast(stacked, FRACTAL_NZ),
-            self._torch.from_numpy(np.concatenate(scales).astype(np.float32)).to(self._device),
+    def _int8(self, weights: Sequence[RawTensor], split: Split) -> list[Int8Weight]:
+        codes, scales = (
+            self._torch.from_numpy(np.concatenate(each))
+            for each in zip(*(codes_and_scales(part) for part in weights), strict=True)
         )
+        if codes.shape[1] > MAX_INPUTS:
+            raise NoKernel(_too_many_inputs(codes.shape[1], split))
+        return [
+            Int8Weight(
+                self._npu.npu_format_cast(some.to(self._device).t().contiguous(), FRACTAL_NZ),
+                steps.float().to(self._device),
+            )
+            for some, steps in zip(codes.split(MAX_OUTPUTS), scales.split(MAX_OUTPUTS), strict=True)
+        ]
 
     def floats(self, array: Any) -> Tensor:
         """A float32 array in the backend's dtype on the device."""
@@ -114,7 +147,16 @@ class Linears:
 
     def linear(self, x: Tensor, w: AscendLinear) -> Tensor:
         """X @ weight.T + bias: [T,K] -> [T,N]. Batch-invariant: see the module and ``parallel``."""
-        products = [self._product(x, part, shared=w.split == "inputs") for part in w.parts]
+        if not len(x):  # as a step has no logits in the middle of a prompt: the device refuses to quantise nothing
+            return x.new_empty(0, sum(part.outputs for part in w.parts))
+        shared = w.split == "inputs"
+        coded = cache(lambda: self.quantised(x, shared=shared))
+        products = [
+            self._float_product(x, part, shared=shared)
+            if isinstance(part, FloatWeight)
+            else self._int8_product(*coded(), part, shared=shared)
+            for part in w.parts
+        ]
         out = products[0] if len(products) == 1 else self._torch.cat(products, dim=1)
         return out if w.bias is None else out + w.bias
 
@@ -125,12 +167,13 @@ class Linears:
             out = self._ranks.side_by_side(out, w.vocabulary)
         return out.to(self._torch.float32)
 
-    def _product(self, x: Tensor, part: FloatWeight | Int8Weight, *, shared: bool) -> Tensor:
+    def _float_product(self, x: Tensor, part: FloatWeight, *, shared: bool) -> Tensor:
         """For all of a token's columns, where each process has some of them."""
-        if isinstance(part, FloatWeight):
-            out = self.tiled(x, part.weight)
-            return self._ranks.sum(out) if shared else out
-        codes, tokens = self.quantised(x, shared=shared)
+        out = self.tiled(x, part.weight)
+        return self._ranks.sum(out) if shared else out
+
+    def _int8_product(self, codes: Tensor, tokens: Tensor, part: Int8Weight, *, shared: bool) -> Tensor:
+        """Likewise, of what ``quantised`` gives."""
         if not shared or self._ranks.alone:
             return self._npu.npu_quant_matmul(
                 codes, part.codes, part.scales, pertoken_scale=tokens, output_dtype=self._dtype
@@ -159,3 +202,12 @@ class Linears:
         for start in range(0, len(padded), tile):
             torch.mm(padded[start : start + tile], weight.t(), out=out[start : start + tile])
         return out[:num_rows]
+
+
+def _too_many_inputs(inputs: int, split: Split) -> str:
+    """Why a W8A8 weight is not served, and the way out."""
+    share = "raise --tensor-parallel-size, so that processes share them, or " if split == "inputs" else ""
+    return (
+        f"a layer of {inputs:,} inputs in W8A8, where a product of int8 has {MAX_INPUTS:,} at most; {share}serve its "
+        "floats with --quantization none"
+    )

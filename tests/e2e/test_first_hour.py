@@ -8,11 +8,14 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from deploy.ascend import first_hour
 from deploy.ascend.first_hour import EMULATED, STEPS, main
+from deploy.ascend.steps import several
 from deploy.ascend.steps.bench import ON_CHIP, Bench
 from deploy.ascend.steps.caches import cache_subjects
 from deploy.ascend.steps.report import Report, Verdict
@@ -21,6 +24,8 @@ from kernels.ascend.attention import Attention
 from kernels.ascend.variant import HEAD_DIMS, MAX_GROUP, AttentionVariant
 from kernels.ops import BackendUnavailable
 from tests.support.ascend_links import REPOSITORY, link
+from tests.support.processes import are_gone
+from tests.support.tiny_models import GOLDEN
 
 pytestmark = link(5)
 
@@ -75,9 +80,9 @@ def failures(capsys, *arguments, platform):
 def test_every_step_is_there_and_nothing_fails(whole):
     done, found = whole
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert [step["step"] for step in found["steps"]] == list(range(len(STEPS))) == list(range(9))
+    assert [step["step"] for step in found["steps"]] == list(range(len(STEPS))) == list(range(10))
     verdicts = [step["verdict"] for step in found["steps"]]
-    assert verdicts == ["PASS"] * 6 + ["MEASURED"] + ["PASS"] * 2
+    assert verdicts == ["PASS"] * 6 + ["MEASURED"] + ["PASS"] * 3
     for number, step in enumerate(STEPS):
         assert f"\n--- step {number}: {step.title} [EMULATED]\n" in done.stdout
         assert re.search(rf"^  (PASS|MEASURED)\s+step {number}: ", done.stdout, re.MULTILINE)
@@ -116,12 +121,13 @@ def test_figures_are_those_that_were_asked_for(whole):
     bandwidth = [line["figures"] for line in found["steps"][6]["lines"]]
     assert bandwidth[0]["copy_gb_per_s"] > 0
     assert all(figures["graph_s"] > 0 for figures in bandwidth[1:])
-    assert {(figures["sequences"], figures["context"]) for figures in bandwidth[1:]} == {
-        (1, 256), (1, 1280), (3, 256), (3, 1280),
-    }  # fmt: skip
+    every = [(1, 256), (1, 1280), (3, 256), (3, 1280)]
+    tried = [(figures["sequences"], figures["context"], figures["scores"]) for figures in bandwidth[1:]]
+    for scores, wanted in {"fp32": every, "i32": every, "fp16": every[1::2]}.items():
+        assert [(batch, context) for batch, context, as_what in tried if as_what == scores] == wanted
     for figures in bandwidth[1:]:
         assert figures["kv_bytes"] == figures["sequences"] * figures["context"] * 2 * 64 * 2 * (2 - figures["int8"])
-    assert [figures["int8"] for figures in bandwidth[1:]] == [False, True] * 4
+        assert figures["int8"] == (figures["scores"] == "i32")
     fused = [line["figures"] for line in found["steps"][5]["lines"] if "ratio" in line["figures"]]
     assert all(figures["ratio"] == pytest.approx(figures["ours_s"] / figures["fused_s"]) for figures in fused)
     assert fused
@@ -253,17 +259,36 @@ def test_attention_that_depends_on_its_company_fails(capsys, monkeypatch, emulat
         * (1 + (len(batch.kv_lens) > 250) / 512),
     )
     found = failures(capsys, "--step", "4", platform=emulated[0])
-    assert ["a cache of int8" in text for text, _ in found] == [False, True]
+    kinds = [re.match(r"3 x 64(.*): a sequence alone, and", text)[1] for text, _ in found]
+    assert kinds == ["", ", a cache of int8", ", scores as float16"]
     assert all("among 256 others: sequences [0, 1, 100, 199, 200, 256] differ" in text for text, _ in found)
-    assert all("do not serve" in remedy for _, remedy in found)
+    assert ["do not serve" in remedy for _, remedy in found] == [True, True, False]
 
 
 def test_attention_that_is_off_fails(capsys, monkeypatch, emulated):
     real = Attention.paged_attention
     monkeypatch.setattr(Attention, "paged_attention", lambda *given: real(*given) * (1 + 1 / 128))
     found = failures(capsys, "--step", "4", platform=emulated[0])
-    assert len(found) == 7
+    assert len(found) == 8, "all but loud scores as float16, which may be off by more than that"
     assert all("times what rounding explains" in text for text, _ in found)
+
+
+def test_scores_as_float16_are_tried_by_themselves(capsys, monkeypatch, emulated):
+    real = Attention.paged_attention
+
+    def off(self, q, cache, batch, *more):
+        share = 1 / 64 + len(batch.kv_lens) / 1024 if self._scores == "fp16" else 0
+        return real(self, q, cache, batch, *more) * (1 + share)
+
+    monkeypatch.setattr(Attention, "paged_attention", off)
+    found = failures(capsys, "--step", "4", platform=emulated[0])
+    assert [re.split(r": (?=[\d.]+ times|sequences|queries)", text)[0] for text, _ in found] == [
+        "3 x 64: decoding with loud scores, as float16",
+        "3 x 64: prompts, scores as float16",
+        "3 x 64, scores as float16: a sequence alone, and among 256 others",
+        "3 x 64, scores as float16: 12 queries of prompts, and decoded alone",
+    ]
+    assert all("without --attention-scores float16" in remedy for _, remedy in found)
 
 
 def test_keys_and_values_that_are_not_what_was_written_fail(capsys, monkeypatch, emulated):
@@ -331,15 +356,138 @@ def test_answers_that_depend_on_their_company_fail(capsys, monkeypatch, emulated
     assert all("step 3" in remedy for _, remedy in found)
 
 
+def test_several_processes_answer_as_one_does(whole):
+    _, found = whole
+    lines = found["steps"][9]["lines"]
+    said = [line["text"] for line in lines]
+    assert "2 NPUs cannot share out" in said[0]
+    ways = ["one process, with graphs", "2 processes, eagerly", "2 processes, with graphs"]
+    assert [way for way in ways if any(f"{way}, 4 together: " in text for text in said)] == ways
+    assert sum("tensor parallel over 2" in text for text in said) == 2
+    assert sum(text.endswith("bit for bit") for text in said) == 4
+    assert [text for text in said if text.endswith(": the same tokens wherever one is sure")] == [
+        f"{way}, and {ways[0]}: the same tokens wherever one is sure" for way in ways[1:]
+    ]
+    figures = {name: value for line in lines for name, value in line["figures"].items()}
+    assert figures["tokens"] == 48
+    assert figures["compared"] >= 24
+    assert 0 < figures["off"] < 0.1
+    assert figures["ratio"] > 0
+
+
+DEFECT = """
+import os, signal, time
+from kernels.ascend.parallel import Ranks
+real = Ranks.sum
+def defective(self, x):
+    {defect}
+Ranks.sum = lambda self, x: x if self.alone else defective(self, x)
+"""
+LEADING = DEFECT + "from deploy.ascend.steps import leading; os._exit(leading.main())"
+FOLLOWER = DEFECT + "from tools.ascend.emulation import emulated_rank; emulated_rank.follow()"
+EI0006 = "EI0006: A rank could not reach another in time."
+WAYS = ["2 processes, eagerly", "2 processes, with graphs"]
+
+
+@pytest.fixture
+def ranks(capsys, monkeypatch, emulated, default_model):
+    """Runs step 9 with something wrong in what rank 0 or the other one adds up; what failed."""
+
+    def run_with(*arguments, leading=None, follower=None, model=default_model):
+        for name, program, defect in (("LEADING", LEADING, leading), ("EMULATED_FOLLOWER", FOLLOWER, follower)):
+            if defect:
+                monkeypatch.setattr(several, name, (sys.executable, "-P", "-c", program.format(defect=defect)))
+        return failures(capsys, "--step", "9", "--model", str(model), *arguments, platform=emulated[0])
+
+    return run_with
+
+
+def test_parts_that_are_not_added_up_fail(ranks):
+    found = ranks(leading="return self._gather(x)[0]")
+    sure = [re.fullmatch(r"(.*), and one process, with graphs: .* differ where one is sure", text) for text, _ in found]
+    assert [match[1] for match in sure] == WAYS
+    assert all("do not serve with --tensor-parallel-size" in remedy for _, remedy in found)
+
+
+def test_ranks_whose_sums_depend_on_company_fail(ranks):
+    """With a model whose tokens mean something, and which can be shared out."""
+    found = ranks(leading="return real(self, x) * (1 + (len(x) > 20) / 64)", model=GOLDEN / "tiny-mistral")
+    assert [text.partition(": each alone, and together: prompt ")[0] for text, _ in found[:2]] == WAYS
+    assert all("The promise does not hold" in remedy for _, remedy in found[:2])
+
+
+@pytest.mark.parametrize(
+    ("where", "defect", "text", "known"),
+    [
+        ("follower", "os.kill(os.getpid(), signal.SIGKILL)", "rank 1 of the .* failed: it ended with signal 9", ""),
+        ("follower", "raise RuntimeError('HCCL, EI0006')", "rank 1 of the .* failed: RuntimeError; EI0006: .*", EI0006),
+        ("leading", "raise RuntimeError('HCCL, EI0006')", "rank 0: RuntimeError: HCCL, EI0006 .*", EI0006),
+        ("leading", "os.abort()", "ended by signal 6", ""),
+    ],
+    ids=["a follower is killed", "a follower fails", "rank 0 fails", "rank 0 crashes"],
+)
+def test_a_rank_that_fails_is_told_with_what_to_do(ranks, where, defect, text, known):
+    found = ranks("--timeout-s", "120", **{where: defect})
+    assert [text.partition(": ")[0] for text, _ in found] == WAYS
+    for said, remedy in found:
+        assert re.fullmatch(text, said.partition(": ")[2])
+        assert (said + remedy).count(known or said) == 1
+        assert "One NPU serves without --tensor-parallel-size." in remedy
+
+
+def test_ranks_that_wait_for_ever_are_ended_and_none_is_left(tmp_path, ranks):
+    """Followers write their numbers to a file; the one process has a third of the time, and does not hang."""
+    begun = tmp_path / "begun"
+    defect = f"open({str(begun)!r}, 'a').write(str(os.getpid()) + chr(10)); time.sleep(600)"
+    found = ranks("--timeout-s", "40", follower=defect)
+    assert [text.partition(": ")[0] for text, _ in found] == WAYS
+    assert all(re.search(r": no answer within 1\d(\.\d+)? s$", text) for text, _ in found)
+    assert all("ASCEND_RT_VISIBLE_DEVICES" in remedy for _, remedy in found)
+    pids = list(map(int, begun.read_text().split()))
+    assert len(pids) == 2
+    assert are_gone(pids, 0)
+
+
+def test_one_npu_is_no_failure():
+    bench = Bench(lambda: None, emulated=False, dtype="bfloat16", model="./nowhere.gguf")
+    bench.npu = SimpleNamespace(npu=SimpleNamespace(device_count=lambda: 1))
+    report = Report(9, "title")
+    several.several(bench, report)
+    assert report.verdict is Verdict.MEASURED
+    assert "one NPU is visible" in report.lines[0].text
+
+
+@pytest.mark.parametrize(("count", "ranks"), [(2, None), (3, 3), (8, 3)])
+def test_a_model_is_shared_out_between_as_few_as_can_be(default_model, count, ranks):
+    assert several.ranks_of(Path(default_model), count) == ranks
+    assert several.ranks_of(GOLDEN / "tiny-mistral", count) == 2
+
+
+def test_tokens_are_compared_up_to_a_close_call():
+    one = {"a": [(1, -0.1, 3.0), (2, -0.6, 0.2), (3, -0.1, 3.0)], "b": [(4, -0.1, 3.0)]}
+    for other, close, verdicts in [
+        ({"a": [(1, -0.2, 3.0), (9, -0.6, 0.2), (9, -0.1, 3.0)], "b": [(4, -0.1, 3.0)]}, 0.5, ["PASS", "MEASURED"]),
+        ({"a": [(1, -0.2, 3.0), (9, -0.6, 0.2), (9, -0.1, 3.0)], "b": [(4, -0.1, 3.0)]}, 0.1, ["FAIL", "MEASURED"]),
+        ({"a": [(1, -0.2, 3.0), (2, -0.6, 0.2), (3, -0.1, 3.0)], "b": [(5, -0.1, 3.0)]}, 0.5, ["FAIL", "MEASURED"]),
+        (one, 4.0, ["PASS", "FAIL"]),
+    ]:
+        report = Report(9, "title")
+        several.as_one(report, "several, and one", other, one, close)
+        assert [line.verdict for line in report.lines] == verdicts
+        if verdicts == ["PASS", "MEASURED"]:
+            figures = report.lines[1].figures
+            assert (figures["compared"], figures["tokens"], round(figures["off"], 6)) == (2, 4, 0.1)
+
+
 def test_a_device_that_is_not_there_fails_every_step_and_ends_none(capsys, tmp_path):
     def nothing():
         raise BackendUnavailable("torch_npu finds no NPU.")
 
-    steps = [word for number in range(1, 9) for word in ("--step", str(number))]
+    steps = [word for number in range(1, 10) for word in ("--step", str(number))]
     found = tmp_path / "found.json"
     assert main([*steps, "--emulated", "--json", str(found), "--model", "./nowhere.gguf"], nothing) == 1
     assert {step["verdict"] for step in json.loads(found.read_text())["steps"]} == {"FAIL"}
-    assert capsys.readouterr().out.count("torch_npu finds no NPU") >= 7
+    assert capsys.readouterr().out.count("torch_npu finds no NPU") >= 8
 
 
 def test_without_an_npu_the_real_thing_fails_in_a_line(tmp_path):

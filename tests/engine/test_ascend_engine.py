@@ -16,7 +16,10 @@ import transformers
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.loading import load_engine
+from engine.process import failure_of
 from engine.types import GenerateRequest, SamplingParams
+from kernels.ascend.attention import Attention
+from tests.kernels.test_ascend_errors import FUSED
 from tests.support.ascend_backend import emulated_ascend
 from tests.support.ascend_links import link
 from tests.support.judge import make_checkpoint
@@ -193,6 +196,16 @@ def test_a_model_with_one_expert_is_served(tmp_path):
     same = agreeing(answers(engine_of(tmp_path, "ascend"), REQUESTS), reference, BLUR)
     assert len(same) == len(REQUESTS)
     assert sum(same.values()) >= 0.5 * 12 * len(REQUESTS)
+
+
+def test_a_device_that_refuses_the_fused_attention_says_so_at_load(monkeypatch):
+    def refused(*_):
+        raise RuntimeError(FUSED)
+
+    monkeypatch.setattr(Attention, "_fused", refused)
+    with pytest.raises(RuntimeError) as caught:
+        engine_of(GOLDEN / "tiny-mistral", "ascend", prompt_attention="fused")
+    assert "serve with --prompt-attention own" in failure_of(caught.value).message
 
 
 def test_every_call_was_checked_against_the_real_operations(model, alone, calls):

@@ -7,8 +7,12 @@ everything.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +43,18 @@ INT8_OPERANDS: dict[Pass, set[int]] = {
 }
 """The same with a cache of int8; there are less where no rows are to fill, and where each vector core has one."""
 INT8_TURN = {"split": 1, "queries": 1, "combine": 0, "combine, sink": 2}
+LOCK = re.compile(r"(?<!arg_type<)sync_block_lock")
+"""What a module with a lock has beside the argument that all have room for one by: a launch then waits for the device
+to set it, which the capture of a graph refuses."""
+ATOMIC = """
+import triton
+import triton.language as tl
+
+@triton.jit
+def added(p_ptr, q_ptr):
+    i = tl.arange(0, 64)
+    tl.store(q_ptr + i, tl.atomic_add(p_ptr + i, 1))
+"""
 TOO_LARGE = {
     "ub": ((128, 128), {"SPLIT": 8192}),
     "cc": ((128, 128), {"ROWS": 512}),
@@ -100,6 +116,7 @@ def check(kernel: Kernel) -> None:
     assert tuple(peaks.values()) == page()[tables.Place.of(kernel)], kernel
     assert final.module.unaligned == ()
     assert final.module.workspace_bytes == 0
+    assert not LOCK.search(final.text)
     if kernel.variant.planes == 2:
         assert final.module.vector_operands in INT8_OPERANDS[kernel.which]
         masks = [n for name, n in final.module.calls.items() if name.startswith(("vcmp", "vsel"))]
@@ -161,6 +178,24 @@ def test_a_tile_that_is_too_large_does_not_compile(memory, chip):
     large = variant(7, *dims, "fp16")
     with pytest.raises(ToolFailed, match=rf"{memory} overflow, requires \d+ bits while \d+ bits available"):
         final_hivm(lowered_with(large, chip, constants), chip)
+
+
+def test_a_lock_is_seen(tmp_path):
+    """The compiler takes one to give back what an atomic addition found."""
+    text = final_hivm(lower(kernel_of(tmp_path), {"p_ptr": "i32", "q_ptr": "i32"}, {}, {}), B3)
+    assert LOCK.search(text)
+
+
+def kernel_of(folder: Path) -> Any:
+    """Triton reads a kernel's text where it was defined."""
+    file = folder / "atomic.py"
+    file.write_text(ATOMIC, encoding="utf-8")
+    spec = spec_from_file_location("atomic", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.added
 
 
 def lowered_with(chosen: AttentionVariant, chip: str, constants: dict[str, int]) -> Lowered:

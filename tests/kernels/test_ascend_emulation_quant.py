@@ -85,7 +85,11 @@ def test_quant_matmul_refuses(npu, rng):
     refused("takes no pertoken_scale", call, x, w, scale, pertoken_scale=tokens, output_dtype=torch.int32)
     refused("result of torch.int8 is not emulated", call, x, w, scale)
     refused("result of torch.float32 is not emulated", call, x, w, scale, output_dtype=torch.float32)
-    refused("must not exceed 65535", call, codes(rng, 1, 65536), codes(rng, 65536, 1), scale[:1], **half)
+    refused(
+        "must not exceed 65535, but are 65536, 1", call, codes(rng, 1, 65536), codes(rng, 65536, 1), scale[:1], **half
+    )
+    refused("must not exceed 65535, but are 1, 65536", call, x[:, :1], codes(rng, 1, 65536), scale[:1], **half)
+    assert call(x[:, :1], codes(rng, 1, 65535), scale[:1], **half).shape == (2, 65535)
     refused("empty", call, x[:0], w, scale, **half)
     refused("only x1 and x2 of 2 dimensions", call, x[None], w, scale, **half)
 

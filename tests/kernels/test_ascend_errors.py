@@ -20,6 +20,10 @@ STREAMS = """capture_begin:NPUGraph.cpp:230 NPU function error: AclmdlRICaptureB
 FULL = """NPU out of memory. Tried to allocate 2.00 GiB (NPU 0; 60.97 GiB total capacity; 57.02 GiB already allocated)
 [ERROR] 2026-06-04-10:17:18 (PID:46706, Device:0, RankID:-1) ERR00006 PTA memory error"""
 
+FUSED = """NPU function error: call aclnnFusedInferAttentionScoreV3 failed, error code is 561002
+[ERROR] 2026-06-04-10:17:18 (PID:46706, Device:0, RankID:-1) ERR00100 PTA call acl api failed.
+E89999[PID: 46706] 2026-06-04-10:17:18.891.861 (E89999): queryD(256), keyD(256) and valueD(256) must be 192/128/64"""
+
 
 class OutOfMemoryError(RuntimeError):
     """What torch calls its own."""
@@ -147,6 +151,11 @@ def test_what_fails_after_it_is_of_memory_too():
 def test_an_explanation_is_cause_and_remedy_in_one_line():
     error = find("507015")
     assert explain("error code is 507015\nRectify the fault") == f"507015: {error.cause} {error.remedy}"
+
+
+def test_a_refused_fused_attention_names_the_way_out():
+    assert find(FUSED).code == "561002"
+    assert "--prompt-attention own" in explain(FUSED)
 
 
 def test_places_and_consequences_are_marked():

@@ -46,6 +46,12 @@ def test_every_head_size_at_every_border(group, k_dim, v_dim, dtype):
     case.check(attended(case))
 
 
+@pytest.mark.parametrize("scores", ["fp32", "fp16"])
+def test_several_splits_in_f16(scores):
+    case = attention_case(variant_of(8, 128, 128, "fp16", scores=scores), BORDERS)
+    case.check(attended(case))
+
+
 @pytest.mark.parametrize(("k_dim", "v_dim"), HEAD_DIMS)
 @pytest.mark.parametrize("group", [1, 7, 10])
 def test_a_cache_of_int8_at_every_border(group, k_dim, v_dim):

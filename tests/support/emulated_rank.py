@@ -1,8 +1,8 @@
-"""A process of a tensor parallel engine on the emulation: ``python -m tests.support.emulated_rank ROLE FD``.
+"""Processes of a tensor parallel engine on the emulation: ``python -m tests.support.emulated_rank ROLE FD``.
 
-ROLE is a module of engine: ``follower``, or ``process`` for rank 0, whose followers are emulated too. Both are made to
-wait for ever where gloo says that another rank is gone, as HCCL would: what ends them then is the engine's own doing.
-Or it is ``upwell``, and then come arguments of that command: its engine is one of these.
+ROLE is a module of engine: ``follower``, or ``process`` for rank 0, whose followers are emulated too. See
+``tools.ascend.emulation.emulated_rank`` for what happens in both. Or it is ``upwell``, and then come arguments of that
+command: its engine is one of these.
 """
 
 from __future__ import annotations
@@ -10,18 +10,15 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
-import signal
 import sys
-import time
-from pathlib import Path
 
-from tools.ascend.stubs import LoadedOnDemand
+from tools.ascend.emulation import emulated_rank
+from tools.ascend.emulation.emulated_rank import ENVIRONMENT, FOLLOWER
 
-FOLLOWER = (sys.executable, "-m", "tests.support.emulated_rank", "follower")
+__all__ = ["ENGINE", "ENVIRONMENT", "FOLLOWER", "UPWELL", "main"]
+
 ENGINE = (sys.executable, "-m", "tests.support.emulated_rank", "process")
 UPWELL = (sys.executable, "-m", "tests.support.emulated_rank", "upwell")
-ENVIRONMENT = {"GLOO_SOCKET_IFNAME": "lo", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
-"""Of all ranks: gloo asks for the address of the machine's name, which may have none."""
 
 
 def main():
@@ -29,15 +26,11 @@ def main():
     os.environ.update(ENVIRONMENT)
     if role == "upwell":
         serving()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
-    sys.meta_path.insert(0, LoadedOnDemand(Path(__file__).parents[2] / ".pytest_cache" / "npu-stubs"))
-    from tests.support.ascend_backend import emulated_ascend
-
-    with emulated_ascend():
-        wait_instead_of_failing()
-        if role == "follower":
-            importlib.import_module("engine.follower").run()
-        os._exit(leading())
+    elif role == "follower":
+        emulated_rank.follow()
+    else:
+        with emulated_rank.emulated_rank():
+            os._exit(leading())
 
 
 def serving():
@@ -59,20 +52,6 @@ def leading():
     process.refuse_stubs = lambda: None
     process.Followers = lambda on_failure: parallel.Followers(on_failure, FOLLOWER)
     return process.main()
-
-
-def wait_instead_of_failing():
-    from kernels.ascend.parallel import Ranks
-
-    gather = Ranks._gather
-
-    def patient(self, x):
-        try:
-            return gather(self, x)
-        except RuntimeError:
-            time.sleep(3600)
-
-    Ranks._gather = patient
 
 
 if __name__ == "__main__":

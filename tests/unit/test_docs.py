@@ -71,6 +71,14 @@ def test_ci_runs_the_readmes_test_command():
     assert ci.index("make lint") < ci.index("make test")
 
 
+def test_ci_tries_every_kernel_and_every_mutant():
+    """All that is left out of ``make test`` under tests/kernels."""
+    (soak,) = (line for line in (ROOT / ".ci" / "run").read_text().splitlines() if " -m soak " in line)
+    names = re.search(r"tests/kernels/test_ascend_\{([\w,]+)\}\.py$", soak)[1].split(",")
+    marked = [path for path in (ROOT / "tests" / "kernels").glob("*.py") if "@pytest.mark.soak" in path.read_text()]
+    assert sorted(f"test_ascend_{name}.py" for name in names) == sorted(path.name for path in marked)
+
+
 def test_make_says_what_is_wrong_with_an_old_python(tmp_path):
     fake = tmp_path / "python"
     fake.write_text("#!/bin/sh\nexit 1\n")

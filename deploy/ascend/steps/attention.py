@@ -26,8 +26,9 @@ DEPENDS = "A token would depend on its neighbours: do not serve; report the line
 INT8_WRONG = "Keys and values are not what was written: leave --kv-cache-dtype out, and report the line."
 HALF_STEP_SLACK = 1e-3
 """Of a step: scale, quotient and product are of float32."""
-CACHES: dict[Dtype, str] = {"fp32": "", "i32": ", a cache of int8"}
-"""How scores travel with each kind of cache -> what is said of it."""
+HALF_WRONG = "Serve without --attention-scores float16; report the line with the versions of step 0."
+KINDS: dict[Dtype, str] = {"fp32": "", "i32": ", a cache of int8", "fp16": ", scores as float16"}
+"""As what scores travel -> what is said of it; float16, of the first kind of heads alone."""
 PROMPTS = ((SPLIT + 7, 40), (5, 5), (1, 1), (140, 11))
 """(tokens in the cache, of which queries)."""
 ACCURATE: dict[str, tuple[Lengths, dict[str, Any]]] = {
@@ -40,6 +41,11 @@ ACCURATE: dict[str, tuple[Lengths, dict[str, Any]]] = {
     "prompts, a cache of int8": (PROMPTS, {"scores": "i32"}),
 }
 """What is held to the oracle; slots of the cache that belong to no token hold NaN."""
+HALF_SCORES: dict[str, tuple[Lengths, dict[str, Any]]] = {
+    "decoding with loud scores, as float16": ([300, SPLIT + 5, 2 * SPLIT + 129], {"scores": "fp16", "loud": 4.0}),
+    "prompts, scores as float16": (PROMPTS, {"scores": "fp16"}),
+}
+"""What is too, of the first kind of heads."""
 
 
 def kernel(bench: Bench, report: Report) -> None:
@@ -48,23 +54,40 @@ def kernel(bench: Bench, report: Report) -> None:
         heads = f"{group} x {dim}"
         with report.attempt(f"{heads}: first launch", NOT_LAUNCHED):
             _first_launch(bench, report, group, dim)
-        for name, (lengths, more) in ACCURATE.items():
+        for name in ACCURATE:
             with report.attempt(f"{heads}: {name}", NOT_LAUNCHED):
-                case = case_of(bench, group, dim, lengths, **more)
-                worst = case.worst(array_of(launch_of(bench, case).ours()()))
-                report.check(worst <= 1, f"{heads}: {name}: {worst:.3g} times what rounding explains", INACCURATE)
+                _accurate(bench, report, group, dim, name)
         with report.attempt(f"{heads}: keys and values as int8", NOT_LAUNCHED):
             _stored(bench, report, dim)
-        for scores, cache in CACHES.items():
-            with report.attempt(f"{heads}{cache}: alone and among others", NOT_LAUNCHED):
-                _among_others(bench, report, group, dim, scores)
-            with report.attempt(f"{heads}{cache}: queries of prompts", NOT_LAUNCHED):
-                _prompts(bench, report, group, dim, scores)
+        for scores in ("fp32", "i32"):
+            _in_company(bench, report, group, dim, scores)
+    group, dim = bench.sizes.heads[0]
+    for name in HALF_SCORES:
+        with report.attempt(f"{group} x {dim}: {name}", HALF_WRONG):
+            _accurate(bench, report, group, dim, name)
+    _in_company(bench, report, group, dim, "fp16")
     if not bench.emulated:
         with report.attempt(
             "what was compiled", "This is counted in Triton's own cache, which may have changed: no harm."
         ):
             _compiled(report, len(bench.sizes.heads))
+
+
+def _accurate(bench: Bench, report: Report, group: int, dim: int, name: str) -> None:
+    """One of ``ACCURATE`` or ``HALF_SCORES``, beside the oracle."""
+    lengths, more = {**ACCURATE, **HALF_SCORES}[name]
+    case = case_of(bench, group, dim, lengths, **more)
+    worst = case.worst(array_of(launch_of(bench, case).ours()()))
+    remedy = HALF_WRONG if name in HALF_SCORES else INACCURATE
+    report.check(worst <= 1, f"{group} x {dim}: {name}: {worst:.3g} times what rounding explains", remedy)
+
+
+def _in_company(bench: Bench, report: Report, group: int, dim: int, scores: Dtype) -> None:
+    what, remedy = f"{group} x {dim}{KINDS[scores]}", HALF_WRONG if scores == "fp16" else NOT_LAUNCHED
+    with report.attempt(f"{what}: alone and among others", remedy):
+        _among_others(bench, report, group, dim, scores)
+    with report.attempt(f"{what}: queries of prompts", remedy):
+        _prompts(bench, report, group, dim, scores)
 
 
 def _compiled(report: Report, kinds: int) -> None:
@@ -73,9 +96,10 @@ def _compiled(report: Report, kinds: int) -> None:
 
     counts = [sum(map(len, kernel.cache.values())) for kernel in (paged_attention_split, paged_attention_combine)]
     text = (
-        f"{counts[0]} and {counts[1]} kernels for {kinds} kinds of heads, decoding and prompts, with int8 and without"
+        f"{counts[0]} and {counts[1]} kernels for {kinds} kinds of heads, decoding and prompts, with int8 and without, "
+        "and scores as float16 for the first"
     )
-    report.measured(f"compiled: {text}; more than {4 * kinds} each are of other alignments", compiled=counts)
+    report.measured(f"compiled: {text}; more than {4 * kinds + 2} each are of other alignments", compiled=counts)
 
 
 def _first_launch(bench: Bench, report: Report, group: int, dim: int) -> None:
@@ -121,11 +145,11 @@ def _among_others(bench: Bench, report: Report, group: int, dim: int, scores: Dt
     together, again = run().cpu(), run().cpu()
     odd = [query for query in (0, 1, 100, 199, 200, 256) if not _same(bench, case, together, query)]
     text = f"sequences {odd} differ" if odd else "the same bits"
-    what = f"{group} x {dim}{CACHES[scores]}"
-    report.check(not odd, f"{what}: a sequence alone, and among 256 others: {text}", DEPENDS)
+    what = f"{group} x {dim}{KINDS[scores]}"
+    report.check(not odd, f"{what}: a sequence alone, and among 256 others: {text}", _depends(scores))
     same = bits(again) == bits(together)
     text = "the same bits" if same else "not the same bits"
-    report.check(same, f"{what}: 257 sequences twice: {text}", DEPENDS)
+    report.check(same, f"{what}: 257 sequences twice: {text}", _depends(scores))
 
 
 def _prompts(bench: Bench, report: Report, group: int, dim: int, scores: Dtype) -> None:
@@ -134,8 +158,13 @@ def _prompts(bench: Bench, report: Report, group: int, dim: int, scores: Dtype) 
     queries = range(0, len(case.q), 5)
     odd = [query for query in queries if not _same(bench, case, together, query)]
     text = f"queries {odd} differ" if odd else "the same bits"
-    what = f"{group} x {dim}{CACHES[scores]}"
-    report.check(not odd, f"{what}: {len(queries)} queries of prompts, and decoded alone: {text}", DEPENDS)
+    what = f"{group} x {dim}{KINDS[scores]}"
+    report.check(not odd, f"{what}: {len(queries)} queries of prompts, and decoded alone: {text}", _depends(scores))
+
+
+def _depends(scores: Dtype) -> str:
+    """What to do about a result that is not always the same."""
+    return HALF_WRONG if scores == "fp16" else DEPENDS
 
 
 def _same(bench: Bench, case: AttentionCase, together: Tensor, query: int) -> bool:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from deploy.ascend.steps.bench import GIB, Bench
 from deploy.ascend.steps.launches import Launch, decoding, times_of
 from deploy.ascend.steps.report import Report, table
+from kernels.ascend.variant import Dtype
 
 NOT_TIMED = "Read the error; with too little free memory end other processes (npu-smi info), then run this step alone."
+KINDS: dict[Dtype, str] = {"fp32": "", "i32": ", i8", "fp16": ", scores f16"}
+"""As what scores travel -> what is said of it; float16, of the longest context alone."""
 
 
 def bandwidth(bench: Bench, report: Report) -> None:
@@ -17,10 +20,13 @@ def bandwidth(bench: Bench, report: Report) -> None:
     rows = []
     for batch in bench.sizes.batches:
         for context in bench.sizes.contexts:
-            for int8 in (False, True):
-                what = f"{batch} x {context}{', i8' if int8 else ''}"
+            for scores, said in KINDS.items():
+                if scores == "fp16" and context != max(bench.sizes.contexts):
+                    continue
+                what = f"{batch} x {context}{said}"
                 with report.attempt(what, NOT_TIMED):
-                    rows.append((what, *_timed(bench, report, what, decoding(bench, batch, context, int8=int8), rate)))
+                    decode = decoding(bench, batch, context, scores=scores)
+                    rows.append((what, *_timed(bench, report, what, decode, rate)))
     report.say(
         "one launch that decodes; GB/s of keys and values, by the faster way; small ones are launches, not reads"
     )
@@ -43,6 +49,7 @@ def _timed(bench: Bench, report: Report, what: str, decode: tuple[Launch, int], 
     report.measured(
         f"{what}: {got / 1e9:.2f} GB/s, {got / rate:.1%} of the copy",
         sequences=len(launch.kv_lens), context=int(launch.kv_lens[0]), int8=launch.k_scale is not None,
-        eager_s=times.eager_s, graph_s=times.graph_s, kv_bytes=kv_bytes, gb_per_s=got / 1e9, of_copy=got / rate,
+        scores=launch.scores, eager_s=times.eager_s, graph_s=times.graph_s, kv_bytes=kv_bytes,
+        gb_per_s=got / 1e9, of_copy=got / rate,
     )  # fmt: skip
     return *times.cells(), f"{kv_bytes / 1e6:.1f}", f"{got / 1e9:.2f}", f"{got / rate:.1%}"

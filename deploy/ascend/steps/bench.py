@@ -97,13 +97,16 @@ class Bench:
     Attributes:
         emulated: whether the platform is this machine's processor.
         dtype: ``float16`` or ``bfloat16``.
-        model: what step 8 loads: an alias, a file or a folder.
+        model: what steps 8 and 9 load: an alias, a file or a folder.
+        timeout_s: how long a step may take.
         sizes: how large things are made.
     """
 
-    def __init__(self, new_platform: Callable[[], Platform], *, emulated: bool, dtype: str, model: str) -> None:
+    def __init__(
+        self, new_platform: Callable[[], Platform], *, emulated: bool, dtype: str, model: str, timeout_s: float = 1800.0
+    ) -> None:
         self._new_platform = new_platform
-        self.emulated, self.dtype, self.model = emulated, dtype, model
+        self.emulated, self.dtype, self.model, self.timeout_s = emulated, dtype, model, timeout_s
         self.sizes = EMULATED if emulated else ON_CHIP
 
     @cached_property
@@ -125,11 +128,18 @@ class Bench:
         """The same with a KV cache of int8."""
         return self.ops_for(eager=True, kv_cache_dtype="i8")
 
-    def ops_for(self, *, eager: bool, kv_cache_dtype: str = "auto") -> Ops:
+    @cached_property
+    def half_scores_ops(self) -> Ops:
+        """As ``ops``, but for scores that travel as float16."""
+        return self.ops_for(eager=True, attention_scores="float16")
+
+    def ops_for(self, *, eager: bool, kv_cache_dtype: str = "auto", attention_scores: str = "float32") -> Ops:
         """A table of its own."""
         from kernels.ascend.backend import ops_on  # noqa: PLC0415  (imports what the doctor can do without)
 
-        options = BackendOptions(dtype=self.dtype, eager=eager, kv_cache_dtype=kv_cache_dtype)
+        options = BackendOptions(
+            dtype=self.dtype, eager=eager, kv_cache_dtype=kv_cache_dtype, attention_scores=attention_scores
+        )
         return ops_on(self.platform, options)
 
     @cached_property

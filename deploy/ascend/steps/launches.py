@@ -27,6 +27,7 @@ class Launch:
         q: [T,heads,d]; k, v: [blocks,128,kv_heads,d]; all on the device, as are
         k_scale, v_scale: f32[blocks,kv_heads,128] of keys and values of int8, else None.
         block_table: i32[B,M], q_starts: i32[B+1], kv_lens: i32[B]; on the host.
+        scores: as what they travel, i32 with a cache of int8.
     """
 
     bench: Bench
@@ -37,6 +38,7 @@ class Launch:
     q_starts: Array
     kv_lens: Array
     window: int = NO_WINDOW
+    scores: Dtype = "fp32"
     k_scale: Tensor = None
     v_scale: Tensor = None
 
@@ -48,7 +50,8 @@ class Launch:
     def ours(self) -> Callable[[], Tensor]:
         """Our kernel through the backend's table: [T,heads,d]; plans are made at the first call."""
         cache = PaddedCache(self.k, self.v, self.q.shape[2], self.k_scale, self.v_scale)
-        ops = self.bench.ops if self.k_scale is None else self.bench.int8_ops
+        tables = {"i32": lambda: self.bench.int8_ops, "fp16": lambda: self.bench.half_scores_ops}
+        ops = tables.get(self.scores, lambda: self.bench.ops)()
         batch = PlannedBatch(self.q_starts, self.kv_lens, self.bench.upload(self.block_table))
         window = None if self.window == NO_WINDOW else self.window
         return lambda: ops.paged_attention(self.q, cache, batch, self.scale, window)
@@ -82,7 +85,7 @@ def case_of(
 
 def launch_of(bench: Bench, case: AttentionCase) -> Launch:
     """A case on the device."""
-    seen = case.block_table, case.q_starts, case.kv_lens, case.window
+    seen = case.block_table, case.q_starts, case.kv_lens, case.window, case.variant.scores
     if case.k_scale is None:
         q, k, v = (bench.upload(array, bench.floats) for array in (case.q, case.k, case.v))
         return Launch(bench, q, k, v, *seen)
@@ -90,7 +93,7 @@ def launch_of(bench: Bench, case: AttentionCase) -> Launch:
     return Launch(bench, bench.upload(case.q), bench.upload(case.k), bench.upload(case.v), *seen, *scales)
 
 
-def decoding(bench: Bench, batch: int, context: int, *, int8: bool = False) -> tuple[Launch, int]:
+def decoding(bench: Bench, batch: int, context: int, *, scores: Dtype = "fp32") -> tuple[Launch, int]:
     """Random sequences of one length, a query each, their blocks in random order; and the bytes of keys and values."""
     torch, sizes = bench.torch, bench.sizes
     group, dim = sizes.heads[0]
@@ -98,15 +101,15 @@ def decoding(bench: Bench, batch: int, context: int, *, int8: bool = False) -> t
     options: dict[str, Any] = {"dtype": bench.floats, "device": bench.platform.device}
     shape = (batch * blocks, BLOCK_SIZE, sizes.kv_heads, dim)
     k, v = (torch.empty(shape, **options).normal_() for _ in range(2))
-    scales = ()
-    if int8:
+    steps = ()
+    if scores == "i32":
         k, v = ((x * 32).clamp(-127, 127).to(torch.int8) for x in (k, v))
-        steps = {**options, "dtype": torch.float32}
-        scales = tuple(torch.full((len(k), sizes.kv_heads, BLOCK_SIZE), 1 / 32, **steps) for _ in range(2))
+        floats = {**options, "dtype": torch.float32}
+        steps = tuple(torch.full((len(k), sizes.kv_heads, BLOCK_SIZE), 1 / 32, **floats) for _ in range(2))
     q = torch.empty(batch, sizes.kv_heads * group, dim, **options).normal_()
     order = np.random.default_rng(0).permutation(batch * blocks).astype(np.int32).reshape(batch, blocks)
     lens = np.full(batch, context, dtype=np.int32)
-    launch = Launch(bench, q, k, v, order, np.arange(batch + 1, dtype=np.int32), lens, NO_WINDOW, *scales)
+    launch = Launch(bench, q, k, v, order, np.arange(batch + 1, dtype=np.int32), lens, NO_WINDOW, scores, *steps)
     return launch, 2 * batch * context * sizes.kv_heads * dim * k.element_size()
 
 

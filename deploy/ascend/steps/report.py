@@ -88,7 +88,7 @@ class Report:
         try:
             yield
         except Exception as error:  # noqa: BLE001, RUF100  (anything at all: the next attempt may tell more)
-            self.failed(f"{what}: {_said(error)}", " ".join(filter(None, (explain(_all_said(error)), remedy))))
+            self.failed(f"{what}: {said(error)}", " ".join(filter(None, (explain(_all_said(error)), remedy))))
 
     @contextlib.contextmanager
     def timed(self, note: str) -> Iterator[None]:
@@ -140,12 +140,12 @@ def table(report: Report, head: Sequence[str], rows: Sequence[Sequence[str]]) ->
         report.say("  ".join(cells).rstrip())
 
 
-def _said(error: BaseException) -> str:
+def said(error: BaseException) -> str:
     """One line: the kind of an error, where it was raised, and the last thing it says."""
-    said = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     frames = traceback.extract_tb(error.__traceback__)
     at = f" (at {Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {said[0][:300] if said else 'it says nothing'}{at}"
+    return f"{type(error).__name__}: {lines[0][:300] if lines else 'it says nothing'}{at}"
 
 
 def _all_said(error: BaseException) -> str:

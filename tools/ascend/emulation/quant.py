@@ -18,6 +18,8 @@ from tools.ascend.emulation.rows import integer_product
 
 INT8_MAX = 127
 MAX_INNER = 65535
+"""Of the last dimensions of x1 and x2, says the page; a device refuses more by 161002 (vllm-ascend #9848). K and N
+here, however x2 lies. CANN of after July 2026 takes more of int8 (cann/ops-nn #6978)."""
 SCALAR_TYPES = {1: torch.int8, 3: torch.int32, 5: torch.float16, 6: torch.float32, 15: torch.bfloat16}
 """The numbers by which schemas name dtypes: those of c10::ScalarType."""
 NZ_DTYPES = (torch.int8, torch.float16, torch.bfloat16)
@@ -69,7 +71,7 @@ def quant_matmul(
     require(x1.numel() > 0 and x2.numel() > 0, name, "empty tensors are not supported")
     (rows, depth), (depth2, columns) = x1.shape, x2.shape
     require(depth == depth2, name, f"x1 {list(x1.shape)} and x2 {list(x2.shape)} do not share K")
-    require(max(depth, x2.shape[1]) <= MAX_INNER, name, f"K and N must not exceed {MAX_INNER}")
+    require(max(depth, columns) <= MAX_INNER, name, f"K and N must not exceed {MAX_INNER}, but are {depth}, {columns}")
     require(tuple(scale.shape) in {(1,), (columns,)}, name, f"scale must be [1] or [{columns}]")
     if pertoken_scale is not None:
         require(tuple(pertoken_scale.shape) == (rows,), name, f"pertoken_scale must be [{rows}]")
