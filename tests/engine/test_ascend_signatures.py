@@ -6,12 +6,12 @@ of their libraries; for them it is counted what a call gives by position and wha
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 
 import pytest
 import torch
-import torch_npu
 import transformers
 
 from engine.config import EngineConfig
@@ -44,7 +44,13 @@ def model(tmp_path_factory):
     return folder
 
 
-def calls_of(model, version):
+@pytest.fixture(scope="module")
+def npu():
+    """torch_npu, which cannot be imported before the stubs of this link are there."""
+    return importlib.import_module("torch_npu")
+
+
+def calls_of(npu, model, version):
     """operation -> {(how many arguments by position, names of the others)} of all runs, with that torch_npu's store."""
     calls = {}
 
@@ -56,8 +62,8 @@ def calls_of(model, version):
         return call
 
     with pytest.MonkeyPatch.context() as patch, emulated_ascend():
-        for name in (name for name in dir(torch_npu) if name.startswith("npu_")):
-            patch.setattr(torch_npu, name, counting(name, getattr(torch_npu, name)))
+        for name in (name for name in dir(npu) if name.startswith("npu_")):
+            patch.setattr(npu, name, counting(name, getattr(npu, name)))
         told = attention.is_told_how_caches_lie(parsed(version, "npu_scatter_pa_kv_cache"))
         patch.setattr(attention, "is_told_how_caches_lie", lambda _schema: told)
         for options in RUNS.values():
@@ -95,14 +101,14 @@ def mistakes(schema, installed, num_args, names):
     return found
 
 
-def test_the_recorded_versions_are_those_of_the_sets():
-    recorded = {*SIGNATURES, torch_npu.__version__.partition("+")[0]}
+def test_the_recorded_versions_are_those_of_the_sets(npu):
+    recorded = {*SIGNATURES, npu.__version__.partition("+")[0]}
     assert recorded == {entry.torch_npu for entry in SETS}
 
 
 @pytest.mark.parametrize("version", SIGNATURES)
-def test_calls_are_such_as_each_version_takes(model, version):
-    calls = calls_of(model, version)
+def test_calls_are_such_as_each_version_takes(npu, model, version):
+    calls = calls_of(npu, model, version)
     store = {"npu_scatter_nd_update_", "npu_scatter_pa_kv_cache"}
     assert set(calls) | store >= set(SIGNATURES[version]) - {"npu_add_rms_norm"}, "what is recorded is called"
     for name, forms in calls.items():
@@ -111,6 +117,7 @@ def test_calls_are_such_as_each_version_takes(model, version):
             assert mistakes(parsed(version, name), installed, num_args, names) == [], name
 
 
+@pytest.mark.usefixtures("npu")
 def test_a_call_that_a_version_does_not_take_is_found():
     installed = torch.ops.npu.npu_scatter_pa_kv_cache.default._schema
     names = frozenset({"cache_mode"})
@@ -125,11 +132,11 @@ def test_a_call_that_a_version_does_not_take_is_found():
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_answers_are_those_of_the_reference_with_either_store(model, monkeypatch, told):
+def test_answers_are_those_of_the_reference_with_either_store(npu, model, monkeypatch, told):
     stored = []
     for name in ("npu_scatter_nd_update_", "npu_scatter_pa_kv_cache"):
-        real = getattr(torch_npu, name)
-        monkeypatch.setattr(torch_npu, name, lambda *a, r=real, n=name, **k: stored.append(n) or r(*a, **k))
+        real = getattr(npu, name)
+        monkeypatch.setattr(npu, name, lambda *a, r=real, n=name, **k: stored.append(n) or r(*a, **k))
     monkeypatch.setattr(attention, "is_told_how_caches_lie", lambda _schema: told)
     tokens = {}
     with emulated_ascend():
