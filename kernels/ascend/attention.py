@@ -288,6 +288,7 @@ class Attention:
                 out = part
             else:
                 out[plan.rows] = part[plan.rows]
+            del part  # or the next launch's results are beside it
         if out is None:
             return self._torch.empty_like(q)
         return out[..., : own.head_dim]

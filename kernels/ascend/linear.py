@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import groupby
 from typing import Any
 
@@ -149,14 +148,13 @@ class Linears:
         """X @ weight.T + bias: [T,K] -> [T,N]. Batch-invariant: see the module and ``parallel``."""
         if not len(x):  # as a step has no logits in the middle of a prompt: the device refuses to quantise nothing
             return x.new_empty(0, sum(part.outputs for part in w.parts))
-        shared = w.split == "inputs"
-        coded = cache(lambda: self.quantised(x, shared=shared))
-        products = [
-            self._float_product(x, part, shared=shared)
-            if isinstance(part, FloatWeight)
-            else self._int8_product(*coded(), part, shared=shared)
-            for part in w.parts
-        ]
+        shared, products, coded = w.split == "inputs", [], None
+        for part in w.parts:
+            if isinstance(part, FloatWeight):
+                products.append(self._float_product(x, part, shared=shared))
+            else:
+                coded = self.quantised(x, shared=shared) if coded is None else coded
+                products.append(self._int8_product(*coded, part, shared=shared))
         out = products[0] if len(products) == 1 else self._torch.cat(products, dim=1)
         return out if w.bias is None else out + w.bias
 

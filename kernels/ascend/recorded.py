@@ -159,6 +159,8 @@ class RecordedStep:
             bucket = self._filled(inputs)
             if bucket is None:
                 logits = self._forward(uploaded(self._platform.device, inputs))
+                if not len(inputs.logit_rows):  # in the middle of prompts: nothing is waited for
+                    return DeviceScores(logits, np.zeros(0, dtype=np.int32))
                 return DeviceScores(logits, fetched(best_tokens(self._torch, logits)))
             bucket.graph.replay()
             rows = inputs.logit_rows

@@ -32,13 +32,18 @@ class RehearsedBatch(PlannedBatch):
     max_model_len = 1
 
     def plans(self, queries: int, window: int, most_tasks: int) -> list[DevicePlan]:
-        """The step's own plans, each with room for as many tasks as a launch may have."""
-        seen = min(self.max_model_len, window + SPLIT)  # a window may begin within a split
-        plans = super().plans(queries, window, most_tasks)
-        return [
-            replace(plan, tasks=_widened(plan.tasks, min(plan.tiles.shape[1] * -(-seen // SPLIT), most_tasks)))
-            for plan in plans
+        """The step's own plans, each with room for as many tasks as a launch may have.
+
+        Where one has more than that in a long context, it is two launches here: the results of one are put into those
+        of another.
+        """
+        splits = -(-min(self.max_model_len, window + SPLIT) // SPLIT)  # a window may begin within a split
+        most = max(most_tasks, splits)  # a tile is not cut up
+        plans = [
+            replace(plan, tasks=_widened(plan.tasks, min(plan.tiles.shape[1] * splits, most)))
+            for plan in super().plans(queries, window, most_tasks)
         ]
+        return plans * 2 if len(plans) == 1 and plans[0].tiles.shape[1] * splits > most_tasks else plans
 
 
 def _widened(tasks: Tensor, width: int) -> Tensor:

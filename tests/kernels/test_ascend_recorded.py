@@ -126,6 +126,14 @@ def test_a_plan_too_large_for_a_graph_runs_eagerly(monkeypatch):
     assert np.array_equal(logits(model, long)[0], logits(eager, long)[0])
 
 
+def test_nothing_is_waited_for_in_the_middle_of_a_prompt(monkeypatch):
+    model = TinyModel(eager=True, max_rows=2)
+    inputs = step([130], [20])._replace(logit_rows=np.zeros(0, dtype=np.int32))
+    monkeypatch.setattr("kernels.ascend.recorded.fetched", lambda _: pytest.fail("waits for the device"))
+    scores = model.run(inputs)
+    assert scores.best.shape == (0,)
+
+
 def test_fewer_than_all_sequences_of_a_graph_may_want_a_token():
     def some(model):
         model.run(STEPS[0])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from kernels.ascend import attention
 from kernels.ascend.attention import PlannedBatch
 from kernels.ascend.backend import ops_on
 from kernels.ascend.recorded import RecordedStep, uploaded
@@ -77,6 +78,16 @@ def test_no_step_takes_more_than_what_was_rehearsed(cache):
     taken = {name: model.taken(inputs) for name, inputs in STEPS.items()}
     assert max(taken.values()) <= rehearsed, taken
     assert rehearsed <= 1.02 * max(taken.values()), "and the cache does not go short by what no step takes"
+
+
+@pytest.mark.parametrize("most", [1, 20, 40, 60])
+def test_no_step_takes_more_where_attention_takes_several_launches(monkeypatch, most):
+    """As in long contexts; and with 40 and 60 tasks a launch, in those alone: short ones have 36 in all."""
+    monkeypatch.setattr(attention, "MAX_TASKS", most)
+    model = Model()
+    rehearsed = model.rehearsed()
+    taken = {name: model.taken(inputs) for name, inputs in STEPS.items()}
+    assert max(taken.values()) <= rehearsed <= 1.02 * max(taken.values()), taken
 
 
 def test_long_contexts_take_more_than_short_ones_and_a_window_ends_that():

@@ -19,12 +19,12 @@ from pathlib import Path
 import msgspec
 
 from deploy.ascend.steps.report import said
+from deploy.ascend.steps.serving import greedily
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import FollowerFailed
 from engine.loading import load_engine
 from engine.parallel import Followers
-from engine.types import GenerateRequest, SamplingParams
 
 Token = tuple[int, float, float]
 """Its id, its log probability, and how far the likeliest other one is below or above that."""
@@ -81,7 +81,7 @@ def main() -> int:
             _write(path, found_by(job, followers))
     except FollowerFailed as error:
         _write(path, Found(failed=str(error)))
-    except Exception as error:  # noqa: BLE001, RUF100  (whatever it is, it is the finding)
+    except Exception as error:  # whatever it is, it is the finding
         traceback.print_exc()
         _write(path, Found(failed=f"rank 0: {said(error)}"))
     else:
@@ -112,17 +112,11 @@ def answered(engine: Engine, prompts: Mapping[str, list[int]], max_tokens: int) 
         RuntimeError: a request ended in an error.
     """
     began_s = time.perf_counter()
-    sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True, logprobs=2)
     answers: Answers = {name: [] for name in prompts}
-    for name, ids in prompts.items():
-        engine.submit(GenerateRequest(name, ids, sampling))
-    while engine.has_work:
-        for delta in engine.step().deltas:
-            if delta.error:
-                raise RuntimeError(f"{delta.request_id}: {delta.error}")
-            for token in delta.logprobs or ():
-                other = next(logprob for token_id, logprob in token.top if token_id != token.token_id)
-                answers[delta.request_id].append((token.token_id, token.logprob, token.logprob - other))
+    for delta in greedily(engine, prompts, max_tokens, logprobs=2):
+        for token in delta.logprobs or ():
+            other = next(logprob for token_id, logprob in token.top if token_id != token.token_id)
+            answers[delta.request_id].append((token.token_id, token.logprob, token.logprob - other))
     return answers, time.perf_counter() - began_s
 
 

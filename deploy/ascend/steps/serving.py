@@ -16,7 +16,7 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.loading import load_engine
 from engine.tokenizer import load_tokenizer
-from engine.types import GenerateRequest, SamplingParams
+from engine.types import GenerateRequest, SamplingParams, TokenDelta
 from engine.weights.store import resolve_model
 from kernels import resolve
 from kernels.ascend.backend import ops_on
@@ -145,13 +145,25 @@ def answered(engine: Engine, prompts: Mapping[str, list[int]], max_tokens: int) 
         RuntimeError: a request ended in an error.
     """
     began_s = time.perf_counter()
-    sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
     answers: Answers = {name: [] for name in prompts}
+    for delta in greedily(engine, prompts, max_tokens):
+        answers[delta.request_id] += delta.token_ids
+    return answers, sum(map(len, answers.values())) / (time.perf_counter() - began_s)
+
+
+def greedily(
+    engine: Engine, prompts: Mapping[str, list[int]], max_tokens: int, logprobs: int | None = None
+) -> Iterator[TokenDelta]:
+    """What steps add to greedy answers to prompts that come at once, until all have so many tokens.
+
+    Raises:
+        RuntimeError: a request ended in an error.
+    """
+    sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True, logprobs=logprobs)
     for name, ids in prompts.items():
         engine.submit(GenerateRequest(name, ids, sampling))
     while engine.has_work:
         for delta in engine.step().deltas:
             if delta.error:
                 raise RuntimeError(f"{delta.request_id}: {delta.error}")
-            answers[delta.request_id] += delta.token_ids
-    return answers, sum(map(len, answers.values())) / (time.perf_counter() - began_s)
+            yield delta
