@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Protocol
 
 from engine.batch import build_batch
@@ -15,8 +16,9 @@ from engine.block_pool import BlockPool
 from engine.config import CacheConfig, SchedulerConfig
 from engine.detokenizer import IncrementalDetokenizer, Vocabulary
 from engine.errors import ContextLengthExceeded, InvalidRequest
+from engine.grammar import AnswerGrammar, GrammarFailed, Grammars
 from engine.sampler import Sampled, Sampler
-from engine.scheduler import Scheduler
+from engine.scheduler import ScheduledSeq, Scheduler
 from engine.sequence import Sequence
 from engine.step_gaps import StepGaps
 from engine.types import EngineStats, ErrorInfo, FinishReason, GenerateRequest, StepOutput, TokenDelta
@@ -24,6 +26,10 @@ from kernels.ops import F32, I32, DrawParams, Scores, StepInputs
 
 NUMERICAL_ERROR = ErrorInfo("numerical_error", "The model's output was not a number; the request cannot be answered.")
 
+GRAMMAR_ERROR = "The answer cannot be held to its grammar any longer ({}); make the grammar simpler."
+
+IDLE_WAIT_S = 0.01
+"""How long a step waits for a grammar to be compiled, if there is nothing else to do."""
 STATS_EVERY_S = 0.25
 """How old the statistics may be that the server has; those after the end of a request it has with that end."""
 
@@ -90,6 +96,8 @@ class Engine:
         self.scheduler = Scheduler(scheduler_config, self.pool)
         self.sampler = Sampler(eos_ids, runner.draw)
         self.sequences: dict[str, Sequence] = {}
+        self._grammars = Grammars(vocabulary, runner.vocab_size, eos_ids)
+        self._compiling: dict[Sequence, Future[AnswerGrammar]] = {}
 
     @property
     def has_work(self) -> bool:
@@ -108,13 +116,17 @@ class Engine:
         self._arrivals += 1
         self._prompt_tokens += seq.num_prompt
         self.sequences[request.request_id] = seq
-        self.scheduler.add(seq)
+        if request.grammar:
+            self._compiling[seq] = self._grammars.open(request.grammar)
+        else:
+            self.scheduler.add(seq)
 
     def abort(self, request_id: str) -> None:
         """Forget a request; unknown ids are ignored."""
         seq = self.sequences.pop(request_id, None)
         if seq is not None:
-            self.scheduler.remove(seq)
+            if self._compiling.pop(seq, None) is None:
+                self.scheduler.remove(seq)
             self._next_stats_s = 0.0  # the next step says what has become free
 
     def step(self) -> StepOutput:
@@ -123,22 +135,20 @@ class Engine:
         Batch-invariant: a request's tokens do not depend on what else runs. A NaN or an infinity among its logits ends
         the request they are of with FinishReason.ERROR, and no other.
         """
+        refused = self._take_compiled() if self._compiling else []
         plan = self.scheduler.schedule()
         if not plan:
             self._gaps.idle()
-            return StepOutput([], self.stats())
+            return StepOutput(refused, self.stats())
         now_s, num_open = self._clock(), len(self.sequences)
         for scheduled in plan:
             if scheduled.seq.admitted_at_s is None:
                 self._note_admission(scheduled.seq, now_s)
-        self._runner.copy_blocks(self.pool.take_copies())
-        scores = self._runner.forward(build_batch(plan, self.pool.block_size))
-        ready = [scheduled.seq for scheduled in plan if scheduled.completes]
-        sampled = iter(self.sampler.sample(scores, [seq.sampler_state for seq in ready]))
+        sampled = iter(self._sampled(plan))
         self._steps += 1
         now_s = self._clock()
         self._gaps.step(now_s, self._runner.native_wall_s())
-        deltas = []
+        deltas = refused
         for scheduled in plan:
             scheduled.seq.num_computed += scheduled.count
             if scheduled.completes:
@@ -148,6 +158,36 @@ class Engine:
         if not self.has_work:
             self._gaps.idle()
         return StepOutput(deltas, self._news(now_s, len(self.sequences) < num_open))
+
+    def _sampled(self, plan: list[ScheduledSeq]) -> list[Sampled | None]:
+        """Compute a step, and the next token of each sequence that has none left to compute."""
+        ready = [scheduled.seq for scheduled in plan if scheduled.completes]
+        bound = [(seq, seq.grammar) for seq in ready if seq.grammar is not None]
+        masks = self._grammars.begin_masks([grammar for _, grammar in bound]) if bound else None
+        self._runner.copy_blocks(self.pool.take_copies())
+        scores = self._runner.forward(build_batch(plan, self.pool.block_size))
+        if masks is not None:
+            for (seq, _), allowed in zip(bound, masks.result(), strict=True):
+                seq.sampler_state.allowed = allowed
+        return self.sampler.sample(scores, [seq.sampler_state for seq in ready])
+
+    def _take_compiled(self) -> list[TokenDelta]:
+        """Queue the requests whose grammars are compiled, and end those whose are refused."""
+        idle = len(self._compiling) == len(self.sequences)
+        done, _ = wait(self._compiling.values(), timeout=IDLE_WAIT_S if idle else 0, return_when=FIRST_COMPLETED)
+        refused = []
+        for seq, opened in [pair for pair in self._compiling.items() if pair[1] in done]:
+            del self._compiling[seq]
+            failure = opened.exception()
+            if failure is None:
+                seq.grammar = opened.result()
+                self.scheduler.add(seq)
+            elif isinstance(failure, GrammarFailed):
+                del self.sequences[seq.request.request_id]
+                refused.append(_failed(seq, ErrorInfo("invalid_grammar", str(failure), "response_format")))
+            else:
+                raise failure
+        return refused
 
     def _news(self, now_s: float, ended: bool) -> EngineStats | None:
         """The statistics, if a request has ended or the last ones are old."""
@@ -182,7 +222,10 @@ class Engine:
         request_id = seq.request.request_id
         if token is None:
             self._end(seq, forget=True)
-            return TokenDelta(request_id, [], "", finish=FinishReason.ERROR, usage=seq.usage(), error=NUMERICAL_ERROR)
+            return _failed(seq, NUMERICAL_ERROR)
+        if seq.grammar is not None and seq.grammar.failure is not None:
+            self._end(seq)
+            return _failed(seq, ErrorInfo("grammar_failed", GRAMMAR_ERROR.format(seq.grammar.failure)))
         self.pool.commit(seq)
         self._generated_tokens += 1
         text, finish = seq.append(token.token_id, now_s, self._eos_ids.__contains__)
@@ -221,3 +264,8 @@ class Engine:
                 f"together they may have {self._max_model_len} at most; shorten the prompt or lower max_tokens.",
                 param="prompt",
             )
+
+
+def _failed(seq: Sequence, error: ErrorInfo) -> TokenDelta:
+    """The last delta of a request that cannot be answered."""
+    return TokenDelta(seq.request.request_id, [], "", finish=FinishReason.ERROR, usage=seq.usage(), error=error)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from engine.grammar import Allowed
 from engine.types import SamplingParams, TokenLogprobs
 from kernels.ops import F32, F64, I32, MOST_CANDIDATES, Candidates, DrawParams, Scores
 from kernels.reference.sampling import draw_among, highest
@@ -65,11 +66,13 @@ class SamplerState:
     """What the next token's distribution depends on besides the logits; one per sequence.
 
     Attributes:
-        is_plain_greedy: the highest logit is the next token, and nothing else is asked for.
+        is_plain_greedy: the highest logit that is allowed is the next token, and nothing else is asked for.
+        allowed: the tokens that the next one may be; None for all.
     """
 
     def __init__(self, params: SamplingParams, prompt_ids: Iterable[int]) -> None:
         self.params = params
+        self.allowed: Allowed | None = None
         self.num_generated = 0
         self._seen = _Tally(prompt_ids if params.repetition_penalty != 1.0 else ())
         self._generated = _Tally(())
@@ -90,7 +93,16 @@ class SamplerState:
     @property
     def adjusts(self) -> bool:
         """Whether the next token's logits are changed before one is chosen."""
-        return self._has_penalties or bool(self.params.logit_bias) or self.num_generated < self.params.min_tokens
+        return (
+            self._has_penalties
+            or bool(self.params.logit_bias)
+            or self.num_generated < self.params.min_tokens
+            or self.allowed is not None
+        )
+
+    def is_decided_by(self, best: int) -> bool:
+        """Whether the token with the highest logit is the next one, and nothing else is asked for."""
+        return self.is_plain_greedy and (self.allowed is None or best in self.allowed)
 
     @property
     def needs_row(self) -> bool:
@@ -105,7 +117,10 @@ class SamplerState:
             self._seen.note(token_id)
 
     def adjust(self, row: F32, eos_ids: Sequence[int]) -> None:
-        """Add bias and penalties to a row of logits f32[V], in place and within float32, and ban an early end."""
+        """Add bias and penalties to a row of logits f32[V], in place and within float32; ban what may not come.
+
+        An end that comes too early may come if nothing else is allowed.
+        """
         params = self.params
         if params.logit_bias:
             ids, bias = self._bias
@@ -117,8 +132,13 @@ class SamplerState:
         if params.frequency_penalty or params.presence_penalty:
             ids = self._generated.ids()
             _put(row, ids, row[ids] - (params.frequency_penalty * self._generated.counts() + params.presence_penalty))
+        if self.allowed is not None:
+            self.allowed.restrict(row)
         if self.num_generated < params.min_tokens:
-            row[[*eos_ids, *params.stop_token_ids]] = -np.inf
+            ends = [*eos_ids, *params.stop_token_ids]
+            logits_of_ends, row[ends] = row[ends], -np.inf
+            if self.allowed is not None and row.max() == -np.inf:
+                row[ends] = logits_of_ends
 
     def uniform(self) -> float:
         """The random number in [0, 1) of the token to come (Philox 4x64, counter-based).
@@ -153,7 +173,7 @@ class Sampler:
         Batch-invariant: rows do not meet.
         """
         tokens = scores.best.tolist()
-        special = [r for r, state in enumerate(states) if not state.is_plain_greedy and tokens[r] >= 0]
+        special = [r for r, state in enumerate(states) if tokens[r] >= 0 and not state.is_decided_by(tokens[r])]
         raw = self._choose(tokens, scores, special, states) if special else {}
         out = [None if token < 0 else Sampled(token, None) for token in tokens]
         for r, logits in raw.items():

@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Callable
 
 from engine.detokenizer import IncrementalDetokenizer
+from engine.grammar import AnswerGrammar
 from engine.sampler import SamplerState
 from engine.types import FinishReason, GenerateRequest, Usage
 
@@ -25,6 +26,7 @@ class Sequence:
         block_ids: the sequence's blocks, 32-bit integers, in order of position.
         block_hashes: the chained hashes of its full blocks, as far as they were needed.
         num_committed: how many of its blocks are offered to the prefix cache.
+        grammar: how far its answer has come in a grammar, or None.
         cached_tokens: prompt tokens found in the prefix cache at the first admission.
         admitted_at_s: first admission, monotonic seconds, as ``first_token_at_s`` and ``last_token_at_s``.
     """
@@ -36,6 +38,7 @@ class Sequence:
         "cached_tokens",
         "detokenizer",
         "first_token_at_s",
+        "grammar",
         "last_token_at_s",
         "num_committed",
         "num_computed",
@@ -58,6 +61,7 @@ class Sequence:
         self.block_hashes: list[bytes] = []
         self.sampler_state = SamplerState(request.sampling, request.prompt_ids)
         self.detokenizer = detokenizer
+        self.grammar: AnswerGrammar | None = None
         self.cached_tokens = 0
         self.num_preemptions = 0
         self.admitted_at_s: float | None = None
@@ -98,6 +102,10 @@ class Sequence:
         text = self.detokenizer.push(token_id)
         if self.detokenizer.stopped is not None:
             return text, FinishReason.STOP
+        if self.grammar is not None:
+            self.grammar.accept(token_id)
+            if self.grammar.is_complete:
+                return text + self.detokenizer.flush(), FinishReason.STOP
         if self.num_generated >= sampling.max_tokens:
             return text + self.detokenizer.flush(), FinishReason.LENGTH
         return text, None

@@ -119,6 +119,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, array_like=True, tag="generat
         priority: lower runs first; equal priorities run in order of arrival.
         tenant: the prefix cache never shares a block between two tenants.
         arrived_at_s: when the server accepted the request.
+        grammar: what the answer may say, in llguidance's JSON form; empty for anything.
     """
 
     request_id: str
@@ -127,6 +128,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, array_like=True, tag="generat
     priority: int = 0
     tenant: str = ""
     arrived_at_s: float = 0.0
+    grammar: str = ""
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):

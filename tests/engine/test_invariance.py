@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from engine.config import QUANTIZATIONS
 from engine.types import GenerateRequest, SamplingParams
 from tests.support.backends import DEVICES, multiple_of
+from tests.support.grammars import GRAMMARS
 from tests.support.tiny_models import TINY_MODELS, TINY_VOCAB_SIZE, tiny_engine
 
 MAX_LEN = 200
@@ -34,7 +35,10 @@ samplings = st.builds(
     ignore_eos=st.booleans(),
     logprobs=st.sampled_from([None, 0, 3]),
 )
-requests = st.lists(st.tuples(prompts, samplings, st.integers(-1, 1), st.integers(0, 6)), min_size=1, max_size=6)
+grammars = st.sampled_from(["", "", *GRAMMARS])
+requests = st.lists(
+    st.tuples(prompts, samplings, st.integers(-1, 1), grammars, st.integers(0, 6)), min_size=1, max_size=6
+)
 
 
 def answers(engine, arrivals):
@@ -59,9 +63,9 @@ def engine_for(name, **options):
     return tiny_engine(name, max_model_len=MAX_LEN, block_size=16, kv_cache_bytes=1 << 28, **options)
 
 
-def alone(name, prompt, sampling, **options):
+def alone(name, prompt, sampling, grammar="", **options):
     engine = engine_for(name, enable_prefix_caching=False, max_num_batched_tokens=MAX_LEN, **options)
-    return answers(engine, [(0, GenerateRequest("r", list(prompt), sampling))])["r"]
+    return answers(engine, [(0, GenerateRequest("r", list(prompt), sampling, grammar=grammar))])["r"]
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
@@ -92,13 +96,14 @@ def test_answers_do_not_depend_on_company(
         enable_prefix_caching=caching,
     )
     arrivals = [
-        (at, GenerateRequest(f"r{i}", prompt, sampling, priority))
-        for i, (prompt, sampling, priority, at) in enumerate(drawn)
+        (at, GenerateRequest(f"r{i}", prompt, sampling, priority, grammar=grammar))
+        for i, (prompt, sampling, priority, grammar, at) in enumerate(drawn)
     ]
     cold = answers(engine, arrivals)
     warm = answers(engine, arrivals)
     for _, request in arrivals:
-        wanted = alone(name, request.prompt_ids, request.sampling, device=device, quantization=quantization)
+        how = {"device": device, "quantization": quantization}
+        wanted = alone(name, request.prompt_ids, request.sampling, request.grammar, **how)
         assert cold[request.request_id] == wanted
         assert warm[request.request_id] == wanted
 

@@ -1,0 +1,158 @@
+"""What an answer may say: a request's grammar, and which tokens it allows next.
+
+Grammars are llguidance's, in its own JSON form; the server writes them, and has tried each in a process that it can
+kill before one comes here. They are compiled on a thread, and masks are computed on another while the model runs: the
+library lets go of the interpreter for both. Tokens are told to it as bytes, so an answer may be cut into tokens in any
+way that the model likes. A mask depends on the grammar and on the answer so far alone.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.detokenizer import Vocabulary
+from kernels.ops import F32
+
+CACHE_BYTES = 64 << 20
+"""Of compiled grammars that are kept for requests to come."""
+MATCHER_BYTES, TEXT_FACTOR = 64 << 10, 32
+"""A compiled grammar is taken to need so many bytes, and so many for each of its text's: the library does not say."""
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+BIAS = np.where(_BITS, 0, -np.inf).astype(np.float32)
+"""What eight logits are raised by, for each byte of a mask: f32[256,8]."""
+
+Words = npt.NDArray[np.uint32]
+
+
+class GrammarFailed(Exception):
+    """A grammar cannot be compiled; the message is for the client."""
+
+
+class Allowed:
+    """The tokens that may come next, one bit each, lowest bits first: u32[ceil(V/32)]."""
+
+    __slots__ = ("_words",)
+
+    def __init__(self, words: Words) -> None:
+        self._words = words
+
+    def __contains__(self, token_id: int) -> bool:
+        """Whether a token may."""
+        return bool(int(self._words[token_id >> 5]) >> (token_id & 31) & 1)
+
+    def restrict(self, row: F32) -> None:
+        """Make the logits of all other tokens -inf, f32[V], in place; none of them may be +inf."""
+        row += BIAS.take(self._words.view(np.uint8), axis=0).reshape(-1)[: len(row)]
+
+
+class AnswerGrammar:
+    """How far one answer has come in its grammar. For one thread at a time.
+
+    Attributes:
+        is_complete: nothing may follow what the answer has.
+        failure: why the library has given up; nothing is known of what may come then.
+    """
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
+        self.is_complete = False
+        self.failure: str | None = None
+
+    def allowed(self, vocab_size: int) -> Allowed | None:
+        """What may come next; None after a failure."""
+        words = np.zeros(-(-vocab_size // 32), dtype=np.uint32)
+        self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+        return None if self._has_failed() else Allowed(words)
+
+    def accept(self, token_id: int) -> None:
+        """Go on by a token that was allowed, and does not end the answer."""
+        self._matcher.consume_token(token_id)
+        self.is_complete = not self._has_failed() and self._matcher.is_stopped()
+
+    def _has_failed(self) -> bool:
+        if self.failure is None and self._matcher.is_error():  # it looks as if it had stopped, too
+            self.failure = _first_line(self._matcher.get_error())
+        return self.failure is not None
+
+
+class Grammars:
+    """Compiles grammars and computes masks, for one engine.
+
+    The library's view of the vocabulary is made when the first grammar comes: it takes some hundred bytes a token.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, vocab_size: int, eos_ids: Iterable[int]) -> None:
+        self._vocabulary, self._vocab_size, self._eos_ids = vocabulary, vocab_size, sorted(eos_ids)
+        self._tokenizer: Any = None
+        self._compiling = ThreadPoolExecutor(1, thread_name_prefix="grammars")
+        self._masking = ThreadPoolExecutor(1, thread_name_prefix="masks")
+        self._kept: OrderedDict[str, Any] = OrderedDict()
+        self._kept_bytes = 0
+
+    def open(self, text: str) -> Future[AnswerGrammar]:
+        """A grammar for a new answer, once it is compiled; its exception is a ``GrammarFailed``."""
+        return self._compiling.submit(self._opened, text)
+
+    def begin_masks(self, grammars: Sequence[AnswerGrammar]) -> Future[list[Allowed | None]]:
+        """What may come next in each answer, as ``AnswerGrammar.allowed``, while the caller does something else."""
+        return self._masking.submit(self._masks, grammars)
+
+    def close(self) -> None:
+        """End the threads, once they have done what they do."""
+        self._compiling.shutdown(wait=False, cancel_futures=True)
+        self._masking.shutdown(wait=False, cancel_futures=True)
+
+    def _opened(self, text: str) -> AnswerGrammar:
+        if text not in self._kept:
+            self._keep(text, self._compiled(text))
+        self._kept.move_to_end(text)
+        return AnswerGrammar(self._kept[text].deep_copy())
+
+    def _compiled(self, text: str) -> Any:
+        from llguidance import LLMatcher, LLParserLimits, LLTokenizer  # noqa: PLC0415
+
+        if self._tokenizer is None:
+            tokens: Any = _Tokens(self._vocabulary, self._vocab_size, self._eos_ids)
+            self._tokenizer = LLTokenizer(tokens, eos_token=self._eos_ids)
+        matcher = LLMatcher(self._tokenizer, text, log_level=0, limits=LLParserLimits(verbose_errors=False))
+        if matcher.is_error():
+            raise GrammarFailed(_first_line(matcher.get_error()))
+        return matcher
+
+    def _keep(self, text: str, matcher: Any) -> None:
+        self._kept[text] = matcher
+        self._kept_bytes += MATCHER_BYTES + TEXT_FACTOR * len(text)
+        while self._kept_bytes > CACHE_BYTES and len(self._kept) > 1:
+            oldest, _ = self._kept.popitem(last=False)
+            self._kept_bytes -= MATCHER_BYTES + TEXT_FACTOR * len(oldest)
+
+    def _masks(self, grammars: Sequence[AnswerGrammar]) -> list[Allowed | None]:
+        return [grammar.allowed(self._vocab_size) for grammar in grammars]
+
+
+class _Tokens:
+    """A vocabulary as llguidance takes it.
+
+    It asks for tokens of a text where a grammar forces one, which the grammars that come here forbid by ``no_forcing``.
+    """
+
+    is_tokenizer_wrapper = True
+
+    def __init__(self, vocabulary: Vocabulary, vocab_size: int, eos_ids: Sequence[int]) -> None:
+        self.tokens = [vocabulary.token_bytes(i) for i in range(vocab_size)]
+        self.special_token_ids = [i for i in range(vocab_size) if vocabulary.is_special(i)]
+        self.eos_token_id = eos_ids[0]
+        self.bos_token_id = None
+
+    def __call__(self, _text: str | bytes) -> list[int]:
+        raise AssertionError("a grammar without no_forcing")
+
+
+def _first_line(message: str) -> str:
+    return message.strip().partition("\n")[0][:500]
