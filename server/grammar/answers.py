@@ -1,0 +1,42 @@
+"""From the form that a client wants of its answer to the grammar that the engine holds it to."""
+
+from __future__ import annotations
+
+from engine.errors import InvalidRequest
+from server.grammar.blame import blame
+from server.grammar.forms import of_choice, of_lark, of_regex, of_schema
+from server.grammar.schema import checked_schema
+from server.grammar.trial import GrammarTrial
+from server.schemas import ResponseFormat
+
+SCHEMA = "response_format.json_schema.schema"
+
+
+async def grammar_of(answer_format: ResponseFormat | None, trial: GrammarTrial) -> str:
+    """The grammar of an answer, tried out; empty where it may say anything.
+
+    Raises:
+        InvalidRequest: it cannot be kept to, with the field or keyword that is to blame.
+    """
+    if answer_format is None or answer_format.type == "text":
+        return ""
+    if answer_format.json_schema is not None:
+        grammar = of_schema(checked_schema(answer_format.json_schema.schema, SCHEMA))
+        if said := await trial.verdict(grammar, SCHEMA):
+            raise blame(said, answer_format.json_schema.schema, SCHEMA)
+        return grammar
+    param, grammar = _written(answer_format)
+    if said := await trial.verdict(grammar, param):
+        first_line = said.partition("\n")[0][:300]
+        raise InvalidRequest(f"{param} is not valid: {first_line}.", param=param, code="invalid_grammar")
+    return grammar
+
+
+def _written(answer_format: ResponseFormat) -> tuple[str, str]:
+    if answer_format.regex is not None:
+        return "response_format.regex", of_regex(answer_format.regex)
+    if answer_format.choice is not None:
+        return "response_format.choice", of_choice(answer_format.choice)
+    if answer_format.lark is not None:
+        return "response_format.lark", of_lark(answer_format.lark)
+    return "response_format", of_schema({"type": "object"})
