@@ -16,6 +16,14 @@ class PromptTokensDetails(Struct, frozen=True):
     cached_tokens: int
 
 
+class CompletionTokensDetails(Struct, frozen=True):
+    """How many of the answer's tokens were thoughts, and of a prediction's how many were right and how many not."""
+
+    reasoning_tokens: int = 0
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
+
+
 class CompletionUsage(Struct, frozen=True):
     """What a request cost, over all of its choices; a prompt with several choices counts once."""
 
@@ -23,6 +31,7 @@ class CompletionUsage(Struct, frozen=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails = CompletionTokensDetails()
 
 
 class TopLogprob(Struct, frozen=True):
@@ -49,12 +58,29 @@ class ChatLogprobs(Struct, frozen=True):
     refusal: None = None
 
 
+class CalledFunction(Struct, frozen=True):
+    """What is called, and with what: JSON text, as the model wrote it."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Struct, frozen=True, kw_only=True):
+    """One tool call of an answer."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class AnswerMessage(Struct, frozen=True, kw_only=True):
-    """The assistant's turn."""
+    """The assistant's turn; no content means that it is nothing but tool calls."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(Struct, frozen=True):
@@ -78,11 +104,29 @@ class ChatCompletion(Struct, frozen=True, kw_only=True):
     service_tier: str | UnsetType = UNSET
 
 
-class Delta(Struct, frozen=True):
+class FunctionDelta(Struct, frozen=True, kw_only=True):
+    """What a chunk adds to what is called; the name comes once, first."""
+
+    name: str | UnsetType = UNSET
+    arguments: str
+
+
+class ToolCallDelta(Struct, frozen=True, kw_only=True):
+    """What a chunk adds to one tool call; id and type come once, first."""
+
+    index: int
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+    function: FunctionDelta
+
+
+class Delta(Struct, frozen=True, kw_only=True):
     """What a chunk adds to a chat answer; the role comes once, first."""
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChunkChoice(Struct, frozen=True):

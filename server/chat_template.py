@@ -33,6 +33,7 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         if len(source) > MAX_SOURCE_CHARS:
             raise MalformedModel(f"The chat template has {len(source)} characters, more than {MAX_SOURCE_CHARS}.")
+        self.source = source
         self._special_tokens = dict(special_tokens)
         try:
             with limits():

@@ -7,19 +7,37 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from engine.errors import InvalidRequest
 from engine.tokenizer import Tokenizer
+from server.chat_profile import ChatProfile
 from server.chat_template import ChatTemplate
+from server.conversation import Conversation
 from server.engine_client import EngineClient
+from server.grammar.trial import GrammarTrial
 from server.metrics import Histogram, loop_lag_histogram
+
+
+class ChatPrompt(NamedTuple):
+    """A conversation as the model reads it.
+
+    Attributes:
+        is_thinking: it ends amid thoughts, which the answer goes on with.
+    """
+
+    token_ids: list[int]
+    is_thinking: bool = False
 
 
 class PromptEncoder(Protocol):
     """From what a client sends to the token ids of a prompt. May be called from any thread."""
 
-    def chat(self, messages: list[dict[str, str]]) -> list[int]:
+    @property
+    def profile(self) -> ChatProfile:
+        """What the model can do in a chat."""
+
+    def chat(self, conversation: Conversation) -> ChatPrompt:
         """The ids of a conversation, by the model's chat template, up to where the answer begins.
 
         Raises:
@@ -51,11 +69,17 @@ class ModelPrompts:
     client that renders its own template would get an answer to another prompt than it sent.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, profile: ChatProfile | None = None) -> None:
         self._tokenizer = tokenizer
         self._template = template
+        self._profile = profile or ChatProfile()
 
-    def chat(self, messages: list[dict[str, str]]) -> list[int]:
+    @property
+    def profile(self) -> ChatProfile:
+        """See ``PromptEncoder.profile``."""
+        return self._profile
+
+    def chat(self, conversation: Conversation) -> ChatPrompt:
         """See ``PromptEncoder.chat``."""
         if self._template is None:
             raise InvalidRequest(
@@ -63,12 +87,35 @@ class ModelPrompts:
                 param="messages",
                 code="no_chat_template",
             )
-        guarded = self._tokenizer.guard(messages)
-        return self._tokenizer.encode_rendered(self._template.render(guarded.value), guarded.mark)
+        guarded = self._tokenizer.guard({"messages": conversation.messages, "variables": conversation.variables})
+        messages, variables = guarded.value["messages"], guarded.value["variables"]
+        rendered = self._template.render(messages, add_generation_prompt=not conversation.continues, **variables)
+        if conversation.continues:
+            rendered = _cut_after(rendered, messages[-1]["content"])
+        thoughts = self._profile.thoughts
+        is_thinking = thoughts is not None and rendered.rstrip().endswith(thoughts.start)
+        return ChatPrompt(self._tokenizer.encode_rendered(rendered, guarded.mark), is_thinking)
 
     def text(self, prompt: str) -> list[int]:
         """See ``PromptEncoder.text``."""
         return self._tokenizer.encode(prompt, add_special=True)
+
+
+def _cut_after(rendered: str, content: str) -> str:
+    """A conversation up to the end of its last message's content, with which the answer goes on.
+
+    Raises:
+        InvalidRequest: the template shows another text.
+    """
+    for shown in (content, content.strip()):
+        place = rendered.rfind(shown) if shown else -1
+        if place >= 0:
+            return rendered[: place + len(shown)]
+    raise InvalidRequest(
+        "continue_final_message cannot be honoured: the model's chat template does not show the last message as it is.",
+        param="continue_final_message",
+        code="chat_template_error",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +133,7 @@ class ServerContext:
         body_total_s: how long a client may take for its whole body.
         keep_alive_s: silence after which a stream gets a comment, so that nothing on the way takes it for dead.
         write_stall_s: how long a client may leave an event unread before it counts as gone.
+        grammars: where grammars are tried out.
         created: wall clock time shown as the model's ``created``.
         loop_lag: where the HTTP server notes how late its event loop is.
     """
@@ -104,4 +152,5 @@ class ServerContext:
     keep_alive_s: float = 10.0
     write_stall_s: float = 60.0
     created: int = field(default_factory=lambda: int(time.time()))
+    grammars: GrammarTrial = field(default_factory=GrammarTrial)
     loop_lag: Histogram = field(default_factory=loop_lag_histogram)

@@ -72,6 +72,7 @@ def build_requests(
     priority: int,
     tenant: str,
     arrived_at_s: float,
+    grammar: str = "",
 ) -> list[GenerateRequest]:
     """``n`` engine requests for each prompt. A choice depends on its prompt, its seed and its index among the n."""
     requests: list[GenerateRequest] = []
@@ -85,6 +86,7 @@ def build_requests(
                     priority,
                     tenant,
                     arrived_at_s,
+                    grammar,
                 )
             )
     return requests

@@ -32,6 +32,7 @@ from engine.weights.pypi import stop_downloads
 from engine.weights.store import LocalModel, resolve_model
 from server.app import create_app
 from server.bridge import EngineBridge
+from server.chat_profile import profile_of
 from server.chat_template import ChatTemplate
 from server.context import ModelPrompts, ServerContext
 from server.guard import LOOPBACK_HOSTS
@@ -118,7 +119,7 @@ async def _serve(
     names = settings.served_names or (model.name,)
     context = ServerContext(
         engine=bridge,
-        prompts=ModelPrompts(tokenizer, template),
+        prompts=ModelPrompts(tokenizer, template, None if template is None else profile_of(template.source)),
         vocabulary=tokenizer,
         model_names=names,
         max_chars_per_token=NORMALISED_CHARS * tokenizer.longest_token_bytes,

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from engine.errors import ContextLengthExceeded, InvalidRequest
 from engine.types import EngineReady, SamplingParams
-from server.schemas import ChatRequest, SamplingFields
+from server.chat_schemas import ChatRequest
+from server.schemas import SamplingFields
 
 
 def check_text_length(num_chars: int, ready: EngineReady, max_chars_per_token: int, param: str) -> None:

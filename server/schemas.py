@@ -7,7 +7,8 @@ each field and bound to openapi.yaml. Every optional field is None when the clie
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
@@ -15,14 +16,20 @@ from engine.types import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS
 
 MAX_CHOICES = 16
 MAX_PROMPTS = 128
-MAX_MESSAGES = 4096
 MAX_API_STOPS = 4
 MAX_STOP_CHARS = 1000
 MAX_INT32 = 2**31 - 1
+MAX_METADATA = 16
+MAX_NAME_CHARS = 64
+MAX_OPAQUE_CHARS = 512
+MAX_REGEX_CHARS = 1 << 16
+MAX_LARK_CHARS = 1 << 18
+MAX_ALTERNATIVES = 10_000
 
-Role = Literal["system", "developer", "user", "assistant"]
+NOT_TEXT = "This model takes text, and no {}."
+"""Why parts of messages that are no text are refused."""
+
 ServiceTier = Literal["auto", "default", "flex", "priority"]
-TextType = Literal["text"]
 
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Count = Annotated[int, Meta(ge=1, le=MAX_INT32)]
@@ -30,43 +37,85 @@ StopText = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 TokenId = Annotated[int, Meta(ge=0, le=MAX_INT32)]
 TokenKey = Annotated[str, Meta(pattern="^(0|[1-9][0-9]{0,9})$")]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
+FunctionName = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARS, pattern="^[a-zA-Z0-9_.-]+$")]
+Alternative = Annotated[str, Meta(min_length=1)]
+MetadataKey = Annotated[str, Meta(max_length=MAX_NAME_CHARS)]
+Opaque = Annotated[str, Meta(max_length=MAX_OPAQUE_CHARS)]
 
 
 class RequestStruct(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What every struct here has in common: unknown fields are refused."""
+    """What every struct here has in common: unknown fields are refused.
 
+    Attributes:
+        refused_fields: names that are known, and refused as such.
+        refused_words: of a field, words that it cannot be here, and why or what else to send.
+    """
 
-class TextPart(RequestStruct, frozen=True, kw_only=True):
-    """One part of a message's content."""
-
-    type: TextType
-    text: str
-
-
-class Message(RequestStruct, frozen=True, kw_only=True):
-    """One turn of a conversation; parts of the content are joined with nothing in between."""
-
-    role: Role
-    content: str | list[TextPart]
-
-    @property
-    def text(self) -> str:
-        """The content as one string."""
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
+    refused_fields: ClassVar[frozenset[str]] = frozenset()
+    refused_words: ClassVar[Mapping[str, Mapping[str, str]]] = {}
 
 
 class StreamOptions(RequestStruct, frozen=True, kw_only=True):
     """How a stream looks."""
 
+    refused_fields: ClassVar = frozenset({"include_obfuscation"})
+
     include_usage: bool | None = None
 
 
-class ResponseFormat(RequestStruct, frozen=True, kw_only=True):
-    """Only plain text so far."""
+class ContentPart(RequestStruct, frozen=True, kw_only=True):
+    """One part of a message's content; a refusal is the assistant's, and has its text in another field."""
 
-    type: TextType
+    refused_words: ClassVar = {
+        "type": {
+            "image_url": NOT_TEXT.format("images"),
+            "input_image": NOT_TEXT.format("images"),
+            "input_audio": NOT_TEXT.format("audio"),
+            "audio_url": NOT_TEXT.format("audio"),
+            "video_url": NOT_TEXT.format("video"),
+            "input_video": NOT_TEXT.format("video"),
+            "file": NOT_TEXT.format("files"),
+        }
+    }
+    refused_fields: ClassVar = frozenset(
+        {"image_url", "input_audio", "audio_url", "video_url", "file", "prompt_cache_breakpoint"}
+    )
+
+    type: Literal["text", "refusal"]
+    text: str | None = None
+    refusal: str | None = None
+
+
+class JsonSchemaFormat(RequestStruct, frozen=True, kw_only=True):
+    """A schema that the answer keeps to, strict or not."""
+
+    name: FunctionName
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(RequestStruct, frozen=True, kw_only=True):
+    """What form the answer has; of the other fields, the one that its type names."""
+
+    refused_words: ClassVar = {
+        "type": {"structural_tag": "Send a lark grammar instead.", "ebnf": "Send a lark grammar."}
+    }
+
+    type: Literal["text", "json_object", "json_schema", "regex", "choice", "lark"]
+    json_schema: JsonSchemaFormat | None = None
+    regex: Annotated[str, Meta(min_length=1, max_length=MAX_REGEX_CHARS)] | None = None
+    choice: (
+        Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, max_length=MAX_ALTERNATIVES)] | None
+    ) = None
+    lark: Annotated[str, Meta(min_length=1, max_length=MAX_LARK_CHARS)] | None = None
+
+
+class Prediction(RequestStruct, frozen=True, kw_only=True):
+    """What the answer is likely to be."""
+
+    type: Literal["content"]
+    content: str | list[ContentPart]
 
 
 class SamplingFields(RequestStruct, frozen=True, kw_only=True):
@@ -74,6 +123,8 @@ class SamplingFields(RequestStruct, frozen=True, kw_only=True):
 
     ``seed`` is bounded by ``SamplingParams``: its upper bound does not fit the bounds a struct can hold.
     """
+
+    refused_words: ClassVar = {"service_tier": dict.fromkeys(("scale", "fast"), "")}
 
     model: Annotated[str, Meta(min_length=1)]
     max_tokens: Count | None = None
@@ -93,17 +144,13 @@ class SamplingFields(RequestStruct, frozen=True, kw_only=True):
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-
-
-class ChatRequest(SamplingFields, frozen=True, kw_only=True):
-    """The body of POST /v1/chat/completions."""
-
-    messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
-    max_completion_tokens: Count | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    service_tier: ServiceTier | None = None
     response_format: ResponseFormat | None = None
+    prediction: Prediction | None = None
+    service_tier: ServiceTier | None = None
+    prompt_cache_key: Opaque | None = None
+    safety_identifier: Opaque | None = None
+    user: Opaque | None = None
+    metadata: Annotated[dict[MetadataKey, Opaque], Meta(max_length=MAX_METADATA)] | None = None
 
 
 class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
@@ -112,69 +159,9 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
     ``prompt`` is a text, a list of texts, a list of token ids, or a list of such lists; a mixture is refused later.
     """
 
+    refused_fields: ClassVar = frozenset({"suffix", "prompt_embeds"})
+
     prompt: str | list[str | TokenId | list[TokenId]]
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     best_of: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
-
-
-CHAT_UNSUPPORTED = frozenset(
-    {
-        "audio",
-        "chat_template",
-        "chat_template_kwargs",
-        "function_call",
-        "functions",
-        "metadata",
-        "modalities",
-        "moderation",
-        "parallel_tool_calls",
-        "prediction",
-        "prompt_cache_key",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "reasoning_effort",
-        "safety_identifier",
-        "store",
-        "tool_choice",
-        "tools",
-        "user",
-        "verbosity",
-        "web_search_options",
-    }
-)
-"""Fields of OpenAI's API, or well known from other servers, that are refused by name."""
-
-COMPLETION_UNSUPPORTED = frozenset({"echo", "suffix", "user", "prompt_embeds"})
-
-MESSAGE_UNSUPPORTED = frozenset(
-    {"name", "audio", "refusal", "annotations", "function_call", "tool_calls", "tool_call_id", "reasoning_content"}
-)
-
-PART_UNSUPPORTED = frozenset({"image_url", "input_audio", "file", "refusal", "prompt_cache_breakpoint"})
-
-STREAM_OPTIONS_UNSUPPORTED = frozenset({"include_obfuscation"})
-
-RESPONSE_FORMAT_UNSUPPORTED = frozenset({"json_schema"})
-
-ALLOWED_VALUES: dict[str, tuple[str, ...]] = {
-    "role": get_args(Role),
-    "service_tier": get_args(ServiceTier),
-    "type": get_args(TextType),
-}
-"""Last part of a field's path -> the words it may be, for error messages."""
-
-UNSUPPORTED_VALUES = frozenset(
-    {
-        "tool",
-        "function",
-        "image_url",
-        "input_audio",
-        "file",
-        "refusal",
-        "json_object",
-        "json_schema",
-        "scale",
-        "fast",
-    }
-)
-"""Words of OpenAI's API that a field in ``ALLOWED_VALUES`` cannot take here."""
+    echo: bool | None = None

@@ -7,32 +7,16 @@ optional field; no message quotes a prompt.
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import msgspec
 
 from engine.errors import InvalidRequest
-from server.schemas import (
-    ALLOWED_VALUES,
-    CHAT_UNSUPPORTED,
-    COMPLETION_UNSUPPORTED,
-    MESSAGE_UNSUPPORTED,
-    PART_UNSUPPORTED,
-    RESPONSE_FORMAT_UNSUPPORTED,
-    STREAM_OPTIONS_UNSUPPORTED,
-    UNSUPPORTED_VALUES,
-    ChatRequest,
-    CompletionRequest,
-    Message,
-    RequestStruct,
-    ResponseFormat,
-    SamplingFields,
-    StreamOptions,
-    TextPart,
-)
+from server.chat_rules import check_messages, check_response_format, check_tools
+from server.chat_schemas import ChatRequest
+from server.request_fields import checked
+from server.schemas import CompletionRequest, SamplingFields
 from server.strict_json import parse_json
 
 R = TypeVar("R", ChatRequest, CompletionRequest)
@@ -45,18 +29,18 @@ def parse_chat(body: bytes) -> ChatRequest:
     """The body of POST /v1/chat/completions.
 
     Raises:
-        InvalidRequest: not JSON, not an object, or a field that is missing, unknown, unsupported or out of bounds.
+        InvalidRequest: not JSON, not an object, a field that is missing, unknown, unsupported or out of bounds, or
+            fields that do not go together.
     """
-    members = _members(body, ChatRequest, CHAT_UNSUPPORTED)
-    if isinstance(messages := members.get("messages"), list):
-        members["messages"] = [_message(value, f"messages[{i}]") for i, value in enumerate(messages)]
-    if "response_format" in members:
-        members["response_format"] = _checked(
-            members["response_format"], "response_format", ResponseFormat, RESPONSE_FORMAT_UNSUPPORTED
-        )
-    request = _convert(members, ChatRequest)
+    request = _convert(_members(body, ChatRequest), ChatRequest)
+    check_messages(request.messages)
+    check_tools(request)
     if request.top_logprobs is not None and not request.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs to be true.", param="top_logprobs")
+    if request.continue_final_message and request.messages[-1].role != "assistant":
+        raise InvalidRequest(
+            "continue_final_message needs the last message to be the assistant's.", param="continue_final_message"
+        )
     return request
 
 
@@ -66,7 +50,7 @@ def parse_completion(body: bytes) -> CompletionRequest:
     Raises:
         InvalidRequest: as ``parse_chat``.
     """
-    request = _convert(_members(body, CompletionRequest, COMPLETION_UNSUPPORTED), CompletionRequest)
+    request = _convert(_members(body, CompletionRequest), CompletionRequest)
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise InvalidRequest(
             "best_of is supported only where it equals n.", param="best_of", code="unsupported_parameter"
@@ -74,67 +58,23 @@ def parse_completion(body: bytes) -> CompletionRequest:
     return request
 
 
-def _members(body: bytes, target: type[SamplingFields], unsupported: frozenset[str]) -> dict[str, Any]:
+def _members(body: bytes, target: type[SamplingFields]) -> dict[str, Any]:
     value = parse_json(body)
     if not isinstance(value, dict):
         raise InvalidRequest("The body must be a JSON object.", code="invalid_json")
-    members: dict[str, Any] = _checked(value, "", target, unsupported)
-    if "stream_options" in members:
-        members["stream_options"] = _checked(
-            members["stream_options"], "stream_options", StreamOptions, STREAM_OPTIONS_UNSUPPORTED
-        )
-        if members.get("stream") is not True:
-            raise InvalidRequest("stream_options needs stream to be true.", param="stream_options")
+    members: dict[str, Any] = checked(value, "", target)
+    if "stream_options" in members and members.get("stream") is not True:
+        raise InvalidRequest("stream_options needs stream to be true.", param="stream_options")
     return members
-
-
-def _message(value: object, path: str) -> object:
-    message = _checked(value, path, Message, MESSAGE_UNSUPPORTED)
-    if isinstance(message, dict) and isinstance(content := message.get("content"), list):
-        message["content"] = [
-            _checked(part, f"{path}.content[{i}]", TextPart, PART_UNSUPPORTED) for i, part in enumerate(content)
-        ]
-    return message
-
-
-def _checked(value: Any, path: str, target: type[RequestStruct], unsupported: frozenset[str]) -> Any:
-    """``value`` without its nulls, if it is an object that has only fields of ``target``; any other type as it is."""
-    if not isinstance(value, dict):
-        return value
-    known = target.__struct_fields__
-    for name, member in value.items():
-        if name in known or (name in unsupported and member is None):
-            continue
-        param = f"{path}.{name}" if path else name
-        if name in unsupported:
-            raise _unsupported_part_of(value, param, path)
-        raise InvalidRequest(_unknown_message(param, name, known), param=_shortened(param), code="unknown_parameter")
-    return {name: member for name, member in value.items() if member is not None}
-
-
-def _unsupported_part_of(value: dict[str, Any], param: str, path: str) -> InvalidRequest:
-    """An object whose own type is unsupported is refused by that; else by the field."""
-    kind = value.get("type")
-    if isinstance(kind, str) and kind in UNSUPPORTED_VALUES:
-        return _unsupported_value(f"{path}.type")
-    return InvalidRequest(f"{param} is not supported by this server.", param=param, code="unsupported_parameter")
-
-
-def _unknown_message(param: str, name: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(name[:64], known, n=1)
-    hint = f"; did you mean '{nearest[0]}'?" if nearest else "."
-    return f"Unknown parameter '{_shortened(param)}'{hint}"
-
-
-def _shortened(param: str) -> str:
-    return param[:128].encode("unicode_escape").decode("ascii")
 
 
 def _convert(members: dict[str, Any], target: type[R]) -> R:
     try:
-        return msgspec.convert(members, target)
+        request = msgspec.convert(members, target)
     except msgspec.ValidationError as error:
         raise _explained(str(error)) from None
+    check_response_format(request.response_format)
+    return request
 
 
 def _explained(problem: str) -> InvalidRequest:
@@ -145,22 +85,7 @@ def _explained(problem: str) -> InvalidRequest:
         param = f"{path}.{missing[1]}" if path else missing[1]
         return InvalidRequest(f"{param} is required.", param=param, code="missing_required_parameter")
     param = path.split("[...]")[0] or None
-    if what.startswith("Invalid enum value"):
-        value = what.removeprefix("Invalid enum value ").strip("'")
-        return _unsupported_value(path) if value in UNSUPPORTED_VALUES else _wrong_value(path)
     return InvalidRequest(f"{param or 'The body'} is not valid: {_plain(what)}.", param=param)
-
-
-def _wrong_value(param: str) -> InvalidRequest:
-    return InvalidRequest(f"{param} must be {_allowed(param)}.", param=param)
-
-
-def _unsupported_value(param: str) -> InvalidRequest:
-    return InvalidRequest(f"{param} can only be {_allowed(param)} here.", param=param, code="unsupported_parameter")
-
-
-def _allowed(param: str) -> str:
-    return " or ".join(f"'{word}'" for word in ALLOWED_VALUES[param.rpartition(".")[2]])
 
 
 def _plain(what: str) -> str:

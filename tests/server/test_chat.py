@@ -9,6 +9,8 @@ import pytest
 from msgspec.structs import replace
 
 from engine.types import FinishReason, TokenDelta, TokenLogprobs
+from server.context import ChatPrompt
+from server.conversation import Conversation
 from server.generation import LONG_TEXT_CHARS
 from tests.server.rig import CHAT, Rig, chat, error_of, events_of
 from tests.support.fake_engine import EOS, MODEL, READY, VOCAB_SIZE, BytePrompts, FakeEngine, deltas_for, says
@@ -197,9 +199,9 @@ class CountingPrompts(BytePrompts):
     def __init__(self) -> None:
         self.num_calls = 0
 
-    def chat(self, messages: list[dict[str, str]]) -> list[int]:
+    def chat(self, conversation: Conversation) -> ChatPrompt:
         self.num_calls += 1
-        return super().chat(messages)
+        return super().chat(conversation)
 
 
 @pytest.mark.parametrize(

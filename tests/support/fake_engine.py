@@ -20,6 +20,9 @@ from engine.types import (
     TokenLogprobs,
     Usage,
 )
+from server.chat_profile import ChatProfile
+from server.context import ChatPrompt
+from server.conversation import Conversation
 from server.engine_client import EngineState, EngineUnavailable, TokenStream
 
 BOS, EOS = 256, 257
@@ -176,9 +179,11 @@ class ByteVocabulary:
 class BytePrompts:
     """Prompts as UTF-8 bytes; a conversation as lines 'role: content'."""
 
-    def chat(self, messages: list[dict[str, str]]) -> list[int]:
+    profile = ChatProfile()
+
+    def chat(self, conversation: Conversation) -> ChatPrompt:
         """See ``PromptEncoder.chat``."""
-        return list("".join(f"{m['role']}: {m['content']}\n" for m in messages).encode())
+        return ChatPrompt(list("".join(f"{m['role']}: {m['content']}\n" for m in conversation.messages).encode()))
 
     def text(self, prompt: str) -> list[int]:
         """See ``PromptEncoder.text``."""

@@ -1,0 +1,135 @@
+"""Chat answers and their chunks, made of what an ``AnswerReader`` finds in each choice's text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from msgspec import UNSET, UnsetType
+
+from engine.types import FinishReason, TokenDelta
+from server.answer_reader import AnswerParts, AnswerReader
+from server.answers import (
+    AnswerMessage,
+    CalledFunction,
+    ChatChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChunkChoice,
+    CompletionUsage,
+    Delta,
+    FunctionDelta,
+    ToolCall,
+    ToolCallDelta,
+)
+from server.chat_schemas import ChatRequest
+from server.context import Vocabulary
+from server.generation import Answer
+from server.logprobs import chat_logprobs
+from server.tools.parts import CallDelta
+
+TOOL_CALLS = "tool_calls"
+"""Why an answer with tool calls ended, where the engine says that it stopped."""
+
+
+class ChatFormat:
+    """The format of one request's answers; see ``generation.AnswerFormat``.
+
+    A whole answer is what its chunks add up to, since both are read by the same steps.
+    """
+
+    def __init__(
+        self,
+        call_id: str,
+        request: ChatRequest,
+        vocabulary: Vocabulary,
+        new_reader: Callable[[], AnswerReader],
+        new_call_id: Callable[[], str],
+    ) -> None:
+        self._id = call_id
+        self._created = int(time.time())
+        self._model = request.model
+        self._logprobs = bool(request.logprobs)
+        self._vocabulary = vocabulary
+        self._new_call_id = new_call_id
+        tier = request.service_tier
+        self._service_tier: str | UnsetType = UNSET if tier is None else "default" if tier == "auto" else tier
+        self._readers = [new_reader() for _ in range(request.n or 1)]
+        self._begun: set[int] = set()
+        include_usage = request.stream_options and request.stream_options.include_usage
+        self._no_usage: UnsetType | None = None if include_usage else UNSET
+
+    def chunk(self, index: int, delta: TokenDelta) -> ChatCompletionChunk | None:
+        """See ``AnswerFormat.chunk``."""
+        first = index not in self._begun
+        entries = (delta.logprobs or ()) if self._logprobs else None
+        reader = self._readers[index]
+        parts = reader.read(delta.text, is_end=delta.finish is not None)
+        if not (first or parts or entries or delta.finish):
+            return None
+        self._begun.add(index)
+        logprobs = None if entries is None else chat_logprobs(entries, self._vocabulary)
+        finish = _finish_of(delta.finish, reader) if delta.finish else None
+        return self._chunk([ChunkChoice(index, self._delta(parts, first=first, last=bool(finish)), logprobs, finish)])
+
+    def usage_chunk(self, usage: CompletionUsage) -> ChatCompletionChunk:
+        """See ``AnswerFormat.usage_chunk``."""
+        return self._chunk([], usage)
+
+    def whole(self, answers: Sequence[Answer], usage: CompletionUsage) -> ChatCompletion:
+        """See ``AnswerFormat.whole``."""
+        return ChatCompletion(
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=[self._choice(index, answer) for index, answer in enumerate(answers)],
+            usage=usage,
+            service_tier=self._service_tier,
+        )
+
+    def _choice(self, index: int, answer: Answer) -> ChatChoice:
+        logprobs = chat_logprobs(answer.logprobs, self._vocabulary) if self._logprobs else None
+        reader = self._readers[index]
+        parts = reader.read("".join(answer.text), is_end=True)
+        calls = [
+            ToolCall(id=self._new_call_id(), function=CalledFunction(call.name or "", call.arguments))
+            for call in parts.calls
+        ]
+        message = AnswerMessage(
+            content=parts.content if parts.content or not calls else None,
+            reasoning_content=parts.reasoning or UNSET,
+            tool_calls=calls or UNSET,
+        )
+        return ChatChoice(index, message, logprobs, _finish_of(answer.finish or FinishReason.STOP, reader))
+
+    def _delta(self, parts: AnswerParts, *, first: bool, last: bool) -> Delta:
+        """Without any of its own a delta has an empty content, unless it is the last."""
+        others = parts.reasoning or parts.calls
+        return Delta(
+            role="assistant" if first else UNSET,
+            content=parts.content if parts.content or not (others or (last and not first)) else UNSET,
+            reasoning_content=parts.reasoning or UNSET,
+            tool_calls=[self._call(call) for call in parts.calls] or UNSET,
+        )
+
+    def _call(self, call: CallDelta) -> ToolCallDelta:
+        if call.name is None:
+            return ToolCallDelta(index=call.index, function=FunctionDelta(arguments=call.arguments))
+        function = FunctionDelta(name=call.name, arguments=call.arguments)
+        return ToolCallDelta(index=call.index, id=self._new_call_id(), type="function", function=function)
+
+    def _chunk(
+        self, choices: list[ChunkChoice], usage: CompletionUsage | UnsetType | None = UNSET
+    ) -> ChatCompletionChunk:
+        return ChatCompletionChunk(
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=choices,
+            usage=usage if choices == [] else self._no_usage,
+            service_tier=self._service_tier,
+        )
+
+
+def _finish_of(finish: FinishReason, reader: AnswerReader) -> str:
+    return TOOL_CALLS if finish is FinishReason.STOP and reader.num_calls else finish.value

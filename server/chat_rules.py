@@ -1,0 +1,130 @@
+"""What goes with what in a request: fields of a message by its role, tools and the choice of one, forms of the answer.
+
+Called by ``validation`` once shapes and types are right. Every refusal names the field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from engine.errors import InvalidRequest
+from server.chat_schemas import ChatRequest, Message, ToolChoice
+from server.schemas import ContentPart, ResponseFormat
+
+_ASSISTANTS = ("tool_calls", "refusal", "reasoning_content")
+"""Fields of the assistant's messages alone."""
+_FIELD_OF_FORMAT = {"json_schema": "json_schema", "regex": "regex", "choice": "choice", "lark": "lark"}
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Fields by role, contents, and tools' answers to calls that were made.
+
+    Raises:
+        InvalidRequest: the first that is missing or has no place there.
+    """
+    called: set[str] = set()
+    for i, message in enumerate(messages):
+        path = f"messages[{i}]"
+        if message.role != "assistant":
+            _refuse_given(message, _ASSISTANTS, path, "only the assistant's messages have it")
+        if message.role != "tool":
+            _refuse_given(message, ("tool_call_id",), path, "only messages of role 'tool' have it")
+        elif message.tool_call_id is None:
+            raise _missing(f"{path}.tool_call_id")
+        elif message.tool_call_id not in called:
+            raise InvalidRequest(
+                f"{path}.tool_call_id is not the id of a tool call in an earlier message.", param=f"{path}.tool_call_id"
+            )
+        if message.content is None and not (message.tool_calls or message.refusal):
+            raise _missing(f"{path}.content")
+        if isinstance(message.content, list):
+            _check_parts(message.content, f"{path}.content", is_assistants=message.role == "assistant")
+        called.update(call.id for call in message.tool_calls or ())
+
+
+def _refuse_given(message: Message, names: Iterable[str], path: str, reason: str) -> None:
+    for name in names:
+        if getattr(message, name) is not None:
+            raise InvalidRequest(f"{path}.{name} has no place there: {reason}.", param=f"{path}.{name}")
+
+
+def _check_parts(parts: Sequence[ContentPart], path: str, *, is_assistants: bool) -> None:
+    for i, part in enumerate(parts):
+        if part.type == "refusal" and not is_assistants:
+            raise InvalidRequest(
+                f"{path}[{i}].type can be 'refusal' in the assistant's messages alone.", param=f"{path}[{i}].type"
+            )
+        for name in ("text", "refusal"):
+            given = getattr(part, name) is not None
+            if name == part.type and not given:
+                raise _missing(f"{path}[{i}].{name}")
+            if name != part.type and given:
+                raise InvalidRequest(
+                    f"{path}[{i}].{name} has no place in a part of type '{part.type}'.", param=f"{path}[{i}].{name}"
+                )
+
+
+def check_tools(request: ChatRequest) -> None:
+    """Names that differ, and a choice among them.
+
+    Raises:
+        InvalidRequest: what is wrong, or missing.
+    """
+    names = [tool.function.name for tool in request.tools or ()]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise InvalidRequest(
+                f"tools[{i}].function.name is the name of another tool, too.", param=f"tools[{i}].function.name"
+            )
+    if not names:
+        for param, needs in (
+            ("tool_choice", request.tool_choice not in {None, "none", "auto"}),
+            ("parallel_tool_calls", request.parallel_tool_calls is not None),
+        ):
+            if needs:
+                raise InvalidRequest(f"{param} needs tools.", param=param)
+    if isinstance(request.tool_choice, ToolChoice):
+        _check_choice(request.tool_choice, set(names))
+
+
+def _check_choice(choice: ToolChoice, names: set[str]) -> None:
+    for name in ("function", "allowed_tools"):
+        given = getattr(choice, name) is not None
+        if name == choice.type and not given:
+            raise _missing(f"tool_choice.{name}")
+        if name != choice.type and given:
+            raise InvalidRequest(
+                f"tool_choice.{name} has no place in a choice of type '{choice.type}'.", param=f"tool_choice.{name}"
+            )
+    chosen = {"tool_choice.function.name": choice.function.name} if choice.function else {}
+    if choice.allowed_tools:
+        for i, tool in enumerate(choice.allowed_tools.tools):
+            chosen[f"tool_choice.allowed_tools.tools[{i}].function.name"] = tool.function.name
+    for param, name in chosen.items():
+        if name not in names:
+            raise InvalidRequest(f"{param} is not the name of any of the tools.", param=param)
+
+
+def check_response_format(answer_format: ResponseFormat | None) -> None:
+    """The field that its type names, and no other.
+
+    Raises:
+        InvalidRequest: one that is missing or has no place there.
+    """
+    if answer_format is None:
+        return
+    for kind, name in _FIELD_OF_FORMAT.items():
+        given = getattr(answer_format, name) is not None
+        if kind == answer_format.type and not given:
+            raise _missing(f"response_format.{name}")
+        if kind != answer_format.type and given:
+            raise InvalidRequest(
+                f"response_format.{name} has no place in a format of type '{answer_format.type}'.",
+                param=f"response_format.{name}",
+            )
+    if answer_format.json_schema is not None and answer_format.json_schema.schema is None:
+        raise _missing("response_format.json_schema.schema")
+
+
+def _missing(param: str) -> InvalidRequest:
+    return InvalidRequest(f"{param} is required.", param=param, code="missing_required_parameter")

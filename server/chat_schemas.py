@@ -1,0 +1,145 @@
+"""What clients may send in a chat: messages, tools, forms of the answer, and the body of a request.
+
+As ``schemas``, which has what both APIs share: shapes, types and bounds, and what is refused by name. What goes with
+what (a tool's answer with its id, a named tool with a tool of that name) is ``validation``'s.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from msgspec import Meta
+
+from engine.types import MAX_TOP_LOGPROBS
+from server.schemas import MAX_NAME_CHARS, ContentPart, Count, FunctionName, RequestStruct, SamplingFields
+
+MAX_MESSAGES = 4096
+MAX_TOOLS = 128
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+CallId = Annotated[str, Meta(min_length=1, max_length=256)]
+Participant = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARS)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+class CalledFunction(RequestStruct, frozen=True, kw_only=True):
+    """What an earlier answer called; the arguments are JSON text."""
+
+    name: FunctionName
+    arguments: str
+
+
+class MessageToolCall(RequestStruct, frozen=True, kw_only=True):
+    """One call of an earlier answer."""
+
+    refused_words: ClassVar = {"type": {"custom": "Only functions can be called here."}}
+    refused_fields: ClassVar = frozenset({"custom"})
+
+    id: CallId
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class Message(RequestStruct, frozen=True, kw_only=True):
+    """One turn of a conversation; parts of the content are joined with nothing in between."""
+
+    refused_words: ClassVar = {"role": {"function": "Send role 'tool' with a tool_call_id instead."}}
+    refused_fields: ClassVar = frozenset({"audio", "annotations", "function_call"})
+
+    role: Role
+    content: str | list[ContentPart] | None = None
+    name: Participant | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: Annotated[list[MessageToolCall], Meta(min_length=1, max_length=MAX_TOOLS)] | None = None
+    tool_call_id: CallId | None = None
+
+    @property
+    def text(self) -> str:
+        """The content as one string; what the assistant refused counts as said."""
+        if isinstance(self.content, list):
+            return "".join(part.text or part.refusal or "" for part in self.content)
+        return self.content or self.refusal or ""
+
+
+class Function(RequestStruct, frozen=True, kw_only=True):
+    """A tool's function; without parameters it takes none."""
+
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(RequestStruct, frozen=True, kw_only=True):
+    """Something that an answer may call."""
+
+    refused_words: ClassVar = {"type": {"custom": "Only functions can be tools here."}}
+    refused_fields: ClassVar = frozenset({"custom"})
+
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(RequestStruct, frozen=True, kw_only=True):
+    """The name of a tool."""
+
+    name: FunctionName
+
+
+class NamedTool(RequestStruct, frozen=True, kw_only=True):
+    """A tool by its name."""
+
+    refused_words: ClassVar = Tool.refused_words
+    refused_fields: ClassVar = Tool.refused_fields
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class AllowedTools(RequestStruct, frozen=True, kw_only=True):
+    """Some of the tools, one of which may or must be called."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Meta(min_length=1, max_length=MAX_TOOLS)]
+
+
+class ToolChoice(RequestStruct, frozen=True, kw_only=True):
+    """A named tool, or several that are allowed."""
+
+    refused_words: ClassVar = Tool.refused_words
+    refused_fields: ClassVar = Tool.refused_fields
+
+    type: Literal["function", "allowed_tools"]
+    function: NamedFunction | None = None
+    allowed_tools: AllowedTools | None = None
+
+
+class Thinking(RequestStruct, frozen=True, kw_only=True):
+    """Whether the model thinks before it answers, as Volcano Ark has it, and for how many tokens at most."""
+
+    type: Literal["enabled", "disabled", "auto"]
+    budget_tokens: Count | None = None
+
+
+class ChatRequest(SamplingFields, frozen=True, kw_only=True):
+    """The body of POST /v1/chat/completions."""
+
+    refused_fields: ClassVar = frozenset(
+        {
+            "audio", "chat_template", "function_call", "functions", "modalities", "moderation", "prompt_cache_options",
+            "prompt_cache_retention", "store", "verbosity", "web_search_options",
+        }
+    )  # fmt: skip
+
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Effort | None = None
+    thinking: Thinking | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
