@@ -110,6 +110,25 @@ def _require(ok: bool, param: str, expected: str) -> None:
         raise InvalidRequest(f"{param} must be {expected}.", param=param)
 
 
+class Thoughts(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """What a model writes before it answers, between two markers.
+
+    Attributes:
+        start, end: the markers, as text; tokens may cut them in any way.
+        is_open: the prompt ends amid thoughts. Otherwise the answer has thoughts if it begins with ``start``.
+        start_ids: tokens that the answer is made to begin with; none if that is the model's to decide.
+        end_ids: tokens that end thoughts which have used up their budget, in the model's own way.
+        budget: tokens that the thoughts may have, without the markers; None for any number.
+    """
+
+    start: str
+    end: str
+    is_open: bool = False
+    start_ids: tuple[int, ...] = ()
+    end_ids: tuple[int, ...] = ()
+    budget: int | None = None
+
+
 class GenerateRequest(msgspec.Struct, frozen=True, array_like=True, tag="generate"):
     """One answer to generate. A chat request with n=3 is three of these.
 
@@ -119,7 +138,11 @@ class GenerateRequest(msgspec.Struct, frozen=True, array_like=True, tag="generat
         priority: lower runs first; equal priorities run in order of arrival.
         tenant: the prefix cache never shares a block between two tenants.
         arrived_at_s: when the server accepted the request.
-        grammar: what the answer may say, in llguidance's JSON form; empty for anything.
+        grammar: what the answer may say after its thoughts, in llguidance's JSON form; empty for anything.
+        shown_ids: control tokens whose text is part of the answer's.
+        thoughts: what the model thinks between, before it answers; None if it does not.
+        prediction_ids: what the answer is likely to be. It changes when tokens come, not which.
+        keep_cached: its blocks leave the prefix cache after those of requests without it.
     """
 
     request_id: str
@@ -129,6 +152,10 @@ class GenerateRequest(msgspec.Struct, frozen=True, array_like=True, tag="generat
     tenant: str = ""
     arrived_at_s: float = 0.0
     grammar: str = ""
+    shown_ids: tuple[int, ...] = ()
+    thoughts: Thoughts | None = None
+    prediction_ids: tuple[int, ...] = ()
+    keep_cached: bool = False
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
@@ -156,6 +183,10 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
         cached_tokens: prompt tokens that were found in the prefix cache when the request was first admitted.
         queue_s: arrival to first admission; prefill_s: admission to first token; decode_s: first to last token.
         preemptions: how often the request gave up its blocks and was computed again.
+        reasoning_tokens: tokens of the answer that were thoughts, with their markers.
+        accepted_tokens: tokens of the answer that its prediction foretold.
+        rejected_tokens: tokens of the prediction that were tried, and did not come.
+        cache_miss: why no more of the prompt was found in the prefix cache; empty if all was that could be.
     """
 
     prompt_tokens: int
@@ -165,6 +196,10 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
     prefill_s: float
     decode_s: float
     preemptions: int
+    reasoning_tokens: int = 0
+    accepted_tokens: int = 0
+    rejected_tokens: int = 0
+    cache_miss: str = ""
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, array_like=True):
