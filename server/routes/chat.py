@@ -11,11 +11,11 @@ from server.answer_reader import AnswerReader
 from server.chat_format import ChatFormat
 from server.chat_profile import ChatProfile
 from server.chat_schemas import ChatRequest
+from server.chosen_tools import grammar_of_request, must_call
 from server.conversation import conversation_of
 from server.disconnect import DisconnectWatch
 from server.envelope import record_of
 from server.generation import Call, build_requests, off_loop_if_long
-from server.grammar.answers import grammar_of
 from server.reasoning import ThoughtSplitter
 from server.sampling import check_text_length, completion_budget, requested_max_tokens, sampling_params, seed_of
 from server.service import CompletionService, new_id
@@ -44,7 +44,9 @@ class ChatCompletions:
         requested, n, seed = requested_max_tokens(request), request.n or 1, seed_of(request)
         with service.admission.reserve(n):
             async with DisconnectWatch(receive):
-                grammar = await grammar_of(request.response_format, service.context.grammars)
+                grammar = await grammar_of_request(
+                    request, profile, service.context.marker_ids, service.context.grammars, conversation.num_chars
+                )
                 prompt = await off_loop_if_long(
                     conversation.num_chars, lambda: service.context.prompts.chat(conversation)
                 )
@@ -64,9 +66,16 @@ def _reader(request: ChatRequest, profile: ChatProfile, *, is_thinking: bool) ->
     """What reads one choice; calls are looked for only where the model was told of tools."""
     tools = [Tool(tool.function.name, tool.function.parameters) for tool in request.tools or ()]
     told = bool(tools) and request.tool_choice != "none"
-    calls = parser(profile.family_name, tools) if profile.family_name and told else None
+    calls = None
+    if profile.family_name and told:
+        calls = parser(profile.family_name, tools, only_first=_has_form(request) and not must_call(request))
     thoughts = ThoughtSplitter(profile.thoughts, is_open=is_thinking) if profile.thoughts else None
     return AnswerReader(thoughts, calls)
+
+
+def _has_form(request: ChatRequest) -> bool:
+    """Whether an answer without a call has a form; if it does, what looks like a call in it is part of it."""
+    return request.response_format is not None and request.response_format.type != "text"
 
 
 def _sampling(request: ChatRequest, max_tokens: int, seed: int) -> SamplingParams:

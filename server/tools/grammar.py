@@ -191,7 +191,7 @@ def _member(name: str) -> str:
 
 def _object(lark: Lark, tool: AllowedTool) -> str:
     """A call as an object."""
-    name = f'{_member("name")} {quoted(_in_quotes(tool.name))}'
+    name = f"{_member('name')} {quoted(_in_quotes(tool.name))}"
     head = lark.terminal(f'"{{" {_GAP} {name} {_GAP} "," {_GAP} {_member("arguments")}')
     return f"{head} {_arguments(lark, tool)} {lark.terminal(_CLOSE)}"
 

@@ -39,9 +39,7 @@ class Scalars:
             each for part in self._parts(schema, 0) for each in (part.get("enum", ()) or ()) if _is_number(each)
         } | {part["const"] for part in self._parts(schema, 0) if _is_number(part.get("const"))}
         if listed:
-            return words + [
-                quoted(repr(each)) for each in sorted(listed) if self._permits(schema, "number", each)
-            ]
+            return words + [quoted(repr(each)) for each in sorted(listed) if self._permits(schema, "number", each)]
         kinds = [kind for kind in ("integer", "number") if self._permits(schema, kind, ...)]
         if kinds and (bound := self._bound(schema)):
             raise NotKept(f"allows texts beside numbers, for which {bound} is not kept in this model's calls")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,9 @@ from jsonschema import Draft202012Validator, FormatChecker
 from engine.grammar import Grammars
 from server.grammar.places import Path
 from server.grammar.schema import checked_schema
-from server.tools.families import FAMILIES, PYTHON_TAG, parser
-from server.tools.grammar import AllowedTool, CallRules, grammar_of_calls
+from server.tools.families import FAMILIES, parser
+from server.tools.grammar import AllowedTool, CallRules
+from server.tools.named_calls import CALL_END, CALLS_END
 from server.tools.parts import Tool
 from tests.support.tool_texts import added_up
 
@@ -25,10 +27,14 @@ FORMS = (
     "hermes", "qwen3_coder", "llama3_json", "mistral", "mistral:id", "mistral:args", "deepseek_v3", "deepseek_v3_1",
     "glm_4_5", "seed_oss",
 )  # fmt: skip
-CLOSERS = (
-    '"', "}", "]", "\n</parameter>", "</parameter>", "</function>", "</arg_value>", "</tool_call>", "</seed:tool_call>",
-    "0", "true", "null", "a", *MARKERS,
-)  # fmt: skip
+IN_TAGS = {
+    "qwen3_coder": ("\n</parameter>", "</function>", "\n</tool_call>"),
+    "seed_oss": ("</parameter>", "</function>", "\n</seed:tool_call>"),
+    "glm_4_5": ("</arg_value>", "</tool_call>"),
+}
+IN_JSON = ('"', "}", "]", ",", "</tool_call>", CALL_END, CALLS_END, "\n")
+"""What ends something, in the order in which it is tried."""
+FILLERS = ("0", "1", "2", "4", "-", "a", "b", "true", "null", ":", "{", "[", *MARKERS)
 FREE_TOKENS, MAX_TOKENS = 40, 1500
 
 
@@ -47,11 +53,16 @@ def new_grammars() -> Grammars:
 
 
 def ids_of(text: str, token_ids: Mapping[str, int]) -> list[int]:
-    return [token_ids[text]] if text in token_ids else list(text.encode())
+    """A text by its markers, where they are tokens, and its bytes."""
+    if not token_ids:
+        return list(text.encode())
+    pieces = re.split("(" + "|".join(map(re.escape, token_ids)) + ")", text)
+    return [token_id for piece in pieces for token_id in ([token_ids[piece]] if piece in token_ids else piece.encode())]
 
 
 def walked(
     grammars: Grammars,
+    form: str,
     text: str,
     rng: random.Random,
     token_ids: Mapping[str, int],
@@ -78,9 +89,9 @@ def walked(
         choices = [token_id for token_id in ids if token_id != EOS] or [EOS]
         if choices == [EOS]:
             return out.decode()
-        tried = [begin] if is_begin else list(hints if step < FREE_TOKENS else CLOSERS)
-        if step < FREE_TOKENS:
-            rng.shuffle(tried)
+        others = list(hints) if step < FREE_TOKENS else list(FILLERS)
+        rng.shuffle(others)
+        tried = [begin] if is_begin else others if step < FREE_TOKENS else [*IN_TAGS.get(form, ()), *IN_JSON, *others]
         chosen = None
         if is_begin or step >= FREE_TOKENS or rng.random() < 0.4:
             for hint in tried:
@@ -94,6 +105,7 @@ def walked(
             out += TOKENS[token_id]
         if grammar.is_complete:
             return out.decode()
+    print("UNENDED", out[:300], out[-200:]) if __import__("os").environ.get("DBG") else None
     return None
 
 
