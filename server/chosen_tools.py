@@ -7,7 +7,7 @@ nothing of that is asked for, whatever the model writes is read as it comes, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -135,9 +135,9 @@ async def _blamed(said: str, form: str, rules: CallRules, trial: GrammarTrial) -
     """The refusal of a grammar: because of the first tool that cannot be kept to by itself."""
     for tool in rules.tools:
         alone = replace(rules, tools=[tool], is_required=True, answer="")
-        if tool.schema is not None and (
-            reason := await trial.verdict(grammar_of_calls(form, alone, {}), str(tool.path))
-        ):
+        if tool.schema is None:
+            continue
+        if reason := await trial.verdict(grammar_of_calls(form, alone, {}), str(tool.path)):
             return blame(reason, _of_object(tool.parameters, tool.path), str(tool.path))
     first_line = said.partition("\n")[0][:300]
     return InvalidRequest(f"tools cannot be kept to by a grammar: {first_line}.", param="tools", code="invalid_grammar")

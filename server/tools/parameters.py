@@ -34,8 +34,8 @@ _READ_AS = {
 }
 """Texts that are taken for something else where they may be that, by its type."""
 _TOGETHER = (
-    "allOf", "anyOf", "oneOf", "dependentRequired", "dependentSchemas", "dependencies", "propertyNames", "patternProperties",
-    "const", "enum", "minProperties", "maxProperties",
+    "allOf", "anyOf", "oneOf", "dependentRequired", "dependentSchemas", "dependencies", "propertyNames",
+    "patternProperties", "const", "enum", "minProperties", "maxProperties",
 )  # fmt: skip
 """What a schema may ask of all parameters together, which cannot be kept where each stands by itself."""
 
@@ -72,22 +72,17 @@ class Parameters:
         while root.keys() - {"type"} == {"$ref"}:
             root = definitions[root["$ref"].rpartition("/")[2]]
         _check_root(root, parameters, path)
-        properties = dict(root.get("properties", {}))
         required = root.get("required", ())
-        for name in required:
-            properties.setdefault(name, root.get("additionalProperties", True))
+        others = dict.fromkeys(required, root.get("additionalProperties", True))
         types = ParameterTypes(parameters)
         written = []
-        for name, each in properties.items():
-            place = path / "properties" / name
+        for name, each in {**root.get("properties", {}), **others, **root.get("properties", {})}.items():
             try:
-                values = self._values(part_of(each), types.of(name), definitions)
-                if not _KEY.fullmatch(name):
-                    raise NotKept("has a name that this model's calls cannot hold")
-                if not values and name in required:
-                    raise NotKept("allows no value that this model's calls can hold")
+                values = self._values(name, each, types.of(name), definitions)
             except NotKept as problem:
-                raise refused(place, f"{problem}.", "unsupported_parameter") from None
+                raise refused(path / "properties" / name, f"{problem}.", "unsupported_parameter") from None
+            if not values and name in required:
+                raise refused(path / "properties" / name, "allows no value that this model's calls can hold.")
             if values:
                 rule = self._lark.rule(self._parameter(quoted(name), values))
                 written.append(rule if name in required else f"{rule}?")
@@ -103,8 +98,10 @@ class Parameters:
         after = self._newline + ("?" if tags.value else "")
         return f"{' '.join(before)} ({' | '.join(values)}) {after}"
 
-    def _values(self, schema: Any, types: frozenset[str], definitions: Mapping[str, Any]) -> list[str]:
+    def _values(self, name: str, schema: Any, types: frozenset[str], definitions: Mapping[str, Any]) -> list[str]:
         """Rules for the values of a parameter, each with its end."""
+        if not _KEY.fullmatch(name):
+            raise NotKept("has a name that this model's calls cannot hold")
         if "string" not in types:
             return [] if schema is False else [f"{self._lark.json(safe(schema, definitions))} {self._end()}"]
         text = RawTexts(definitions).allowed(schema)

@@ -123,7 +123,7 @@ def _alternatives(regex: str) -> Iterator[str]:
 
 
 def _in_ascii(piece: str) -> str:
-    r"""An escape or a pair of brackets with ``\d`` and ``\w`` as JSON Schema means them: the library's are Unicode's."""
+    r"""An escape, or brackets, with ``\d`` and ``\w`` as JSON Schema means them: the library's are Unicode's."""
     is_in_brackets = piece.startswith("[")
 
     def plain(match: re.Match[str]) -> str:

@@ -7,6 +7,7 @@ closing tag, wherever it stands; so ``</`` is kept out of texts and names.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 SAFE = r"^(?:[^<]|<+[^<\/])*<*$"
@@ -45,7 +46,7 @@ def safe(schema: Any, definitions: Mapping[str, Any]) -> dict[str, Any]:
     """
     has_references = "'$ref'" in str(schema)
     levels = _levels() if has_references else {"safe": _any_of("safe")}
-    used = {name: each for name, each in definitions.items()} if has_references else {}
+    used = definitions if has_references else {}
     return {"allOf": [schema, {"$ref": "#/$defs/safe"}], "$defs": {**used, **levels}}
 
 
@@ -57,5 +58,5 @@ def _any_of(deeper: str) -> dict[str, Any]:
 
 def _levels() -> dict[str, Any]:
     names = ["safe", *(f"safe{level}" for level in range(2, MAX_LEVELS + 1))]
-    levels = {name: _any_of(deeper) for name, deeper in zip(names, names[1:], strict=False)}
+    levels = {name: _any_of(deeper) for name, deeper in pairwise(names)}
     return {**levels, names[-1]: {"type": ["null", "boolean", "number", "string"], "pattern": SAFE}}
