@@ -1,7 +1,7 @@
 """A grammar in the making, in the lark of the grammar library: terminals and rules, each written down once.
 
-Used by whoever writes the grammar of calls. A marker that is a control token of the vocabulary is matched by its number,
-since the library keeps those apart from text; whether it is one is known here alone.
+Used by whoever writes the grammar of calls. A marker that is a control token is matched by its number, since the
+library keeps those apart from text; whether it is one is known here alone.
 """
 
 from __future__ import annotations

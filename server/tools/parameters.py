@@ -11,11 +11,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from engine.errors import InvalidRequest
 from server.grammar.places import Path, refused
 from server.grammar.quantities import NotKept
+from server.grammar.rewrites import CannotSay
 from server.tools.lark import ANYTHING, Lark, quoted, without
 from server.tools.raw_texts import PLAIN, RawTexts
-from server.tools.safe_json import documents, part_of, safe
+from server.tools.safe_json import documents, safe
 from server.tools.scalars import Scalars
 from server.tools.typed_values import STRING, ParameterTypes
 from server.tools.xml_calls import Tags, value_ends
@@ -80,7 +82,7 @@ class Parameters:
             try:
                 values = self._values(name, each, types.of(name), definitions)
             except NotKept as problem:
-                raise refused(path / "properties" / name, f"{problem}.", "unsupported_parameter") from None
+                raise _refused(path / "properties" / name, each, problem) from None
             if not values and name in required:
                 raise refused(path / "properties" / name, "allows no value that this model's calls can hold.")
             if values:
@@ -133,6 +135,13 @@ class Parameters:
     def _end(self) -> str:
         newline = f"{self._newline} " if self._tags.is_on_lines else ""
         return newline + self._lark.marker(self._tags.value_end)
+
+
+def _refused(path: Path, schema: Any, problem: NotKept) -> InvalidRequest:
+    """A refusal by the path of the word at fault, if that is in the parameter's own schema."""
+    word = problem.word if isinstance(problem, CannotSay) else ""
+    place = path / word if isinstance(schema, dict) and word in schema else path
+    return refused(place, f"{problem}.", "unsupported_parameter")
 
 
 def _check_root(root: Mapping[str, Any], parameters: Mapping[str, Any], path: Path) -> None:

@@ -16,6 +16,7 @@ from server.grammar.formats import HEX, PCHAR, TAIL
 from server.grammar.forms import between_slashes
 from server.grammar.patterns import STRUCTURE
 from server.grammar.quantities import NotKept
+from server.grammar.rewrites import CannotSay
 from server.tools.lark import ANYTHING, one_of, quoted
 
 PLAIN = r"/(?:[^<\n]|<+[^<\/\n]|\n+[^<\n]|<+\n+[^<\n])*<*\n*/"
@@ -98,14 +99,14 @@ def pattern(regex: str) -> str:
         NotKept: it has anchors that are not at its ends, or does not tell upper from lower case.
     """
     if "(?i" in regex:
-        raise NotKept("does not tell upper from lower case, which is not kept in this model's calls")
+        raise CannotSay("pattern", "does not tell upper from lower case, which is not kept in this model's calls")
     whole = []
     for alternative in _alternatives(regex):
         pieces = [match[0] for match in STRUCTURE.finditer(alternative)]
         at_start, at_end = pieces[:1] == ["^"], pieces[-1:] == ["$"]
         pieces = pieces[at_start : len(pieces) - at_end]
         if not _ANCHORS.isdisjoint(pieces):
-            raise NotKept("has ^ or $ amid the pattern, which is not kept in this model's calls")
+            raise CannotSay("pattern", "has ^ or $ amid the pattern, which is not kept in this model's calls")
         inner = "".join(map(_in_ascii, pieces))
         whole.append(f"{'' if at_start else '(?s:.*)'}(?:{inner}){'' if at_end else '(?s:.*)'}")
     return f"/{between_slashes('|'.join(whole))}/"

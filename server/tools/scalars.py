@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from server.grammar.quantities import NotKept
+from server.grammar.rewrites import CannotSay
 from server.tools.lark import quoted
 from server.tools.raw_texts import MAX_LEVELS
 
@@ -42,7 +43,7 @@ class Scalars:
             return words + [quoted(repr(each)) for each in sorted(listed) if self._permits(schema, "number", each)]
         kinds = [kind for kind in ("integer", "number") if self._permits(schema, kind, ...)]
         if kinds and (bound := self._bound(schema)):
-            raise NotKept(f"allows texts beside numbers, for which {bound} is not kept in this model's calls")
+            raise CannotSay(bound, "is not kept in this model's calls for numbers that may be texts as well")
         return words + ([_NUMBER if "number" in kinds else _INTEGER] if kinds else [])
 
     def _permits(self, schema: Any, type_: str, value: Any, level: int = 0) -> bool:
