@@ -17,11 +17,13 @@ from server.chat_schemas import ChatRequest, Tool, ToolChoice
 from server.generation import off_loop_if_long
 from server.grammar.answers import grammar_of
 from server.grammar.blame import blame
+from server.grammar.keywords import REMARKS
 from server.grammar.places import Path, refused
 from server.grammar.schema import checked_schema
 from server.grammar.trial import GrammarTrial
 from server.tools.grammar import AllowedTool, CallRules, grammar_of_calls
 
+_PLAIN_WORDS = REMARKS | {"type", "properties", "required", "additionalProperties"}
 NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 """Of a tool without parameters."""
 
@@ -109,7 +111,26 @@ def _rules(request: ChatRequest, answer: str) -> CallRules:
         is_required=is_required,
         is_single=request.parallel_tool_calls is False or names_one(request),
         answer=answer,
+        is_marked=calls_are_marked(request),
     )
+
+
+def has_form(request: ChatRequest) -> bool:
+    """Whether an answer without a call may be, and has a form; what looks like a call in it is part of it then."""
+    form = request.response_format
+    return form is not None and form.type != "text" and not must_call(request)
+
+
+def calls_are_marked(request: ChatRequest) -> bool:
+    """Whether an answer of the form that is asked for may look like a call that has no marker."""
+    form = request.response_format
+    if form is None or not has_form(request):
+        return False
+    if form.choice is not None:
+        return any(text.lstrip().startswith(("{", "[")) for text in form.choice)
+    schema = form.json_schema.schema if form.json_schema else None
+    is_plain = isinstance(schema, dict) and schema.keys() <= _PLAIN_WORDS and schema.get("type") == "object"
+    return not (is_plain and schema.get("additionalProperties") is False and "name" not in schema.get("properties", ()))
 
 
 def _tool(place: int, tool: Tool, *, is_held: bool) -> AllowedTool:

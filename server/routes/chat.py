@@ -11,7 +11,7 @@ from server.answer_reader import AnswerReader
 from server.chat_format import ChatFormat
 from server.chat_profile import ChatProfile
 from server.chat_schemas import ChatRequest
-from server.chosen_tools import grammar_of_request, must_call
+from server.chosen_tools import calls_are_marked, grammar_of_request, has_form
 from server.conversation import conversation_of
 from server.disconnect import DisconnectWatch
 from server.envelope import record_of
@@ -68,14 +68,10 @@ def _reader(request: ChatRequest, profile: ChatProfile, *, is_thinking: bool) ->
     told = bool(tools) and request.tool_choice != "none"
     calls = None
     if profile.family_name and told:
-        calls = parser(profile.family_name, tools, only_first=_has_form(request) and not must_call(request))
+        known = [] if profile.family_name == "llama3_json" and calls_are_marked(request) else tools
+        calls = parser(profile.family_name, known, only_first=has_form(request))
     thoughts = ThoughtSplitter(profile.thoughts, is_open=is_thinking) if profile.thoughts else None
     return AnswerReader(thoughts, calls)
-
-
-def _has_form(request: ChatRequest) -> bool:
-    """Whether an answer without a call has a form; if it does, what looks like a call in it is part of it."""
-    return request.response_format is not None and request.response_format.type != "text"
 
 
 def _sampling(request: ChatRequest, max_tokens: int, seed: int) -> SamplingParams:

@@ -72,6 +72,7 @@ class CallRules:
         is_required: there has to be a call.
         is_single: there may be one at most.
         answer: the grammar of an answer without a call, if such an answer may be and has one.
+        is_marked: a marker tells calls from such answers, in a family that else has none.
     """
 
     tools: Sequence[AllowedTool]
@@ -79,6 +80,7 @@ class CallRules:
     is_required: bool
     is_single: bool
     answer: str = ""
+    is_marked: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,9 @@ def _llama3(lark: Lark, rules: CallRules) -> str:
     """Objects with no marker before them: what begins like a call of one of the tools is one."""
     call = lark.rule(" | ".join(lark.json(_call_schema(tool)) for tool in rules.tools))
     more = _repeated(f'";" " "? {call}', rules)
-    tag = f"{lark.marker(PYTHON_TAG)}? " if lark.is_token(PYTHON_TAG) else ""
+    tag = f"{lark.marker(PYTHON_TAG)}{'' if rules.is_marked else '?'} "
+    if not (rules.is_marked or lark.is_token(PYTHON_TAG)):
+        tag = ""
     if rules.is_required or rules.answer:
         return f"{lark.terminal(_LEAD)}? {tag}{call} {more}"
     text = _text_of_llama3(rules.names)

@@ -104,8 +104,10 @@ class Parameters:
         """Rules for the values of a parameter, each with its end."""
         if not _KEY.fullmatch(name):
             raise NotKept("has a name that this model's calls cannot hold")
+        if schema is False:
+            return []
         if "string" not in types:
-            return [] if schema is False else [f"{self._lark.json(safe(schema, definitions))} {self._end()}"]
+            return [f"{self._lark.json(safe(schema, definitions))} {self._end()}"]
         text = RawTexts(definitions).allowed(schema)
         values = [] if text is None else [self._text(text, types)]
         if types == STRING:

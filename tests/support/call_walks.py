@@ -8,8 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jsonschema import Draft202012Validator, FormatChecker
-
 from engine.grammar import Grammars
 from server.grammar.places import Path
 from server.grammar.schema import checked_schema
@@ -17,6 +15,7 @@ from server.tools.families import FAMILIES, parser
 from server.tools.grammar import AllowedTool, CallRules
 from server.tools.named_calls import CALL_END, CALLS_END
 from server.tools.parts import Tool
+from tests.support.json_judges import CHECKER, Judge, as_judges_know_it, decimal, exact
 from tests.support.tool_texts import added_up
 
 EOS = 256
@@ -68,16 +67,18 @@ def walked(
     token_ids: Mapping[str, int],
     hints: Sequence[str] = (),
     begin: str | None = None,
+    at_once: bool = False,
 ) -> str | None:
     """An answer; None if it does not come to an end.
 
     Args:
         hints: texts that are tried now and then, and are allowed or not.
         begin: comes after a few tokens, if it is allowed.
+        at_once: it comes first.
     """
     grammar = grammars.open(text).result()
     out = b""
-    num_before = rng.randrange(12)
+    num_before = 0 if at_once else rng.randrange(12)
     for step in range(MAX_TOKENS):
         allowed = grammar.allowed(len(TOKENS))
         assert allowed is not None, (grammar.failure, out)
@@ -105,7 +106,6 @@ def walked(
             out += TOKENS[token_id]
         if grammar.is_complete:
             return out.decode()
-    print("UNENDED", out[:300], out[-200:]) if __import__("os").environ.get("DBG") else None
     return None
 
 
@@ -115,15 +115,18 @@ def tool(name: str, schema: Any, *, is_held: bool = True, place: int = 0) -> All
     return AllowedTool(name, checked_schema(whole, str(path)) if is_held else None, schema, path)
 
 
-def read(form: str, text: str, tools: Sequence[AllowedTool]) -> tuple[str, list[tuple[str, str]]]:
+def read(
+    form: str, text: str, tools: Sequence[AllowedTool], *, only_first: bool = False
+) -> tuple[str, list[tuple[str, str]]]:
     """Content and calls, as the family's parser has them."""
-    reader = parser(form.partition(":")[0], [Tool(each.name, each.parameters) for each in tools])
+    known = [Tool(each.name, each.parameters) for each in tools]
+    reader = parser(form.partition(":")[0], known, only_first=only_first)
     return added_up([reader.feed(text), reader.finish()])
 
 
-def problem(form: str, text: str, tools: Sequence[AllowedTool], rules: CallRules) -> str:
+def problem(form: str, text: str, tools: Sequence[AllowedTool], rules: CallRules, *, only_first: bool = False) -> str:
     """What is wrong with an answer; empty if nothing is."""
-    content, calls = read(form, text, tools)
+    content, calls = read(form, text, tools, only_first=only_first)
     if not calls:
         return f"no call: {content!r}" if rules.is_required else ""
     if rules.is_required and content:
@@ -141,9 +144,8 @@ def problem(form: str, text: str, tools: Sequence[AllowedTool], rules: CallRules
         if not isinstance(value, dict):
             return f"no object: {arguments!r}"
         if by_name[name].schema is not None:
-            validator = Draft202012Validator(
-                {"type": "object", **by_name[name].parameters}, format_checker=FormatChecker()
-            )
-            if error := next(validator.iter_errors(value), None):
+            schema = exact(as_judges_know_it({"type": "object", **by_name[name].parameters}))
+            exact_value = json.loads(arguments, parse_float=decimal)
+            if error := next(Judge(schema, format_checker=CHECKER).iter_errors(exact_value), None):
                 return f"{error.message}: {arguments!r}"
     return ""
