@@ -86,14 +86,14 @@ def _allowed(request: ChatRequest) -> list[tuple[int, Tool]]:
 
 def _needs_grammar(request: ChatRequest, answer: str) -> bool:
     is_strict = any(tool.function.strict for _, tool in _allowed(request))
-    is_chosen = request.tool_choice not in {None, "auto"}
+    is_chosen = request.tool_choice not in (None, "auto")
     return is_chosen or is_strict or request.parallel_tool_calls is False or bool(answer)
 
 
 def _refuse_unless_idle(request: ChatRequest) -> None:
     """Of a model whose calls are not known none are found; what asks for some cannot be honoured."""
     param = next((f"tools[{i}].function.strict" for i, tool in _allowed(request) if tool.function.strict), None)
-    if request.tool_choice not in {None, "auto"}:
+    if request.tool_choice not in (None, "auto"):
         param = "tool_choice"
     if param is not None:
         raise InvalidRequest(
@@ -129,8 +129,9 @@ def calls_are_marked(request: ChatRequest) -> bool:
     if form.choice is not None:
         return any(text.lstrip().startswith(("{", "[")) for text in form.choice)
     schema = form.json_schema.schema if form.json_schema else None
-    is_plain = isinstance(schema, dict) and schema.keys() <= _PLAIN_WORDS and schema.get("type") == "object"
-    return not (is_plain and schema.get("additionalProperties") is False and "name" not in schema.get("properties", ()))
+    if schema is None or schema.keys() - _PLAIN_WORDS or schema.get("type") != "object":
+        return True
+    return schema.get("additionalProperties") is not False or "name" in schema.get("properties", ())
 
 
 def _tool(place: int, tool: Tool, *, is_held: bool) -> AllowedTool:
