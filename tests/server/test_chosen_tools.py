@@ -180,7 +180,7 @@ PATH = "tools[1].function.parameters"
         ({"type": "string"}, f"{PATH}.type"),
         (
             {"type": "object", "properties": {"a": {"type": "string", "pattern": "a(?=b)"}}},
-            f"{PATH}.required",
+            f"{PATH}.properties.a.pattern",
         ),
         (
             {"properties": {"a": {"minLength": 3, "pattern": "^a$", "type": "string"}}, "required": ["a"]},

@@ -27,8 +27,10 @@ async def test_a_child_that_waits_ends():
     assert not is_alive(child.pid)
 
 
-async def test_a_child_at_work_ends_after_it(monkeypatch):
-    trial = GrammarTrial()
+@pytest.fixture
+def watched(monkeypatch):
+    """A trial, and the children that it has had."""
+    trial = GrammarTrial(seconds=1.0)
     children = []
     new_child = trial._new_child
 
@@ -37,6 +39,11 @@ async def test_a_child_at_work_ends_after_it(monkeypatch):
         return children[-1]
 
     monkeypatch.setattr(trial, "_new_child", noted)
+    return trial, children
+
+
+async def test_a_child_at_work_ends_after_it(watched):
+    trial, children = watched
     asking = asyncio.create_task(trial.verdict(of_schema(True), "x"))
     while not children:
         await asyncio.sleep(0)
@@ -45,9 +52,20 @@ async def test_a_child_at_work_ends_after_it(monkeypatch):
     assert not is_alive(children[0].pid)
 
 
-async def test_a_child_whose_client_leaves_ends(monkeypatch):
-    trial = GrammarTrial(seconds=1.0)
+async def test_a_child_that_takes_too_long_ends(watched):
+    trial, children = watched
     with pytest.raises(InvalidRequest):
         await trial.verdict(SLOW, "x")
-    await trial.close()
-    assert trial._idle == []
+    assert not is_alive(children[0].pid)
+
+
+async def test_a_child_whose_client_leaves_ends(watched):
+    trial, children = watched
+    asking = asyncio.create_task(trial.verdict(SLOW, "x"))
+    while not children:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.05)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert not is_alive(children[0].pid)
