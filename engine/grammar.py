@@ -25,9 +25,7 @@ MATCHER_BYTES, TEXT_FACTOR = 64 << 10, 32
 """A compiled grammar is taken to need so many bytes, and so many for each of its text's: the library does not say."""
 _BLANKS = r"[\x20\x0A\x0D\x09]+"
 _TEXT = r"[^\"\\\x00-\x1F\x7F\x{85}\x{2028}\x{2029}\x{feff}]"
-_WORD = (
-    r"[^\"\\\x00-\x20\x7F\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}\x{feff}]"
-)
+_WORD = r"[^\"\\\x00-\x20\x7F\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}\x{feff}]"
 SLICES = (
     _BLANKS,
     *(f"{_WORD}{{1,{length}}}" for length in (3, 6, 10)),

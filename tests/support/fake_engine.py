@@ -184,7 +184,7 @@ class BytePrompts:
     """Prompts as UTF-8 bytes; a conversation as lines 'role: content'."""
 
     def __init__(self, profile: ChatProfile | None = None) -> None:
-        self.profile = profile or ChatProfile()
+        self.profile = profile or ChatProfile(family_name="hermes", call_form="hermes")
 
     def chat(self, conversation: Conversation) -> ChatPrompt:
         """See ``PromptEncoder.chat``."""
