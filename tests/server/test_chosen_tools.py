@@ -8,7 +8,9 @@ import pytest
 
 from engine.types import FinishReason
 from server.chat_profile import profile_of
+from server.chosen_tools import calls_are_marked
 from server.context import control_tokens
+from server.validation import parse_chat
 from tests.server.rig import CHAT, Rig, chat, error_of, events_of
 from tests.support.fake_engine import BytePrompts, deltas_for
 
@@ -158,15 +160,41 @@ async def test_markers_that_are_tokens_are_told_by_their_ids():
 
 def test_control_tokens_are_looked_up_by_their_text():
     class Vocabulary:
-        tokens = (b"a", b"<x>", b"<y>", b"<x>", b"<z>")
+        tokens = (b"a", b"<x>", b"<y>", b"<x>", b"<x>", b"<z>")
 
         def token_bytes(self, token_id):
             return self.tokens[token_id]
 
         def is_special(self, token_id):
-            return token_id in (2, 3, 4)
+            return token_id >= 2
 
-    assert control_tokens(Vocabulary(), 5, ["<x>", "<y>", "a", "<w>"]) == {"<x>": 3, "<y>": 2}
+    assert control_tokens(Vocabulary(), 6, ["<x>", "<y>", "a", "<w>"]) == {"<x>": 3, "<y>": 2}
+
+
+@pytest.mark.parametrize(
+    ("form", "is_marked"),
+    [
+        (None, False),
+        ({"type": "text"}, False),
+        ({"type": "json_object"}, True),
+        ({"type": "regex", "regex": "[a-z]+"}, True),
+        ({"type": "choice", "choice": ["a", "b"]}, False),
+        ({"type": "choice", "choice": ["a", ' {"b']}, True),
+        (format_of(STRICT), False),
+        (format_of({**STRICT, "description": "x"}), False),
+        (format_of(CITY), True),
+        (format_of({**STRICT, "properties": {"name": {}}}), True),
+        (format_of({**STRICT, "patternProperties": {"^n": {}}}), True),
+        (format_of({**STRICT, "anyOf": [{}]}), True),
+        (format_of({"$ref": "#/$defs/x", "additionalProperties": False, "$defs": {"x": {}}}), True),
+        (format_of({"type": ["object", "null"], "additionalProperties": False}), True),
+    ],
+)
+def test_which_answers_may_look_like_a_call_that_has_no_marker(form, is_marked):
+    body = chat(tools=TWO, response_format=form)
+    assert calls_are_marked(parse_chat(json.dumps(body).encode())) == is_marked
+    required = {**body, "tool_choice": "required"}
+    assert not calls_are_marked(parse_chat(json.dumps(required).encode()))
 
 
 PATH = "tools[1].function.parameters"

@@ -48,6 +48,7 @@ def test_what_is_no_description_of_a_text_is_refused_by_name(name):
     [
         r'start: "<[*]>" /<\[1]>@x/ "%llguidance" "temperature=" // <[1]> @a %json',
         'start: a "\\"<x>\\""  # it\'s "\na: /\\/<a>/ | "b"{2,3}',
+        "start: /a\n<[1]>/",
         "%import common.INT\n%ignore / /\nstart: INT",
         'start: A\nA: %regex {"substring_words": "a b c"}',
         'start: a["x"]',

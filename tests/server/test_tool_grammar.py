@@ -148,6 +148,15 @@ def test_any_text_without_a_call_may_be_said(grammars, form, token_ids):
         assert ended.is_accepting(), text
 
 
+def test_nothing_but_the_family_s_own_way_begins_a_call(grammars):
+    rules = CallRules(TOOLS, NAMES, is_required=False, is_single=False)
+    call = "<tool_call>\n<function=f>\n</function>\n</tool_call>"
+    takes = {"Well. " + call: True, call: True, f"<function=f>{call}": False, f"a <function=x> {call}": False}
+    for text, is_taken in takes.items():
+        matcher = grammars.open(grammar_of_calls("qwen3_coder", rules, {})).result()._matcher
+        assert (matcher.try_consume_tokens(list(text.encode())) == len(text) and matcher.is_accepting()) == is_taken
+
+
 @EVERY_FORM
 @VOCABULARIES
 def test_an_answer_is_a_call_or_of_the_form_that_is_asked_for(grammars, form, token_ids):

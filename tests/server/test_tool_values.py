@@ -125,6 +125,14 @@ def test_any_text_is_taken_that_reads_as_itself(form, pieces):
         assert any(end in text for end in ("</parameter>", "\n<parameter=", "\n</function>\n<"))
 
 
+@FORMS
+def test_what_ends_a_value_is_no_part_of_a_text(form):
+    ends = ["a</parameter>b", "a\n<parameter=b>c", f"a\n</function>{AROUND[form][1].rpartition('</function>')[2]}"]
+    for text in ["a</arg_value>b"] if form == "glm_4_5" else ends:
+        assert not takes(held(form, {"type": "string"}), answer(form, text)), text
+        assert not takes(held(form, {"type": "string", "minLength": 1}), answer(form, text)), text
+
+
 MIXED = [
     {"type": ["string", "integer", "boolean", "null"]},
     {"type": ["string", "number"]},
@@ -132,6 +140,8 @@ MIXED = [
     {"anyOf": [{"type": "string", "maxLength": 3}, {"type": "object", "required": ["a"]}, {"type": "null"}]},
     {"enum": ["a", "1", 1, 2.5, True, None]},
     {},
+    {"enum": ["a", 1]},
+    {"enum": ["a", True]},
 ]
 LITERALS = st.sampled_from(
     ["1", "-1", "01", "1.5", "1e3", "1 ", " 1", "true", "True", "false", "null", "None", "a", "abcd", "[1]", '["a"]',
