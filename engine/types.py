@@ -284,6 +284,7 @@ class EngineReady(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
     Attributes:
         max_model_len: tokens that prompt and answer may have together.
         provenance: operation name -> backend that runs it.
+        fingerprint: of what tokens depend on beside the request; see ``fingerprint``.
     """
 
     architecture: str
@@ -295,6 +296,7 @@ class EngineReady(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
     provenance: dict[str, str]
     weights_bytes: int
     kv_cache_bytes: int
+    fingerprint: str = ""
 
 
 class EngineFailed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):

@@ -102,6 +102,8 @@ class ChatCompletion(Struct, frozen=True, kw_only=True):
     choices: list[ChatChoice]
     usage: CompletionUsage
     service_tier: str | UnsetType = UNSET
+    system_fingerprint: str
+    metadata: dict[str, str] | UnsetType = UNSET
 
 
 class FunctionDelta(Struct, frozen=True, kw_only=True):
@@ -139,7 +141,7 @@ class ChunkChoice(Struct, frozen=True):
 
 
 class ChatCompletionChunk(Struct, frozen=True, kw_only=True):
-    """One event of a chat stream. ``usage`` is left out unless the client asked for it."""
+    """One event of a chat stream. ``usage`` is left out unless the client asked for it; ``metadata`` comes first."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -148,6 +150,8 @@ class ChatCompletionChunk(Struct, frozen=True, kw_only=True):
     choices: list[ChunkChoice]
     usage: CompletionUsage | None | UnsetType = UNSET
     service_tier: str | UnsetType = UNSET
+    system_fingerprint: str
+    metadata: dict[str, str] | UnsetType = UNSET
 
 
 class TextLogprobs(Struct, frozen=True):
@@ -177,6 +181,9 @@ class TextCompletion(Struct, frozen=True, kw_only=True):
     model: str
     choices: list[TextChoice]
     usage: CompletionUsage | None | UnsetType = UNSET
+    service_tier: str | UnsetType = UNSET
+    system_fingerprint: str
+    metadata: dict[str, str] | UnsetType = UNSET
 
 
 class ModelCard(Struct, frozen=True, kw_only=True):
