@@ -1,6 +1,7 @@
 """The wiring of the HTTP side: which layers, which routes. Does no input or output.
 
-Layers from the outside in: ``envelope`` (ids, errors, log), ``guard`` (host, sizes), ``auth`` (keys), routes.
+Layers from the outside in: ``envelope`` (ids, errors, log), ``guard`` (host, sizes), ``auth`` (keys), ``deadline``
+(time), routes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from starlette.routing import BaseRoute, Route
 
 from server.auth import Auth
 from server.context import ServerContext
+from server.deadline import Deadline
 from server.envelope import Envelope
 from server.errors import MethodNotAllowed, UnknownRoute
 from server.guard import Guard
@@ -34,6 +36,7 @@ def create_app(context: ServerContext) -> Starlette:
             Middleware(Envelope),
             Middleware(Guard, allowed_hosts=context.allowed_hosts, max_body_bytes=context.max_body_bytes),
             Middleware(Auth, api_keys=context.api_keys),
+            Middleware(Deadline, write_stall_s=context.write_stall_s),
         ],
         exception_handlers={HTTPException: _in_our_words},
     )

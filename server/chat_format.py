@@ -26,6 +26,7 @@ from server.chat_schemas import ChatRequest
 from server.context import Vocabulary
 from server.generation import Answer
 from server.logprobs import chat_logprobs
+from server.request_effects import SaidWithAnswer, without_metadata
 from server.tools.parts import CallDelta
 
 TOOL_CALLS = "tool_calls"
@@ -45,6 +46,7 @@ class ChatFormat:
         vocabulary: Vocabulary,
         new_reader: Callable[[], AnswerReader],
         new_call_id: Callable[[], str],
+        said: SaidWithAnswer,
     ) -> None:
         self._id = call_id
         self._created = int(time.time())
@@ -52,8 +54,7 @@ class ChatFormat:
         self._logprobs = bool(request.logprobs)
         self._vocabulary = vocabulary
         self._new_call_id = new_call_id
-        tier = request.service_tier
-        self._service_tier: str | UnsetType = UNSET if tier is None else "default" if tier == "auto" else tier
+        self._said = said
         self._readers = [new_reader() for _ in range(request.n or 1)]
         self._begun: set[int] = set()
         include_usage = request.stream_options and request.stream_options.include_usage
@@ -84,7 +85,7 @@ class ChatFormat:
             model=self._model,
             choices=[self._choice(index, answer) for index, answer in enumerate(answers)],
             usage=usage,
-            service_tier=self._service_tier,
+            **self._said,
         )
 
     def _choice(self, index: int, answer: Answer) -> ChatChoice:
@@ -121,13 +122,14 @@ class ChatFormat:
     def _chunk(
         self, choices: list[ChunkChoice], usage: CompletionUsage | UnsetType | None = UNSET
     ) -> ChatCompletionChunk:
+        said, self._said = self._said, without_metadata(self._said)
         return ChatCompletionChunk(
             id=self._id,
             created=self._created,
             model=self._model,
             choices=choices,
             usage=usage if choices == [] else self._no_usage,
-            service_tier=self._service_tier,
+            **said,
         )
 
 

@@ -39,6 +39,7 @@ class RequestRecord:
         tenant: whose key it came with; "" without keys.
         status: of the response, 0 before it has begun.
         error: code of the error it ended with.
+        user, safety_identifier: for whom it is, as its client says.
     """
 
     request_id: str
@@ -47,6 +48,8 @@ class RequestRecord:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     error: str = ""
+    user: str = ""
+    safety_identifier: str = ""
 
 
 def record_of(scope: Scope) -> RequestRecord:
@@ -123,7 +126,7 @@ def _response_headers(record: RequestRecord) -> list[tuple[bytes, bytes]]:
 
 def _log_request(scope: Scope, record: RequestRecord, seconds: float) -> None:
     log.info(
-        "id=%s method=%s path=%s status=%d error=%s prompt_tokens=%d completion_tokens=%d ms=%.0f",
+        "id=%s method=%s path=%s status=%d error=%s prompt_tokens=%d completion_tokens=%d%s ms=%.0f",
         record.request_id,
         _escaped(scope["method"]),
         _escaped(scope["path"]),
@@ -131,8 +134,14 @@ def _log_request(scope: Scope, record: RequestRecord, seconds: float) -> None:
         record.error or "-",
         record.prompt_tokens,
         record.completion_tokens,
+        _for_whom(record),
         1000 * seconds,
     )
+
+
+def _for_whom(record: RequestRecord) -> str:
+    named = {"user": record.user, "safety_identifier": record.safety_identifier}
+    return "".join(f" {name}={_escaped(value)}" for name, value in named.items() if value)
 
 
 def _escaped(text: str) -> str:

@@ -35,6 +35,11 @@ def said_with_answer(request: SamplingFields, fingerprint: str) -> SaidWithAnswe
     }
 
 
+def without_metadata(said: SaidWithAnswer) -> SaidWithAnswer:
+    """What the chunks after the first say."""
+    return said if said["metadata"] is UNSET else {**said, "metadata": UNSET}
+
+
 def note_who(request: SamplingFields, record: RequestRecord) -> None:
     """Have the log say for whom the request is, as far as its client tells."""
     record.user = request.user or ""

@@ -17,13 +17,12 @@ from server.envelope import record_of
 from server.generation import Call, build_requests, off_loop_if_long
 from server.grammar.answers import grammar_of
 from server.reasoning import ThoughtSplitter
+from server.request_effects import note_who, priority_of, said_with_answer
 from server.sampling import check_text_length, completion_budget, requested_max_tokens, sampling_params, seed_of
 from server.service import CompletionService, new_id
 from server.tools.families import parser
 from server.tools.parts import Tool
 from server.validation import parse_chat
-
-_PRIORITIES = {"priority": -1, "auto": 0, "default": 0, "flex": 1}
 
 
 class ChatCompletions:
@@ -38,6 +37,7 @@ class ChatCompletions:
         body = await service.read_body(scope, receive)
         request = await off_loop_if_long(len(body), lambda: parse_chat(body))
         ready = service.check(request)
+        note_who(request, record_of(scope))
         profile = service.context.prompts.profile
         conversation = conversation_of(request, profile)
         check_text_length(conversation.num_chars, ready, service.context.max_chars_per_token, "messages")
@@ -56,6 +56,7 @@ class ChatCompletions:
                     service.context.vocabulary,
                     lambda: _reader(request, profile, is_thinking=prompt.is_thinking),
                     profile.new_call_id,
+                    said_with_answer(request, ready.fingerprint),
                 )
                 await service.answer(call, answer_format, scope, send)
 
@@ -87,7 +88,7 @@ def _call(
         call_id,
         [(prompt_ids, sampling)],
         n=n,
-        priority=_PRIORITIES[request.service_tier or "default"],
+        priority=priority_of(request),
         tenant=record_of(scope).tenant,
         arrived_at_s=arrived_at_s,
         grammar=grammar,

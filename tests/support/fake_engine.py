@@ -47,6 +47,7 @@ READY = EngineReady(
     provenance={"attention": "fake"},
     weights_bytes=0,
     kv_cache_bytes=0,
+    fingerprint="fp_0123456789ab",
 )
 
 
