@@ -186,6 +186,21 @@ class TextCompletion(Struct, frozen=True, kw_only=True):
     metadata: dict[str, str] | UnsetType = UNSET
 
 
+class Tokenized(Struct, frozen=True):
+    """The answer of POST /tokenize; the strings only if they were asked for."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class Detokenized(Struct, frozen=True):
+    """The answer of POST /detokenize."""
+
+    prompt: str
+
+
 class ModelCard(Struct, frozen=True, kw_only=True):
     """One served model; ``max_model_len`` is left out until the engine has been ready."""
 

@@ -25,6 +25,7 @@ from server.routes.completions import Completions
 from server.routes.health import Health
 from server.routes.metrics import MetricsPage
 from server.routes.models import Models
+from server.routes.tokenize import Detokenize, Tokenize, Turns
 from server.service import CompletionService
 
 
@@ -47,10 +48,12 @@ def create_app(context: ServerContext) -> Starlette:
 def _routes(context: ServerContext) -> list[BaseRoute]:
     metrics = Metrics(context.engine, context.loop_lag)
     service = CompletionService(context, metrics)
-    models, health = Models(context), Health(context)
+    models, health, turns = Models(context), Health(context), Turns()
     return [
         Route("/v1/chat/completions", ChatCompletions(service), methods=["POST"]),
         Route("/v1/completions", Completions(service), methods=["POST"]),
+        Route("/tokenize", Tokenize(service, turns), methods=["POST"]),
+        Route("/detokenize", Detokenize(service, turns), methods=["POST"]),
         Route("/v1/models", models.list, methods=["GET"]),
         Route("/v1/models/{model:path}", models.retrieve, methods=["GET"]),
         Route("/health", health.health, methods=["GET"]),

@@ -44,8 +44,8 @@ class PromptEncoder(Protocol):
             InvalidRequest: the model has no chat template, or the template refuses these messages.
         """
 
-    def text(self, prompt: str) -> list[int]:
-        """The ids of a plain text, with the control tokens that the model begins a text with."""
+    def text(self, prompt: str, *, add_special: bool = True) -> list[int]:
+        """The ids of a plain text, with the control tokens that the model begins a text with if ``add_special``."""
 
 
 class Vocabulary(Protocol):
@@ -89,16 +89,17 @@ class ModelPrompts:
             )
         guarded = self._tokenizer.guard({"messages": conversation.messages, "variables": conversation.variables})
         messages, variables = guarded.value["messages"], guarded.value["variables"]
-        rendered = self._template.render(messages, add_generation_prompt=not conversation.continues, **variables)
+        opens_answer = conversation.opens_answer and not conversation.continues
+        rendered = self._template.render(messages, add_generation_prompt=opens_answer, **variables)
         if conversation.continues:
             rendered = _cut_after(rendered, messages[-1]["content"])
         thoughts = self._profile.thoughts
         is_thinking = thoughts is not None and rendered.rstrip().endswith(thoughts.start)
         return ChatPrompt(self._tokenizer.encode_rendered(rendered, guarded.mark), is_thinking)
 
-    def text(self, prompt: str) -> list[int]:
+    def text(self, prompt: str, *, add_special: bool = True) -> list[int]:
         """See ``PromptEncoder.text``."""
-        return self._tokenizer.encode(prompt, add_special=True)
+        return self._tokenizer.encode(prompt, add_special=add_special)
 
 
 def _cut_after(rendered: str, content: str) -> str:

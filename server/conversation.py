@@ -29,11 +29,13 @@ class Conversation:
         messages: as templates know them.
         variables: all others that it reads.
         continues: the last message is to be gone on with, not answered.
+        opens_answer: the prompt ends with what opens an answer, unless it continues.
     """
 
     messages: list[dict[str, Any]]
     variables: dict[str, Any]
     continues: bool = False
+    opens_answer: bool = True
 
     @property
     def num_chars(self) -> int:

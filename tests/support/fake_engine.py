@@ -191,6 +191,6 @@ class BytePrompts:
         """See ``PromptEncoder.chat``."""
         return ChatPrompt(list("".join(f"{m['role']}: {m['content']}\n" for m in conversation.messages).encode()))
 
-    def text(self, prompt: str) -> list[int]:
-        """See ``PromptEncoder.text``."""
+    def text(self, prompt: str, *, add_special: bool = True) -> list[int]:
+        """See ``PromptEncoder.text``; there are no control tokens around a text."""
         return list(prompt.encode())
