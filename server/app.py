@@ -6,6 +6,8 @@ Layers from the outside in: ``envelope`` (ids, errors, log), ``guard`` (host, si
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -20,6 +22,7 @@ from server.envelope import Envelope
 from server.errors import MethodNotAllowed, UnknownRoute
 from server.guard import Guard
 from server.metrics import Metrics
+from server.routes.capabilities import CapabilitiesPage
 from server.routes.chat import ChatCompletions
 from server.routes.completions import Completions
 from server.routes.health import Health
@@ -27,6 +30,8 @@ from server.routes.metrics import MetricsPage
 from server.routes.models import Models
 from server.routes.tokenize import Detokenize, Tokenize, Turns
 from server.service import CompletionService
+
+CAPABILITIES = "/v1/capabilities"
 
 
 def create_app(context: ServerContext) -> Starlette:
@@ -49,7 +54,7 @@ def _routes(context: ServerContext) -> list[BaseRoute]:
     metrics = Metrics(context.engine, context.loop_lag)
     service = CompletionService(context, metrics)
     models, health, turns = Models(context), Health(context), Turns()
-    return [
+    routes: list[BaseRoute] = [
         Route("/v1/chat/completions", ChatCompletions(service), methods=["POST"]),
         Route("/v1/completions", Completions(service), methods=["POST"]),
         Route("/tokenize", Tokenize(service, turns), methods=["POST"]),
@@ -61,6 +66,13 @@ def _routes(context: ServerContext) -> list[BaseRoute]:
         Route("/readyz", health.readyz, methods=["GET"]),
         Route("/metrics", MetricsPage(metrics).show, methods=["GET"]),
     ]
+    return [*routes, Route(CAPABILITIES, CapabilitiesPage(service, _endpoints(routes)).show, methods=["GET"])]
+
+
+def _endpoints(routes: Sequence[BaseRoute]) -> list[str]:
+    """Method and path of each route, and of the one that shows them."""
+    named = [(route, method) for route in routes if isinstance(route, Route) for method in route.methods or ()]
+    return [f"GET {CAPABILITIES}", *(f"{method} {route.path_format}" for route, method in named if method != "HEAD")]
 
 
 async def _in_our_words(_: Request, error: Exception) -> Response:

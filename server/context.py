@@ -72,7 +72,7 @@ class ModelPrompts:
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, profile: ChatProfile | None = None) -> None:
         self._tokenizer = tokenizer
         self._template = template
-        self._profile = profile or ChatProfile()
+        self._profile = profile or ChatProfile(has_template=template is not None)
 
     @property
     def profile(self) -> ChatProfile:
