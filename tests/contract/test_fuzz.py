@@ -36,8 +36,8 @@ SEMANTIC = {
 def _fuzzed() -> Any:
     """The contract with the served model's name in place of any name, so that requests reach the engine.
 
-    Streams lose their schema, which schemathesis takes for that of single events; ``check_response`` checks those. There
-    is no X-Request-Timeout: what is made up for it ends requests with a 504, as it should; see ``test_deadline``.
+    Streams lose their schema, which schemathesis takes for that of single events; ``check_response`` checks those. No
+    X-Request-Timeout is made up: one that is short ends requests with a 504, as it should; see ``test_deadline``.
     """
     document = deepcopy(contract())
     for path in (CHAT, TEXT):
