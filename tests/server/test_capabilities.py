@@ -153,6 +153,7 @@ async def test_the_schemas_of_fields_are_the_contracts() -> None:
         Draft202012Validator(requests[path]["fields"][field]).validate(value)
         num_checked += 1
     assert num_checked > 100
+    assert requests[CHAT]["fields"]["seed"] == {"type": "integer", **SEED_BOUNDS}
     temperature = Draft202012Validator(requests[CHAT]["fields"]["temperature"])
     assert temperature.is_valid(2)
     assert not temperature.is_valid(2.1)
