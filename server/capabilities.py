@@ -70,6 +70,7 @@ class ThinkingAbility(Struct, frozen=True, kw_only=True):
     start: str
     end: str
     switch: str | None
+    budget: bool
     efforts: list[str]
 
 
@@ -193,6 +194,7 @@ def _chat(profile: ChatProfile) -> ChatAbility | None:
             start=thoughts.start,
             end=thoughts.end,
             switch=profile.switch,
+            budget=True,
             efforts=words_of(ChatRequest, "reasoning_effort") if EFFORT in profile.variables else [],
         ),
         template_variables=sorted(KWARGS & profile.variables),

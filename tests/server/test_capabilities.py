@@ -74,7 +74,7 @@ TEMPLATES: list[tuple[str, dict[str, Any], Any, list[str]]] = [
     (
         "{{ tools }}<tool_call> arguments <think></think>{{ enable_thinking }}",
         {"family": "hermes", "shown_by_template": True},
-        {"start": "<think>", "end": "</think>", "switch": "enable_thinking", "efforts": []},
+        {"start": "<think>", "end": "</think>", "switch": "enable_thinking", "budget": True, "efforts": []},
         ["enable_thinking"],
     ),
     (
@@ -84,6 +84,7 @@ TEMPLATES: list[tuple[str, dict[str, Any], Any, list[str]]] = [
             "start": "<seed:think>",
             "end": "</seed:think>",
             "switch": None,
+            "budget": True,
             "efforts": ["high", "low", "max", "medium", "minimal", "none", "xhigh"],
         },
         ["reasoning_effort", "thinking_budget"],

@@ -16,6 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from engine.errors import InvalidRequest
 from server.deadline import MAX_TIMEOUT_S, Deadline, timeout_of
+from server.grammar.trial import GrammarTrial
 from tests.server.rig import CHAT, TEXT, Rig, chat, error_of, events_of, text
 from tests.server.test_disconnect import Waiting, ended, http_post
 from tests.support.fake_engine import BytePrompts, says
@@ -109,6 +110,19 @@ async def test_while_the_prompt_is_tokenised() -> None:
     response = await rig.post(TEXT, text("x" * 30_000), headers=SOON)
     go_on.set()
     assert error_of(response, 504) == ERROR
+    assert rig.engine.submitted == []
+
+
+async def test_while_a_grammar_is_tried() -> None:
+    class Slow(GrammarTrial):
+        async def verdict(self, grammar: str, param: str) -> str:
+            await asyncio.Event().wait()
+            raise AssertionError("it waits for ever")
+
+    rig = Rig(grammars=Slow(), max_waiting=1)
+    for _ in range(2):
+        response = await rig.post(TEXT, text(response_format={"type": "json_object"}), headers=SOON)
+        assert error_of(response, 504) == ERROR
     assert rig.engine.submitted == []
 
 
