@@ -240,7 +240,7 @@ class Engine:
         del self.sequences[seq.request.request_id]
 
     def _note_admission(self, seq: Sequence, now_s: float) -> None:
-        seq.admitted(now_s)
+        seq.admitted(now_s, self.pool.why_missed(seq))
         self._prefix_queried += seq.num_prompt
         self._prefix_hits += seq.cached_tokens
 

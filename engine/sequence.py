@@ -12,7 +12,7 @@ from collections.abc import Callable
 from engine.detokenizer import IncrementalDetokenizer
 from engine.grammar import AnswerGrammar
 from engine.sampler import SamplerState
-from engine.types import FinishReason, GenerateRequest, Usage
+from engine.types import CacheMiss, FinishReason, GenerateRequest, Usage
 
 
 class Sequence:
@@ -28,6 +28,7 @@ class Sequence:
         num_committed: how many of its blocks are offered to the prefix cache.
         grammar: how far its answer has come in a grammar, or None.
         cached_tokens: prompt tokens found in the prefix cache at the first admission.
+        cache_miss: why they were no more.
         admitted_at_s: first admission, monotonic seconds, as ``first_token_at_s`` and ``last_token_at_s``.
     """
 
@@ -35,6 +36,7 @@ class Sequence:
         "admitted_at_s",
         "block_hashes",
         "block_ids",
+        "cache_miss",
         "cached_tokens",
         "detokenizer",
         "first_token_at_s",
@@ -63,6 +65,7 @@ class Sequence:
         self.detokenizer = detokenizer
         self.grammar: AnswerGrammar | None = None
         self.cached_tokens = 0
+        self.cache_miss: CacheMiss | None = None
         self.num_preemptions = 0
         self.admitted_at_s: float | None = None
         self.first_token_at_s: float | None = None
@@ -78,10 +81,16 @@ class Sequence:
         """Tokens of the answer so far."""
         return len(self.token_ids) - self.num_prompt
 
-    def admitted(self, now_s: float) -> None:
+    @property
+    def is_in_prompt(self) -> bool:
+        """Whether some of the prompt is still to be computed, for the first time or again."""
+        return self.num_computed < self.num_prompt
+
+    def admitted(self, now_s: float, cache_miss: CacheMiss | None) -> None:
         """Note the first admission; later ones follow a preemption."""
         self.admitted_at_s = now_s
         self.cached_tokens = self.num_computed
+        self.cache_miss = cache_miss
 
     def append(self, token_id: int, now_s: float, is_end: Callable[[int], bool]) -> tuple[str, FinishReason | None]:
         """Take the next token: the text it makes showable, and whether the answer ends here.
@@ -123,4 +132,5 @@ class Sequence:
             prefill_s=first - admitted,
             decode_s=max(0.0, self.last_token_at_s - first),
             preemptions=self.num_preemptions,
+            cache_miss=self.cache_miss,
         )

@@ -143,6 +143,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, array_like=True, tag="generat
         thoughts: what the model thinks between, before it answers; None if it does not.
         prediction_ids: what the answer is likely to be. It changes when tokens come, not which.
         keep_cached: its blocks leave the prefix cache after those of requests without it.
+        group: a name that the choices of one request share; they compute their prompt once. Empty for a lone choice.
     """
 
     request_id: str
@@ -156,6 +157,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, array_like=True, tag="generat
     thoughts: Thoughts | None = None
     prediction_ids: tuple[int, ...] = ()
     keep_cached: bool = False
+    group: str = ""
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
@@ -176,6 +178,21 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top: list[tuple[int, float]]
 
 
+class CacheMiss(enum.StrEnum):
+    """Why no more of a prompt was found in the prefix cache."""
+
+    NEW = "new"
+    """None of it is known."""
+    DIFFERS = "differs"
+    """It goes on otherwise than all that is known."""
+    EVICTED = "evicted"
+    """The next block was known, and had to make room. After many more evictions that is forgotten."""
+    SHORTER_THAN_A_BLOCK = "shorter_than_a_block"
+    """The cache holds whole blocks."""
+    PREFIX_CACHING_OFF = "prefix_caching_off"
+    """``CacheConfig.enable_prefix_caching`` is off."""
+
+
 class Usage(msgspec.Struct, frozen=True, array_like=True):
     """What one request cost; sent with its last delta.
 
@@ -186,7 +203,8 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
         reasoning_tokens: tokens of the answer that were thoughts, with their markers.
         accepted_tokens: tokens of the answer that its prediction foretold.
         rejected_tokens: tokens of the prediction that were tried, and did not come.
-        cache_miss: why no more of the prompt was found in the prefix cache; empty if all was that could be.
+        cache_miss: why no more of the prompt was found in the prefix cache at that time; None if all was that could be:
+            all but its last token, or all of its full blocks.
     """
 
     prompt_tokens: int
@@ -199,7 +217,7 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
     reasoning_tokens: int = 0
     accepted_tokens: int = 0
     rejected_tokens: int = 0
-    cache_miss: str = ""
+    cache_miss: CacheMiss | None = None
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, array_like=True):

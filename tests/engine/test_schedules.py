@@ -13,6 +13,7 @@ import engine.batch
 import engine.block_pool
 import engine.engine
 from engine.block_pool import BlockPool, BlockPoolCorrupt
+from engine.eviction import EvictionOrder
 from engine.scheduler import Scheduler
 from tests.support.workloads import WrongAnswer, random_workload, run_workload
 
@@ -98,11 +99,25 @@ def committed_before_computed(monkeypatch):
 
 def evicted_but_still_named(monkeypatch):
     def allocate(self):
-        block = self._free.pop() if self._free else self._cached.popitem(last=False)[0]
+        block = self._free.pop() if self._free else self._cached.pop()
         self._ref_counts[block] = 1
         return block
 
     monkeypatch.setattr(BlockPool, "_allocate", allocate)
+
+
+def more_kept_than_half(monkeypatch):
+    monkeypatch.setattr(engine.block_pool, "EvictionOrder", lambda _: EvictionOrder(max_kept=10**9))
+
+
+def last_block_offered_after_its_end(monkeypatch):
+    real = BlockPool._forget
+
+    def forgetful(self, block):
+        if self._hash_of[block] is not None:
+            real(self, block)
+
+    monkeypatch.setattr(BlockPool, "_forget", forgetful)
 
 
 def preempted_keeps_its_progress(monkeypatch):
@@ -126,6 +141,8 @@ def preempted_keeps_its_progress(monkeypatch):
         hash_without_tenant,
         committed_before_computed,
         evicted_but_still_named,
+        more_kept_than_half,
+        last_block_offered_after_its_end,
         preempted_keeps_its_progress,
     ],
 )
