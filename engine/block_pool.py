@@ -9,10 +9,9 @@ Called by the scheduler and the engine, in one thread. A block is in exactly one
 A full block is named by SHA-256 over its tokens and the name of the block before it,
 the first one over a salt of the tenant's, so equal names mean equal prefixes of one tenant. A block's content depends
 on its prefix alone (the rule of the house), so sharing one cannot change an answer. Full blocks are shared; of a block
-that only begins as the prompt goes on, a copy is made, and the prompt computes from where they differ. Such a block may
-be the last one of a prompt, not full yet, for as long as it is held. So the n choices of one request compute their
-prompt once, and a token each; where the prefix cache is off too, under names that nobody else has and that end with
-their last holder.
+that only begins as the prompt goes on, a copy is made, and the prompt computes from where they differ. Such a block be
+the last one of a prompt, named by the tokens that it has. So the n choices of one request compute their prompt once,
+and a token each; where the prefix cache is off too, under a salt of the request's.
 """
 
 from __future__ import annotations
@@ -33,8 +32,9 @@ MAX_CANDIDATES = 8
 """How many blocks are looked at for one that begins as a prompt goes on."""
 KEPT_SHARE = 2
 """One in so many blocks may be kept in the cache before all others."""
-EVICTED_NAMES = 4
-"""Places for names of evicted blocks, for each block: after as many evictions as there are blocks, 4 in 5 are known."""
+EVICTED_NAMES, MIN_EVICTED_NAMES = 4, 4096
+"""Places for names of evicted blocks: so many for each block, so that 4 in 5 are still known after as many evictions as
+there are blocks; and 32 KB of them for small pools."""
 
 
 class BlockPoolCorrupt(UpwellError):
@@ -63,7 +63,7 @@ class BlockPool:
         self._copies: list[tuple[int, int]] = []
         self._free = list(range(config.num_blocks - 1, -1, -1))
         self._cached = EvictionOrder(config.num_blocks // KEPT_SHARE)
-        self._evicted = EvictedNames(EVICTED_NAMES * config.num_blocks)
+        self._evicted = EvictedNames(max(EVICTED_NAMES * config.num_blocks, MIN_EVICTED_NAMES))
 
     @property
     def num_free(self) -> int:
@@ -109,16 +109,12 @@ class BlockPool:
         return True
 
     def why_missed(self, seq: Sequence) -> CacheMiss | None:
-        """Why no more of ``seq`` was found, which has just been admitted; None if all was found that could be."""
-        wanted = len(seq.token_ids) - 1
-        num_full = wanted // self.block_size
-        if seq.num_computed == wanted or 0 < num_full == seq.num_committed:
+        """Why no more of ``seq`` was found, which has just been admitted; None if all but its last token was."""
+        if seq.num_remaining == 1:
             return None
         if not self._caching:
             return CacheMiss.PREFIX_CACHING_OFF
-        if num_full == 0:
-            return CacheMiss.SHORTER_THAN_A_BLOCK
-        if seq.block_hashes[seq.num_committed] in self._evicted:
+        if self._name(seq, seq.num_committed, len(seq.token_ids)) in self._evicted:
             return CacheMiss.EVICTED
         return CacheMiss.DIFFERS if seq.num_computed else CacheMiss.NEW
 
@@ -149,19 +145,14 @@ class BlockPool:
     def commit(self, seq: Sequence) -> None:
         """Offer the blocks that ``seq`` has computed in full to later prompts, and the last one of its prompt."""
         num_full = seq.num_computed // self.block_size
-        ends_prompt = seq.num_computed == seq.num_prompt and seq.num_computed % self.block_size > 0
-        if not self._shares(seq) or (num_full <= seq.num_committed and not ends_prompt):
+        if not self._shares(seq) or (num_full <= seq.num_committed and seq.num_computed != seq.num_prompt):
             return
         self._extend_hashes(seq, num_full)
         for index in range(seq.num_committed, num_full):
-            name, block = seq.block_hashes[index], seq.block_ids[index]
-            if name not in self._by_hash:  # a twin, computed at the same time, keeps the name
-                self._by_hash[name] = block
-                self._hash_of[block] = name
-                self._note_content(seq, index)
+            self._offer(seq, index, seq.block_hashes[index])
         seq.num_committed = max(num_full, seq.num_committed)
-        if ends_prompt:
-            self._note_content(seq, num_full)
+        if seq.num_computed == seq.num_prompt and seq.num_computed % self.block_size:
+            self._offer(seq, num_full, self._name(seq, num_full, seq.num_computed))
 
     def release(self, seq: Sequence, *, forget: bool = False) -> None:
         """Take every block back from ``seq``; the one way a sequence loses its blocks.
@@ -177,8 +168,7 @@ class BlockPool:
                 self._forget(block)
             self._ref_counts[block] -= 1
             if self._ref_counts[block] == 0:
-                if self._hash_of[block] is None or not self._caching:
-                    self._forget(block)
+                if self._hash_of[block] is None:
                     self._free.append(block)
                 else:
                     self._cached.add(block, keep=seq.request.keep_cached)
@@ -214,17 +204,11 @@ class BlockPool:
             raise BlockPoolCorrupt("names and blocks do not point at each other")
         if self._cached.num_kept * KEPT_SHARE > self.num_blocks:
             raise BlockPoolCorrupt("more blocks are kept than may be")
-        self._check_contents(named)
-
-    def _check_contents(self, named: dict[int, bytes]) -> None:
-        for block, content in self._contents.items():
-            if block not in named and (self._ref_counts[block] == 0 or len(content.token_ids) >= self.block_size):
-                raise BlockPoolCorrupt("a block without a name is offered that nobody holds, or that is full")
-        if not named.keys() <= self._contents.keys():
-            raise BlockPoolCorrupt("a named block has no content")
+        if named != {block: chain_hash(held.parent, held.token_ids) for block, held in self._contents.items()}:
+            raise BlockPoolCorrupt("a block has another name than its content")
         followers = {block: key for key, blocks in self._followers.items() for block in blocks}
         if followers != {block: (held.parent, held.token_ids[0]) for block, held in self._contents.items()}:
-            raise BlockPoolCorrupt("a block is not found after the one before it")
+            raise BlockPoolCorrupt("a named block is not found after the one before it")
 
     def _shares(self, seq: Sequence) -> bool:
         """Whether others may read what ``seq`` has computed."""
@@ -262,12 +246,25 @@ class BlockPool:
                 best, num_alike = block, length
         return best, num_alike
 
-    def _note_content(self, seq: Sequence, index: int) -> None:
-        """Offer the block at ``index``, as far as it has been computed, to be copied."""
+    def _offer(self, seq: Sequence, index: int, name: bytes) -> None:
+        """Let the block at ``index``, as far as it has been computed, be found under ``name``."""
+        if name in self._by_hash:  # a twin, computed at the same time or copied, keeps the name
+            return
         block, start = seq.block_ids[index], index * self.block_size
+        part = self._hash_of[block]
+        if part is not None:
+            self._evicted.add(part)  # once this block has gone, so has what it began with
+            self._forget(block)
+        self._by_hash[name] = block
+        self._hash_of[block] = name
         tokens = seq.token_ids[start : min(start + self.block_size, seq.num_computed)]
         content = self._contents[block] = _Content(self._parent(seq, index), tokens)
         self._followers.setdefault((content.parent, tokens[0]), {})[block] = None
+
+    def _name(self, seq: Sequence, index: int, end: int) -> bytes:
+        """The name of the block at ``index``, whose tokens end before ``end`` if it is not full."""
+        start = index * self.block_size
+        return chain_hash(self._parent(seq, index), seq.token_ids[start : min(start + self.block_size, end)])
 
     def _parent(self, seq: Sequence, index: int) -> bytes:
         """The name of the block before the one at ``index``."""
@@ -277,8 +274,7 @@ class BlockPool:
 
     def _extend_hashes(self, seq: Sequence, num_blocks: int) -> None:
         for index in range(len(seq.block_hashes), num_blocks):
-            tokens = seq.token_ids[index * self.block_size : (index + 1) * self.block_size]
-            seq.block_hashes.append(chain_hash(self._parent(seq, index), tokens))
+            seq.block_hashes.append(self._name(seq, index, len(seq.token_ids)))
 
     def _allocate(self) -> int:
         if self._free:
@@ -299,13 +295,12 @@ class BlockPool:
 
     def _forget(self, block: int) -> None:
         """Nobody finds the content of ``block``, which is not among the cached ones, any longer."""
+        self._cached.forget(block)
         name = self._hash_of[block]
         if name is not None:
             del self._by_hash[name]
             self._hash_of[block] = None
-        self._cached.forget(block)
-        content = self._contents.pop(block, None)
-        if content is not None:
+            content = self._contents.pop(block)
             followers = self._followers[content.parent, content.token_ids[0]]
             del followers[block]
             if not followers:

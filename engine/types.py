@@ -187,8 +187,6 @@ class CacheMiss(enum.StrEnum):
     """It goes on otherwise than all that is known."""
     EVICTED = "evicted"
     """The next block was known, and had to make room. After many more evictions that is forgotten."""
-    SHORTER_THAN_A_BLOCK = "shorter_than_a_block"
-    """The cache holds whole blocks."""
     PREFIX_CACHING_OFF = "prefix_caching_off"
     """``CacheConfig.enable_prefix_caching`` is off."""
 
@@ -203,8 +201,8 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
         reasoning_tokens: tokens of the answer that were thoughts, with their markers.
         accepted_tokens: tokens of the answer that its prediction foretold.
         rejected_tokens: tokens of the prediction that were tried, and did not come.
-        cache_miss: why no more of the prompt was found in the prefix cache at that time; None if all was that could be:
-            all but its last token, or all of its full blocks.
+        cache_miss: why no more of the prompt was found in the prefix cache at that time; None if all was but its
+            last token, which is always computed.
     """
 
     prompt_tokens: int

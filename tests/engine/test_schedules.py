@@ -110,14 +110,17 @@ def more_kept_than_half(monkeypatch):
     monkeypatch.setattr(engine.block_pool, "EvictionOrder", lambda _: EvictionOrder(max_kept=10**9))
 
 
-def last_block_offered_after_its_end(monkeypatch):
-    real = BlockPool._forget
+def named_for_more_than_was_computed(monkeypatch):
+    real = BlockPool._offer
 
-    def forgetful(self, block):
-        if self._hash_of[block] is not None:
-            real(self, block)
+    def eager(self, seq, index, name):
+        computed, seq.num_computed = seq.num_computed, len(seq.token_ids) + 1
+        seq.token_ids.append(0)
+        real(self, seq, index, name)
+        seq.token_ids.pop()
+        seq.num_computed = computed
 
-    monkeypatch.setattr(BlockPool, "_forget", forgetful)
+    monkeypatch.setattr(BlockPool, "_offer", eager)
 
 
 def preempted_keeps_its_progress(monkeypatch):
@@ -142,7 +145,7 @@ def preempted_keeps_its_progress(monkeypatch):
         committed_before_computed,
         evicted_but_still_named,
         more_kept_than_half,
-        last_block_offered_after_its_end,
+        named_for_more_than_was_computed,
         preempted_keeps_its_progress,
     ],
 )
