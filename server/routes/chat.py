@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from starlette.types import Receive, Scope, Send
 
 from engine.types import SamplingParams
@@ -34,7 +32,7 @@ class ChatCompletions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        service, arrived_at_s = self._service, time.monotonic()
+        service, arrived_at_s = self._service, record_of(scope).arrived_at_s
         body = await service.read_body(scope, receive)
         request = await off_loop_if_long(len(body), lambda: parse_chat(body))
         ready = service.check(request)
@@ -91,8 +89,13 @@ def _call(
         tenant=record_of(scope).tenant,
         arrived_at_s=arrived_at_s,
         grammar=grammar,
+        keep_cached=bool(request.prompt_cache_key),
     )
-    include_usage = bool(request.stream_options and request.stream_options.include_usage)
     return Call(
-        id=call_id, requests=requests, choices_per_prompt=n, stream=bool(request.stream), include_usage=include_usage
+        id=call_id,
+        requests=requests,
+        choices_per_prompt=n,
+        stream=bool(request.stream),
+        include_usage=request.include_usage,
+        explain_usage=request.explain_usage,
     )

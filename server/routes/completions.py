@@ -38,7 +38,7 @@ class Completions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        service, arrived_at_s = self._service, time.monotonic()
+        service, arrived_at_s = self._service, record_of(scope).arrived_at_s
         body = await service.read_body(scope, receive)
         request = await off_loop_if_long(len(body), lambda: parse_completion(body))
         ready = service.check(request)
@@ -107,10 +107,22 @@ def _call(
 ) -> Call:
     call_id, n = new_id("cmpl-"), request.n or 1
     tenant = record_of(scope).tenant
-    requests = build_requests(call_id, prompts, n=n, priority=0, tenant=tenant, arrived_at_s=arrived_at_s)
-    include_usage = bool(request.stream_options and request.stream_options.include_usage)
+    requests = build_requests(
+        call_id,
+        prompts,
+        n=n,
+        priority=0,
+        tenant=tenant,
+        arrived_at_s=arrived_at_s,
+        keep_cached=bool(request.prompt_cache_key),
+    )
     return Call(
-        id=call_id, requests=requests, choices_per_prompt=n, stream=bool(request.stream), include_usage=include_usage
+        id=call_id,
+        requests=requests,
+        choices_per_prompt=n,
+        stream=bool(request.stream),
+        include_usage=request.include_usage,
+        explain_usage=request.explain_usage,
     )
 
 
@@ -124,8 +136,7 @@ class TextFormat:
         self._vocabulary = vocabulary
         self._logprobs = request.logprobs is not None
         self._writers: dict[int, TextLogprobsWriter] = {}
-        include_usage = request.stream_options and request.stream_options.include_usage
-        self._no_usage: UnsetType | None = None if include_usage else UNSET
+        self._no_usage: UnsetType | None = None if request.include_usage else UNSET
 
     def chunk(self, index: int, delta: TokenDelta) -> TextCompletion | None:
         """See ``AnswerFormat.chunk``."""

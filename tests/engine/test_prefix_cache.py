@@ -228,7 +228,9 @@ class TestMisses:
         assert usages[first.request_id].preemptions == 0
 
 
-@given(st.lists(st.tuples(st.sampled_from(["add", "keep", "take", "pop", "forget"]), st.integers(0, 7))), st.integers(0, 4))
+@given(
+    st.lists(st.tuples(st.sampled_from(["add", "keep", "take", "pop", "forget"]), st.integers(0, 7))), st.integers(0, 4)
+)
 @settings(max_examples=300)
 def test_the_order_of_eviction(actions, max_kept):
     """Held against the words of ``EvictionOrder``'s docstring, followed with lists."""
