@@ -145,7 +145,7 @@ class BlockPool:
     def commit(self, seq: Sequence) -> None:
         """Offer the blocks that ``seq`` has computed in full to later prompts, and the last one of its prompt."""
         num_full = seq.num_computed // self.block_size
-        if not self._shares(seq) or (num_full <= seq.num_committed and seq.num_computed != seq.num_prompt):
+        if (num_full <= seq.num_committed and seq.num_computed != seq.num_prompt) or not self._shares(seq):
             return
         self._extend_hashes(seq, num_full)
         for index in range(seq.num_committed, num_full):

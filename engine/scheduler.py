@@ -140,8 +140,10 @@ class Scheduler:
 
         One whose prompt another of its group is computing waits for that, and lets others by: it will find it computed.
         """
+        if not self.waiting or len(self.running) >= self._config.max_num_seqs:
+            return
         enough = max(self._config.enough_prompt_tokens, ENOUGH_PER_WAITING * len(self.waiting))
-        computing = {seq.request.group for seq in self.running if seq.is_in_prompt} if self.waiting else set()
+        computing = {seq.request.group for seq in self.running if seq.is_in_prompt}
         for seq in self.waiting.copy():
             if plan.budget == 0 or len(self.running) >= self._config.max_num_seqs or plan.prompt_tokens >= enough:
                 return

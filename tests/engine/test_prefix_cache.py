@@ -162,6 +162,13 @@ class TestKeptPrompts:
         assert bench.engine.pool._cached.num_kept == 10
         assert bench.ask(numbered(1)).cached_tokens == 16
 
+    def test_leave_nothing_of_it_to_what_comes_after_them_in_their_blocks(self):
+        bench = Bench(num_blocks=8)
+        bench.ask(numbered(1), keep_cached=True)
+        assert bench.engine.pool._cached.num_kept == 4
+        bench.ask(numbered(2, 31))
+        assert (bench.engine.pool.num_cached, bench.engine.pool._cached.num_kept) == (8, 0)
+
     def test_of_another_tenant_are_not_found(self):
         bench = Bench()
         bench.ask(numbered(1), keep_cached=True, tenant="one")

@@ -147,6 +147,7 @@ def test_the_parts_always_add_up(
     found = parts(msgspec.structs.asdict(explained))
     expected = (queue_s, prefill_s, decode_s, reading_s + sending_s)
     for part, exact in zip(found.values(), expected, strict=True):
+        assert part >= 0
         assert abs(part - 1e6 * exact) <= 3, (
             "each of three is rounded by at most 1/2, and floats of 1e6 s to 1/1000 of one"
         )
