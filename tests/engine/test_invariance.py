@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -106,6 +107,32 @@ def test_answers_do_not_depend_on_company(
         wanted = alone(name, request.prompt_ids, request.sampling, request.grammar, **how)
         assert cold[request.request_id] == wanted
         assert warm[request.request_id] == wanted
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@given(
+    prompt=prompts,
+    sampling=samplings,
+    budget=st.integers(6, 80),
+    wanted_block_size=st.sampled_from([4, 32]),
+    caching=st.booleans(),
+)
+@settings(max_examples=30)
+def test_choices_that_share_a_prompt_answer_as_alone(device, prompt, sampling, budget, wanted_block_size, caching):
+    """Most of a prompt that all but the first have is a copy of the last block it computed."""
+    engine = tiny_engine(
+        "tiny-mistral",
+        device=device,
+        max_model_len=MAX_LEN,
+        max_num_seqs=6,
+        max_num_batched_tokens=budget,
+        block_size=max(wanted_block_size, multiple_of(device)),
+        enable_prefix_caching=caching,
+    )
+    choices = [msgspec.structs.replace(sampling, choice=choice) for choice in range(3)]
+    found = answers(engine, [(0, GenerateRequest(f"r{c.choice}", prompt, c, group="call")) for c in choices])
+    assert list(found.values()) == [alone("tiny-mistral", prompt, choice, device=device) for choice in choices]
+    assert engine.stats().prefix_hit_tokens == 2 * (len(prompt) - 1)
 
 
 def test_the_property_can_fail(monkeypatch):
