@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from engine.types import FinishReason, GenerateRequest, SamplingParams, TokenDelta, TokenLogprobs, Usage
-from server.answers import CompletionUsage, PromptTokensDetails
+from server.answers import CompletionTokensDetails, CompletionUsage, PromptTokensDetails
 from server.engine_client import TokenStream
 from server.errors import from_error_info
 from server.metrics import Metrics
@@ -73,6 +73,7 @@ def build_requests(
     tenant: str,
     arrived_at_s: float,
     grammar: str = "",
+    prediction_ids: Sequence[int] = (),
 ) -> list[GenerateRequest]:
     """``n`` engine requests for each prompt. A choice depends on its prompt, its seed and its index among the n."""
     requests: list[GenerateRequest] = []
@@ -87,6 +88,7 @@ def build_requests(
                     tenant,
                     arrived_at_s,
                     grammar,
+                    prediction_ids=tuple(prediction_ids),
                 )
             )
     return requests
@@ -146,7 +148,12 @@ class CallProgress:
         num_prompt = sum(usage.prompt_tokens for usage in firsts)
         num_answer = sum(usage.completion_tokens for usage in self._usages if usage)
         cached = PromptTokensDetails(sum(usage.cached_tokens for usage in firsts))
-        return CompletionUsage(num_prompt, num_answer, num_prompt + num_answer, cached)
+        ended = [usage for usage in self._usages if usage]
+        details = CompletionTokensDetails(
+            accepted_prediction_tokens=sum(usage.accepted_tokens for usage in ended),
+            rejected_prediction_tokens=sum(usage.rejected_tokens for usage in ended),
+        )
+        return CompletionUsage(num_prompt, num_answer, num_prompt + num_answer, cached, details)
 
 
 async def collect(deltas: TokenStream, progress: CallProgress, num_choices: int) -> list[Answer]:

@@ -49,7 +49,9 @@ class ChatCompletions:
                     conversation.num_chars, lambda: service.context.prompts.chat(conversation)
                 )
                 budget = completion_budget(len(prompt.token_ids), requested, ready, "messages")
-                call = _call(request, prompt.token_ids, _sampling(request, budget, seed), grammar, scope, arrived_at_s)
+                foretold = await service.prediction_ids(request, ready)
+                sampling = _sampling(request, budget, seed)
+                call = _call(request, prompt.token_ids, sampling, grammar, foretold, scope, arrived_at_s)
                 answer_format = ChatFormat(
                     call.id,
                     request,
@@ -79,6 +81,7 @@ def _call(
     prompt_ids: list[int],
     sampling: SamplingParams,
     grammar: str,
+    prediction_ids: list[int],
     scope: Scope,
     arrived_at_s: float,
 ) -> Call:
@@ -91,6 +94,7 @@ def _call(
         tenant=record_of(scope).tenant,
         arrived_at_s=arrived_at_s,
         grammar=grammar,
+        prediction_ids=prediction_ids,
     )
     include_usage = bool(request.stream_options and request.stream_options.include_usage)
     return Call(

@@ -49,7 +49,8 @@ class Completions:
         with service.admission.reserve(len(prompts) * (request.n or 1)):
             async with DisconnectWatch(receive):
                 token_ids = await off_loop_if_long(num_chars, lambda: _encode_all(prompts, service.context.prompts))
-                call = _call(request, _with_sampling(request, token_ids, ready), scope, arrived_at_s)
+                foretold = await service.prediction_ids(request, ready)
+                call = _call(request, _with_sampling(request, token_ids, ready), foretold, scope, arrived_at_s)
                 answer_format = TextFormat(call.id, request, service.context.vocabulary)
                 await service.answer(call, answer_format, scope, send)
 
@@ -102,12 +103,21 @@ def _with_sampling(
 def _call(
     request: CompletionRequest,
     prompts: Sequence[tuple[list[int], SamplingParams]],
+    prediction_ids: list[int],
     scope: Scope,
     arrived_at_s: float,
 ) -> Call:
     call_id, n = new_id("cmpl-"), request.n or 1
     tenant = record_of(scope).tenant
-    requests = build_requests(call_id, prompts, n=n, priority=0, tenant=tenant, arrived_at_s=arrived_at_s)
+    requests = build_requests(
+        call_id,
+        prompts,
+        n=n,
+        priority=0,
+        tenant=tenant,
+        arrived_at_s=arrived_at_s,
+        prediction_ids=prediction_ids,
+    )
     include_usage = bool(request.stream_options and request.stream_options.include_usage)
     return Call(
         id=call_id, requests=requests, choices_per_prompt=n, stream=bool(request.stream), include_usage=include_usage

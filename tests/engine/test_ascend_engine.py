@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 import transformers
 
@@ -18,7 +19,9 @@ from engine.engine import Engine
 from engine.loading import load_engine
 from engine.process import failure_of
 from engine.types import GenerateRequest, SamplingParams
+from kernels.ascend import recorded
 from kernels.ascend.attention import Attention
+from kernels.ascend.recorded import one_query_each
 from tests.kernels.test_ascend_errors import FUSED
 from tests.support.ascend_backend import emulated_ascend
 from tests.support.ascend_links import link
@@ -152,6 +155,24 @@ def test_nothing_else_changes_a_bit(model, alone, options):
     assert answers(engine, REQUESTS) == alone, "with the prefixes of the first time in the cache"
     if options.get("num_blocks") == 4:
         assert engine.scheduler.num_preemptions > 0
+
+
+@pytest.mark.parametrize("options", [{}, {"num_blocks": 4, "max_num_seqs": 2}], ids=["", "preemption"])
+def test_predictions_do_not_change_a_bit_either(model, alone, options, monkeypatch):
+    """Right, right but for a token, and wrong; what only tries drafts has one query a sequence, as graphs have."""
+    made: list[object] = []
+    monkeypatch.setattr(recorded, "one_query_each", lambda step: made.append(step) or one_query_each(step))
+    engine = engine_of(model, "ascend", **options)
+    predictions = [alone[request.request_id][0] for request in REQUESTS]
+    predictions[1] = [*predictions[1][:4], 5, *predictions[1][5:]]
+    predictions[2] = predictions[3]
+    requests = [
+        msgspec.structs.replace(request, prediction_ids=tuple(prediction))
+        for request, prediction in zip(REQUESTS, predictions, strict=True)
+    ]
+    assert answers(engine, requests) == alone
+    assert answers(engine, requests) == alone, "with the prefixes of the first time in the cache"
+    assert made
 
 
 @pytest.mark.parametrize("options", [{"prompt_attention": "fused"}, {"attention_scores": "float16"}])
