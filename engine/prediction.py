@@ -70,7 +70,7 @@ class Prediction:
     def note(self, token_id: int) -> None:
         """The answer goes on by a token."""
         self._last = (*self._last, token_id)[-RUN:]
-        if self._is_placed and self._place < len(self._ids) and self._ids[self._place] == token_id:
+        if self._expected() == token_id:
             self._marks[self._place] = _CAME
             self._place += 1
             self._run += 1
@@ -81,6 +81,10 @@ class Prediction:
         if self._is_placed:
             self._trust //= 4
         self._look_for(token_id)
+
+    def _expected(self) -> int | None:
+        """The token that comes next if the answer goes on as the prediction does."""
+        return self._ids[self._place] if self._is_placed and self._place < len(self._ids) else None
 
     def _look_for(self, token_id: int) -> None:
         """Find where the answer goes on in the prediction: by its last tokens, else near where it was by the last."""
