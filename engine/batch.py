@@ -21,12 +21,7 @@ def build_batch(plan: Seq[ScheduledSeq], block_size: int) -> StepInputs:
     of NumPy, and a step of a prompt's thousand tokens takes a thousand times as long as this.
     """
     spans = [(each.seq, each.start, each.start + each.count + len(each.drafts)) for each in plan]
-    token_ids = [
-        token_id
-        for each in plan
-        for known_or_not in (each.seq.token_ids[each.start : each.start + each.count], each.drafts)
-        for token_id in known_or_not
-    ]
+    token_ids = [token_id for seq, start, end in spans for token_id in seq.token_ids[start:end]]
     positions = [at for _, start, end in spans for at in range(start, end)]
     slots = [
         seq.block_ids[at // block_size] * block_size + at % block_size
@@ -35,14 +30,23 @@ def build_batch(plan: Seq[ScheduledSeq], block_size: int) -> StepInputs:
     ]
     q_starts = list(accumulate([end - start for _, start, end in spans], initial=0))
     kv_lens = [end for _, _, end in spans]
-    logit_rows = [
-        row
-        for end, each in zip(q_starts[1:], plan, strict=True)
-        if each.completes
-        for row in range(end - 1 - len(each.drafts), end)
-    ]
+    logit_rows = [end - 1 for end, each in zip(q_starts[1:], plan, strict=True) if each.completes]
+    if len(token_ids) < q_starts[-1]:  # the others are drafts
+        token_ids, logit_rows = _with_drafts(plan)
     where = AttentionBatch(_i32(q_starts), _i32(kv_lens), _block_table(plan))
     return StepInputs(_i32(token_ids), _i32(positions), _i32(slots), where, _i32(logit_rows))
+
+
+def _with_drafts(plan: Seq[ScheduledSeq]) -> tuple[list[int], list[int]]:
+    """The tokens of a step, each sequence's drafts behind its own, and the rows whose logits are wanted."""
+    token_ids: list[int] = []
+    logit_rows: list[int] = []
+    for each in plan:
+        token_ids += each.seq.token_ids[each.start : each.start + each.count]
+        if each.completes:
+            logit_rows += range(len(token_ids) - 1, len(token_ids) + len(each.drafts))
+        token_ids += each.drafts
+    return token_ids, logit_rows
 
 
 def _i32(numbers: list[int]) -> I32:

@@ -147,20 +147,19 @@ class Engine:
             if scheduled.seq.admitted_at_s is None:
                 self._note_admission(scheduled.seq, now_s)
         scores = self._scores(plan)
-        sampled = iter(self._sampled(scores, plan))
+        drafted = [scheduled for scheduled in plan if scheduled.drafts]
+        sampled = iter(self._sampled(scores, plan, drafted))
         self._steps += 1
         now_s = self._clock()
         self._gaps.step(now_s, self._runner.native_wall_s())
         deltas = refused
         for scheduled in plan:
-            if scheduled.drafts:
-                scheduled.seq.note_tried(len(scheduled.drafts))
             scheduled.seq.num_computed += scheduled.count
             if scheduled.completes:
                 deltas.append(self._emit(scheduled.seq, next(sampled), now_s))
             else:
                 self.pool.commit(scheduled.seq)
-        if any(scheduled.drafts for scheduled in plan):
+        if drafted:
             self._take_drafts(scores, _tried(plan, deltas), deltas, now_s)
         if not self.has_work:
             self._gaps.idle()
@@ -175,12 +174,12 @@ class Engine:
         _set_masks(bound, masks)
         return scores
 
-    def _sampled(self, scores: Scores, plan: list[ScheduledSeq]) -> list[Sampled | None]:
-        """The next token of each sequence that has none left to compute."""
+    def _sampled(self, scores: Scores, plan: list[ScheduledSeq], drafted: list[ScheduledSeq]) -> list[Sampled | None]:
+        """The next token of each sequence that has none left to compute; some may have drafts behind it."""
         states = [each.seq.sampler_state for each in plan if each.completes]
-        if any(each.drafts for each in plan):
-            scores = PickedScores(scores, [row for row, _ in _rows(plan)])
-        return self.sampler.sample(scores, states)
+        for each in drafted:
+            each.seq.note_tried(len(each.drafts))
+        return self.sampler.sample(PickedScores(scores, [row for row, _ in _rows(plan)]) if drafted else scores, states)
 
     def _take_drafts(self, scores: Scores, tried: list[_Tried], deltas: list[TokenDelta], now_s: float) -> None:
         """Go on with each sequence for as long as its drafts are the tokens that come, one token of each at a time.
@@ -264,9 +263,9 @@ class Engine:
         if token is None:
             self._end(seq, forget=True)
             return _failed(seq, NUMERICAL_ERROR)
-        if seq.grammar_failure is not None:
+        if seq.grammar is not None and seq.grammar.failure is not None:
             self._end(seq)
-            return _failed(seq, ErrorInfo("grammar_failed", GRAMMAR_ERROR.format(seq.grammar_failure)))
+            return _failed(seq, ErrorInfo("grammar_failed", GRAMMAR_ERROR.format(seq.grammar.failure)))
         self.pool.commit(seq)
         self._generated_tokens += 1
         text, finish = seq.append(token.token_id, now_s, self._eos_ids.__contains__)

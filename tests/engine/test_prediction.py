@@ -149,6 +149,7 @@ def deltas_of(engine, *requests):
     while engine.has_work:
         deltas += engine.step().deltas
         engine.pool.check(engine.sequences.values())
+        assert all(seq.num_generated == 0 or seq.num_remaining == 1 for seq in engine.sequences.values())
     assert engine.pool.num_used == 0
     return deltas, engine.stats().steps - before
 
