@@ -60,7 +60,7 @@ class Prediction:
         """What may come next, as far as it is worth a try: up to ``MOST_DRAFTS`` tokens."""
         if not self._is_placed:
             return ()
-        return self._ids[self._place : self._place + min(self._trust, MOST_DRAFTS)]
+        return self._ids[self._place : self._place + self._trust]
 
     def note_tried(self, count: int) -> None:
         """So many of ``drafts`` are tried, before the answer goes on."""

@@ -97,7 +97,7 @@ class Sequence:
         if self.prediction is None:
             return ()
         left = self.request.sampling.max_tokens - self.num_generated
-        return self.prediction.drafts()[: max(0, min(most, left - 1))]  # the last token is not fed back
+        return self.prediction.drafts()[: min(most, left - 1)]  # the last token is not fed back
 
     def note_tried(self, count: int) -> None:
         """So many of ``drafts`` are tried, before the answer goes on."""

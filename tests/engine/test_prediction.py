@@ -87,6 +87,41 @@ def test_what_follows_an_edit_is_found_again(answer):
     assert walk.steps <= lost + 10 + len(answer) / (1 + MOST_DRAFTS)
 
 
+@pytest.mark.parametrize(
+    ("answer", "lost"),
+    [
+        ([*TEXT[:300], 1, *TEXT[301:]], 1),
+        ([*TEXT[:300], 1, 2, 3, *TEXT[300:]], 3),
+        ([*TEXT[:300], *TEXT[300 + NEAR - 1 :]], 0),
+        ([*TEXT[:100], *TEXT[500:]], RUN - 1),
+        ([*TEXT[:100], *TEXT[:100]], RUN - 1),
+    ],
+)
+def test_how_long_nothing_is_tried(answer, lost):
+    """Until a token of the right text comes nearby, or ``RUN`` of them farther off, if that has been read."""
+    prediction = Prediction(tuple(TEXT))
+    while prediction._num_read < len(TEXT) - RUN + 1:
+        prediction._read_on()
+    tries = []
+    for token in answer:
+        tries.append(bool(prediction.drafts()))
+        prediction.note(token)
+    assert tries.count(False) == lost
+
+
+def test_of_several_places_the_next_one_counts():
+    """Or, where none is left, the last."""
+    run, one, two, three = ([base + i for i in range(40)] for base in (0, 100, 200, 300))
+    run = run[:RUN]
+    prediction = Prediction((*run, *one, *run, *two, *run, *three))
+    expected = []
+    for part in ([*run, *one[:5], 7000, 7001], run, [*two[:5], 7002], run, [*three, 7003], run):
+        for token in part:
+            prediction.note(token)
+        expected.append(prediction.drafts()[:1])
+    assert expected == [(), (two[0],), (), (three[0],), (), (three[0],)]
+
+
 @given(prediction=few_tokens, answer=few_tokens)
 def test_counts_are_of_the_prediction_s_own_tokens(prediction, answer):
     walk = Walk(prediction, answer)
@@ -94,6 +129,12 @@ def test_counts_are_of_the_prediction_s_own_tokens(prediction, answer):
     assert accepted <= len(answer)
     assert accepted + rejected <= len(prediction)
     assert rejected <= walk.wasted
+
+
+def test_what_came_once_is_not_rejected_later():
+    """The answer begins as the prediction does, twice, and the second time goes another way."""
+    prediction = Walk(TEXT[:100], [*TEXT[:100], *TEXT[:10], *range(30)]).prediction
+    assert (prediction.num_accepted, prediction.num_rejected) == (100, 0)
 
 
 @given(prediction=few_tokens, answer=few_tokens)
@@ -281,6 +322,7 @@ def test_a_grammar_that_fails_amid_drafts_fails_where_it_would_have(engine, monk
         monkeypatch.setattr(AnswerGrammar, "allowed", allowed)
         _, (deltas, _) = both(engine, lambda tokens: [*tokens, *tokens], grammar=lark("start: /[a]{50}/"))
         assert deltas[-1].error.code == "grammar_failed"
+        assert deltas[-1].token_ids == [], "what came before is not part of the error, which may be all that is told"
         assert sum(len(delta.token_ids) for delta in deltas) == place
 
 
@@ -312,6 +354,7 @@ def test_what_is_not_a_number_ends_the_answer_where_it_would_have(length):
     _, (deltas, _) = both(engine, lambda _: wanted, max_tokens=30)
     tokens, *_, finish, error = outcome(deltas)
     assert (tokens, finish, error.code) == (wanted[: length - 5], FinishReason.ERROR, "numerical_error")
+    assert deltas[-1].token_ids == []
 
 
 def test_what_is_not_a_number_after_a_wrong_draft_is_nothing():
