@@ -37,12 +37,12 @@ class Walk:
 
     Attributes:
         expected: tokens that came where they were expected, whether they were tried or not.
-        tried, wasted: drafts, and those that were not the tokens that came.
+        tried, wasted: drafts, and those that were not the tokens that came; most: in one step.
     """
 
     def __init__(self, prediction, answer):
         self.prediction = Prediction(tuple(prediction))
-        self.steps = self.expected = self.tried = self.wasted = 0
+        self.steps = self.expected = self.tried = self.wasted = self.most = 0
         left = list(answer)
         while left:
             drafts = self.prediction.drafts()[: len(left) - 1]
@@ -54,6 +54,7 @@ class Walk:
             del left[: right + 1]
             self.steps += 1
             self.tried += len(drafts)
+            self.most = max(self.most, len(drafts))
             self.wasted += len(drafts) - right
 
 
@@ -63,6 +64,7 @@ TEXT = list(range(1000, 1600))
 def test_a_right_prediction_takes_the_fewest_steps():
     walk = Walk(TEXT, TEXT)
     assert walk.steps <= 2 + len(TEXT) / (1 + MOST_DRAFTS)
+    assert walk.most == MOST_DRAFTS
     assert (walk.wasted, walk.prediction.num_accepted, walk.prediction.num_rejected) == (0, len(TEXT), 0)
 
 
@@ -95,6 +97,8 @@ def test_what_follows_an_edit_is_found_again(answer):
         ([*TEXT[:300], *TEXT[300 + NEAR - 1 :]], 0),
         ([*TEXT[:100], *TEXT[500:]], RUN - 1),
         ([*TEXT[:100], *TEXT[:100]], RUN - 1),
+        ([*TEXT[:100], *TEXT[500 : 500 + RUN], 1, *TEXT[501 + RUN :]], RUN - 1 + 1),
+        ([*TEXT[:100], TEXT[110], *TEXT[100:]], 0),
     ],
 )
 def test_how_long_nothing_is_tried(answer, lost):
@@ -279,6 +283,14 @@ def test_answers_of_one_prompt_share_a_prediction(engine):
     )
     for i, each in enumerate(plain):
         assert outcome([delta for delta in deltas if delta.request_id == f"r{i}"]) == outcome(each)
+
+
+def test_rows_for_drafts_are_no_places_for_sequences():
+    engine = tiny_engine("tiny-mistral", max_model_len=200, max_num_seqs=2)
+    for i in range(5):
+        engine.submit(GenerateRequest(f"r{i}", PROMPT, SamplingParams(max_tokens=9, ignore_eos=True)))
+    engine.step()
+    assert (engine.stats().running, engine.stats().waiting) == (2, 3)
 
 
 def test_a_client_leaves_amid_drafts(engine):
