@@ -75,6 +75,17 @@ REQUESTS = [
 """Some share a beginning of a whole block, which the prefix cache finds; some go from one block into the next."""
 
 
+def foretold(wanted):
+    """The requests with predictions of what is wanted: right ones, one but for a token, and a wrong one."""
+    predictions = [wanted[request.request_id][0] for request in REQUESTS]
+    predictions[1] = [*predictions[1][:4], 5, *predictions[1][5:]]
+    predictions[2] = predictions[3]
+    return [
+        msgspec.structs.replace(request, prediction_ids=tuple(prediction))
+        for request, prediction in zip(REQUESTS, predictions, strict=True)
+    ]
+
+
 def engine_of(folder, device, **options) -> Engine:
     config = EngineConfig(
         model_path=str(folder),
@@ -148,31 +159,17 @@ def test_tokens_are_those_of_the_reference(model, alone):
     ],
     ids=["graphs", "eager", "small chunks", "preemption", "more at once"],
 )
-def test_nothing_else_changes_a_bit(model, alone, options):
-    """Logprobs too, to the last bit; the second time around prefixes are in the cache."""
+def test_nothing_else_changes_a_bit(model, alone, options, monkeypatch):
+    """Logprobs too, to the last bit; the second time around prefixes are in the cache, and then there are drafts."""
     engine = engine_of(model, "ascend", **options)
     assert answers(engine, REQUESTS) == alone
     assert answers(engine, REQUESTS) == alone, "with the prefixes of the first time in the cache"
+    drafts = []
+    monkeypatch.setattr(recorded, "one_query_each", lambda step: drafts.append(step) or one_query_each(step))
+    assert answers(engine, foretold(alone)) == alone
+    assert drafts, "steps that try drafts alone, which have one query a sequence as graphs have"
     if options.get("num_blocks") == 4:
         assert engine.scheduler.num_preemptions > 0
-
-
-@pytest.mark.parametrize("options", [{}, {"num_blocks": 4, "max_num_seqs": 2}], ids=["", "preemption"])
-def test_predictions_do_not_change_a_bit_either(model, alone, options, monkeypatch):
-    """Right, right but for a token, and wrong; what only tries drafts has one query a sequence, as graphs have."""
-    made: list[object] = []
-    monkeypatch.setattr(recorded, "one_query_each", lambda step: made.append(step) or one_query_each(step))
-    engine = engine_of(model, "ascend", **options)
-    predictions = [alone[request.request_id][0] for request in REQUESTS]
-    predictions[1] = [*predictions[1][:4], 5, *predictions[1][5:]]
-    predictions[2] = predictions[3]
-    requests = [
-        msgspec.structs.replace(request, prediction_ids=tuple(prediction))
-        for request, prediction in zip(REQUESTS, predictions, strict=True)
-    ]
-    assert answers(engine, requests) == alone
-    assert answers(engine, requests) == alone, "with the prefixes of the first time in the cache"
-    assert made
 
 
 @pytest.mark.parametrize("options", [{"prompt_attention": "fused"}, {"attention_scores": "float16"}])

@@ -99,6 +99,7 @@ def test_what_follows_an_edit_is_found_again(answer):
         ([*TEXT[:100], *TEXT[:100]], RUN - 1),
         ([*TEXT[:100], *TEXT[500 : 500 + RUN], 1, *TEXT[501 + RUN :]], RUN - 1 + 1),
         ([*TEXT[:100], TEXT[110], *TEXT[100:]], 0),
+        ([*TEXT[:100], *TEXT[110 : 110 + RUN - 1], *TEXT[100:]], 0),
     ],
 )
 def test_how_long_nothing_is_tried(answer, lost):
