@@ -142,6 +142,17 @@ class BlockPool:
             seq.block_ids.append(self._allocate())
         return True
 
+    def room_of(self, seq: Sequence) -> int:
+        """How many tokens ``seq`` has room for in its own blocks and the free ones, with all that is cached left."""
+        return (len(seq.block_ids) + len(self._free)) * self.block_size
+
+    def shrink(self, seq: Sequence) -> None:
+        """Take back the blocks that ``seq`` has beyond its tokens; nobody else has them, and none has a name."""
+        for _ in range(len(seq.block_ids) - self._blocks_for(len(seq.token_ids))):
+            block = seq.block_ids.pop()
+            self._ref_counts[block] -= 1
+            self._free.append(block)
+
     def commit(self, seq: Sequence) -> None:
         """Offer the blocks that ``seq`` has computed in full to later prompts, and the last one of its prompt."""
         num_full = seq.num_computed // self.block_size

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from engine.detokenizer import IncrementalDetokenizer
 from engine.grammar import AnswerGrammar
+from engine.prediction import Prediction
 from engine.sampler import SamplerState
 from engine.types import CacheMiss, FinishReason, GenerateRequest, Usage
 
@@ -27,6 +28,7 @@ class Sequence:
         block_hashes: the chained hashes of its full blocks, as far as they were needed.
         num_committed: how many of its blocks are offered to the prefix cache.
         grammar: how far its answer has come in a grammar, or None.
+        prediction: how far its answer has come in what it was foretold to be, or None.
         cached_tokens: prompt tokens found in the prefix cache at the first admission.
         cache_miss: why they were no more.
         admitted_at_s: first admission, monotonic seconds, as ``first_token_at_s`` and ``last_token_at_s``.
@@ -47,6 +49,7 @@ class Sequence:
         "num_preemptions",
         "num_prompt",
         "order",
+        "prediction",
         "request",
         "sampler_state",
         "token_ids",
@@ -64,6 +67,7 @@ class Sequence:
         self.sampler_state = SamplerState(request.sampling, request.prompt_ids)
         self.detokenizer = detokenizer
         self.grammar: AnswerGrammar | None = None
+        self.prediction = Prediction(request.prediction_ids) if request.prediction_ids else None
         self.cached_tokens = 0
         self.cache_miss: CacheMiss | None = None
         self.num_preemptions = 0
@@ -86,11 +90,28 @@ class Sequence:
         """Whether some of the prompt is still to be computed, for the first time or again."""
         return self.num_computed < self.num_prompt
 
+    @property
+    def grammar_failure(self) -> str | None:
+        """Why its answer can be held to its grammar no longer."""
+        return None if self.grammar is None else self.grammar.failure
+
     def admitted(self, now_s: float, cache_miss: CacheMiss | None) -> None:
         """Note the first admission; later ones follow a preemption."""
         self.admitted_at_s = now_s
         self.cached_tokens = self.num_computed
         self.cache_miss = cache_miss
+
+    def drafts(self, most: int) -> tuple[int, ...]:
+        """Up to so many tokens that may come next, by the request's prediction; none that the answer may not have."""
+        if self.prediction is None:
+            return ()
+        left = self.request.sampling.max_tokens - self.num_generated
+        return self.prediction.drafts()[: min(most, left - 1)]  # the last token is not fed back
+
+    def note_tried(self, count: int) -> None:
+        """So many of ``drafts`` are tried, before the answer goes on."""
+        if self.prediction is not None:
+            self.prediction.note_tried(count)
 
     def append(self, token_id: int, now_s: float, is_end: Callable[[int], bool]) -> tuple[str, FinishReason | None]:
         """Take the next token: the text it makes showable, and whether the answer ends here.
@@ -102,6 +123,8 @@ class Sequence:
         """
         self.token_ids.append(token_id)
         self.sampler_state.note(token_id)
+        if self.prediction is not None:
+            self.prediction.note(token_id)
         if self.first_token_at_s is None:
             self.first_token_at_s = now_s
         self.last_token_at_s = now_s
@@ -133,4 +156,6 @@ class Sequence:
             decode_s=max(0.0, self.last_token_at_s - first),
             preemptions=self.num_preemptions,
             cache_miss=self.cache_miss,
+            accepted_tokens=self.prediction.num_accepted if self.prediction else 0,
+            rejected_tokens=self.prediction.num_rejected if self.prediction else 0,
         )

@@ -47,6 +47,9 @@ class PromptEncoder(Protocol):
     def text(self, prompt: str) -> list[int]:
         """The ids of a plain text, with the control tokens that the model begins a text with."""
 
+    def prediction(self, answer: str) -> list[int]:
+        """The ids of a text that an answer may be, without what models put around texts."""
+
 
 class Vocabulary(Protocol):
     """What single tokens stand for."""
@@ -99,6 +102,10 @@ class ModelPrompts:
     def text(self, prompt: str) -> list[int]:
         """See ``PromptEncoder.text``."""
         return self._tokenizer.encode(prompt, add_special=True)
+
+    def prediction(self, answer: str) -> list[int]:
+        """See ``PromptEncoder.prediction``."""
+        return self._tokenizer.encode(answer, add_special=False)
 
 
 def _cut_after(rendered: str, content: str) -> str:

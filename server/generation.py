@@ -78,6 +78,7 @@ def build_requests(
     arrived_at_s: float,
     grammar: str = "",
     keep_cached: bool = False,
+    prediction_ids: Sequence[int] = (),
 ) -> list[GenerateRequest]:
     """``n`` engine requests for each prompt. A choice depends on its prompt, its seed and its index among the n."""
     requests: list[GenerateRequest] = []
@@ -95,6 +96,7 @@ def build_requests(
                     grammar,
                     keep_cached=keep_cached,
                     group=group,
+                    prediction_ids=tuple(prediction_ids),
                 )
             )
     return requests

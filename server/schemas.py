@@ -123,6 +123,13 @@ class Prediction(RequestStruct, frozen=True, kw_only=True):
     type: Literal["content"]
     content: str | list[ContentPart]
 
+    @property
+    def text(self) -> str:
+        """The content as one string."""
+        if isinstance(self.content, list):
+            return "".join(part.text or "" for part in self.content)
+        return self.content
+
 
 class SamplingFields(RequestStruct, frozen=True, kw_only=True):
     """The fields that chat and text completions share.

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from engine.errors import InvalidRequest
-from server.chat_rules import check_messages, check_response_format, check_tools
+from server.chat_rules import check_messages, check_prediction, check_response_format, check_tools
 from server.chat_schemas import ChatRequest
 from server.request_fields import checked
 from server.schemas import CompletionRequest, SamplingFields
@@ -74,6 +74,7 @@ def _convert(members: dict[str, Any], target: type[R]) -> R:
     except msgspec.ValidationError as error:
         raise _explained(str(error)) from None
     check_response_format(request.response_format)
+    check_prediction(request.prediction)
     return request
 
 

@@ -47,7 +47,9 @@ class ChatCompletions:
                     conversation.num_chars, lambda: service.context.prompts.chat(conversation)
                 )
                 budget = completion_budget(len(prompt.token_ids), requested, ready, "messages")
-                call = _call(request, prompt.token_ids, _sampling(request, budget, seed), grammar, scope, arrived_at_s)
+                foretold = await service.prediction_ids(request, ready)
+                sampling = _sampling(request, budget, seed)
+                call = _call(request, prompt.token_ids, sampling, grammar, foretold, scope, arrived_at_s)
                 answer_format = ChatFormat(
                     call.id,
                     request,
@@ -77,6 +79,7 @@ def _call(
     prompt_ids: list[int],
     sampling: SamplingParams,
     grammar: str,
+    prediction_ids: list[int],
     scope: Scope,
     arrived_at_s: float,
 ) -> Call:
@@ -90,6 +93,7 @@ def _call(
         arrived_at_s=arrived_at_s,
         grammar=grammar,
         keep_cached=bool(request.prompt_cache_key),
+        prediction_ids=prediction_ids,
     )
     return Call(
         id=call_id,

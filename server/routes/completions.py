@@ -49,7 +49,8 @@ class Completions:
         with service.admission.reserve(len(prompts) * (request.n or 1)):
             async with DisconnectWatch(receive):
                 token_ids = await off_loop_if_long(num_chars, lambda: _encode_all(prompts, service.context.prompts))
-                call = _call(request, _with_sampling(request, token_ids, ready), scope, arrived_at_s)
+                foretold = await service.prediction_ids(request, ready)
+                call = _call(request, _with_sampling(request, token_ids, ready), foretold, scope, arrived_at_s)
                 answer_format = TextFormat(call.id, request, service.context.vocabulary)
                 await service.answer(call, answer_format, scope, send)
 
@@ -102,6 +103,7 @@ def _with_sampling(
 def _call(
     request: CompletionRequest,
     prompts: Sequence[tuple[list[int], SamplingParams]],
+    prediction_ids: list[int],
     scope: Scope,
     arrived_at_s: float,
 ) -> Call:
@@ -115,6 +117,7 @@ def _call(
         tenant=tenant,
         arrived_at_s=arrived_at_s,
         keep_cached=bool(request.prompt_cache_key),
+        prediction_ids=prediction_ids,
     )
     return Call(
         id=call_id,

@@ -32,13 +32,22 @@ samplings = st.builds(
     min_p=st.sampled_from([0.0, 0.05]),
     repetition_penalty=st.sampled_from([1.0, 1.3]),
     frequency_penalty=st.sampled_from([0.0, 0.5]),
+    logit_bias=st.sampled_from([(), (), ((65, 2.0), (256, 1.5))]),
+    min_tokens=st.integers(0, 1),
     seed=st.integers(0, 3),
+    choice=st.integers(0, 1),
+    stop=st.sampled_from([(), (), ("a",), ("e", "\ufffd\ufffd")]),
     ignore_eos=st.booleans(),
     logprobs=st.sampled_from([None, 0, 3]),
 )
 grammars = st.sampled_from(["", "", *GRAMMARS])
+token_ids = st.integers(0, TINY_VOCAB_SIZE - 1)
+edits = st.one_of(
+    st.none(), st.lists(st.tuples(st.integers(0, 12), st.integers(0, 3), st.lists(token_ids, max_size=3)), max_size=3)
+)
+"""None for no prediction, else how it differs from the answer: from a place on, so many tokens are others."""
 requests = st.lists(
-    st.tuples(prompts, samplings, st.integers(-1, 1), grammars, st.integers(0, 6)), min_size=1, max_size=6
+    st.tuples(prompts, samplings, st.integers(-1, 1), grammars, edits, st.integers(0, 6)), min_size=1, max_size=6
 )
 
 
@@ -69,6 +78,16 @@ def alone(name, prompt, sampling, grammar="", **options):
     return answers(engine, [(0, GenerateRequest("r", list(prompt), sampling, grammar=grammar))])["r"]
 
 
+def predicted(answer, how):
+    """What an answer is foretold to be, and a little more."""
+    if how is None:
+        return ()
+    tokens = [*answer, *answer[:3]]
+    for at, count, others in how:
+        tokens[at : at + count] = others
+    return tuple(tokens)
+
+
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", TINY_MODELS)
@@ -96,17 +115,15 @@ def test_answers_do_not_depend_on_company(
         block_size=block_size,
         enable_prefix_caching=caching,
     )
-    arrivals = [
-        (at, GenerateRequest(f"r{i}", prompt, sampling, priority, grammar=grammar))
-        for i, (prompt, sampling, priority, grammar, at) in enumerate(drawn)
-    ]
-    cold = answers(engine, arrivals)
-    warm = answers(engine, arrivals)
-    for _, request in arrivals:
-        how = {"device": device, "quantization": quantization}
-        wanted = alone(name, request.prompt_ids, request.sampling, request.grammar, **how)
-        assert cold[request.request_id] == wanted
-        assert warm[request.request_id] == wanted
+    how = {"device": device, "quantization": quantization}
+    wanted, arrivals = {}, []
+    for i, (prompt, sampling, priority, grammar, edited, at) in enumerate(drawn):
+        wanted[f"r{i}"] = alone(name, prompt, sampling, grammar, **how)
+        foretold = predicted(wanted[f"r{i}"][0], edited)
+        request = GenerateRequest(f"r{i}", prompt, sampling, priority, grammar=grammar, prediction_ids=foretold)
+        arrivals.append((at, request))
+    assert answers(engine, arrivals) == wanted
+    assert answers(engine, arrivals) == wanted, "with the prefixes of the first time in the cache"
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -193,3 +193,7 @@ class BytePrompts:
     def text(self, prompt: str) -> list[int]:
         """See ``PromptEncoder.text``."""
         return list(prompt.encode())
+
+    def prediction(self, answer: str) -> list[int]:
+        """See ``PromptEncoder.prediction``."""
+        return list(answer.encode())
