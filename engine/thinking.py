@@ -97,6 +97,7 @@ def check_forced(thoughts: Thoughts, bytes_of: Callable[[int], bytes]) -> None:
     """Hold the tokens that may be forced against the markers.
 
     Args:
+        thoughts: the markers, and tokens for them.
         bytes_of: what a token shows.
 
     Raises:

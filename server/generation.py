@@ -14,8 +14,8 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from engine.types import FinishReason, GenerateRequest, SamplingParams, TokenDelta, TokenLogprobs, Usage
-from server.answers import CompletionUsage, PromptTokensDetails
+from engine.types import FinishReason, GenerateRequest, SamplingParams, Thoughts, TokenDelta, TokenLogprobs, Usage
+from server.answers import CompletionTokensDetails, CompletionUsage, PromptTokensDetails
 from server.engine_client import TokenStream
 from server.errors import from_error_info
 from server.metrics import Metrics
@@ -73,6 +73,8 @@ def build_requests(
     tenant: str,
     arrived_at_s: float,
     grammar: str = "",
+    shown_ids: tuple[int, ...] = (),
+    thoughts: Thoughts | None = None,
 ) -> list[GenerateRequest]:
     """``n`` engine requests for each prompt. A choice depends on its prompt, its seed and its index among the n."""
     requests: list[GenerateRequest] = []
@@ -87,6 +89,8 @@ def build_requests(
                     tenant,
                     arrived_at_s,
                     grammar,
+                    shown_ids,
+                    thoughts,
                 )
             )
     return requests
@@ -144,9 +148,11 @@ class CallProgress:
         """Tokens over all choices so far; what the engine found cached is told by each prompt's first choice."""
         firsts = [usage for usage in self._usages[:: self._call.choices_per_prompt] if usage]
         num_prompt = sum(usage.prompt_tokens for usage in firsts)
-        num_answer = sum(usage.completion_tokens for usage in self._usages if usage)
+        ended = [usage for usage in self._usages if usage]
+        num_answer = sum(usage.completion_tokens for usage in ended)
+        details = CompletionTokensDetails(reasoning_tokens=sum(usage.reasoning_tokens for usage in ended))
         cached = PromptTokensDetails(sum(usage.cached_tokens for usage in firsts))
-        return CompletionUsage(num_prompt, num_answer, num_prompt + num_answer, cached)
+        return CompletionUsage(num_prompt, num_answer, num_prompt + num_answer, cached, details)
 
 
 async def collect(deltas: TokenStream, progress: CallProgress, num_choices: int) -> list[Answer]:

@@ -24,6 +24,7 @@ from server.chat_profile import ChatProfile
 from server.context import ChatPrompt
 from server.conversation import Conversation
 from server.engine_client import EngineState, EngineUnavailable, TokenStream
+from server.thoughts import MarkerTokens
 
 BOS, EOS = 256, 257
 VOCAB_SIZE = 258
@@ -180,6 +181,7 @@ class BytePrompts:
     """Prompts as UTF-8 bytes; a conversation as lines 'role: content'."""
 
     profile = ChatProfile()
+    markers = MarkerTokens()
 
     def chat(self, conversation: Conversation) -> ChatPrompt:
         """See ``PromptEncoder.chat``."""
