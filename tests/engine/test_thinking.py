@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from engine.config import CacheConfig, SchedulerConfig
 from engine.engine import Engine
 from engine.errors import InvalidRequest
+from engine.grammar import MAX_BLANKS
 from engine.thinking import AllBut, Only, Thinking, border_of
 from engine.types import FinishReason, GenerateRequest, SamplingParams, Thoughts
 from server.reasoning import Markers, ThoughtSplitter
@@ -91,7 +93,17 @@ def shows_an_answer_after(raw, *, is_open):
     return splitter.feed("X") == ("", "X")
 
 
-@given(text=st.lists(st.sampled_from(PIECES)).map("".join), is_open=st.booleans(), data=st.data())
+some = st.lists(st.sampled_from(PIECES), max_size=6).map("".join)
+texts = st.tuples(
+    st.sampled_from(["", "\n", " \u2003", "é"]),
+    st.sampled_from(["", THINK]),
+    some,
+    st.sampled_from(["", END_THINK]),
+    some,
+).map("".join)
+
+
+@given(text=texts, is_open=st.booleans(), data=st.data())
 @settings(max_examples=300)
 def test_the_border_is_the_servers(text, is_open, data):
     """Wherever tokens are cut, amid a character too: the first token after which an answer could come is the same."""
@@ -143,6 +155,7 @@ def test_a_budget_ends_thoughts_in_the_models_own_way(make, seed):
         assert tuple(ids[: len(start)]) == start
         assert tuple(ids[len(start) + budget :][: len(end)]) == end
         assert text.count(END_THINK) == 1
+        assert len(set(ids[-20:])) > 5, "nothing is forced after it"
         assert last.usage.reasoning_tokens == len(start) + budget + len(end) - (make is plain)
         assert last.usage.completion_tokens == 60
 
@@ -220,6 +233,8 @@ def test_a_grammar_waits_for_the_end_of_the_thoughts(make, how, budget, bias, te
     if last.finish is FinishReason.STOP:
         _, content = split(text, is_open=how == "open")
         assert re.fullmatch(PATTERN, content), text
+    most = 1 + MAX_BLANKS + len("abc-123")
+    assert last.usage.completion_tokens - last.usage.reasoning_tokens <= most + (last.finish is FinishReason.STOP)
     if budget is not None and last.usage.reasoning_tokens:
         most = len(thoughts.start_ids) * (how != "open") + budget + len(thoughts.end_ids)
         assert last.usage.reasoning_tokens <= most
@@ -229,7 +244,9 @@ def test_a_grammar_waits_for_the_end_of_the_thoughts(make, how, budget, bias, te
 
 def test_before_a_grammar_the_model_decides_whether_it_thinks():
     think = ((CONTROL[THINK][0], 100.0),)
-    for make, bias, thinks in [(control, think, True), (control, (), False), (plain, think, False)]:
+    less_than = ((WORDS.ids_of("<")[0], 100.0),)
+    tried = [(control, think, True), (control, (), False), (plain, think, False), (plain, less_than, False)]
+    for make, bias, thinks in tried:
         _, text, last, _ = ended(new_engine(), make(budget=2), GRAMMAR, logit_bias=bias)
         assert text.startswith(THINK) is thinks
         assert (last.usage.reasoning_tokens > 0) is thinks
@@ -254,12 +271,16 @@ def test_what_may_not_come_before_the_border(num_matched):
             continue
         text = END_THINK[:num_matched] + WORDS.token_bytes(token_id).decode("latin-1")
         _, found, rest = text.partition(END_THINK)
-        assert (token_id in before) is not (found and rest.strip(" \t\r\n")), text
+        assert (token_id in before) is not bool(found and rest.strip(" \t\r\n")), text
+
+
+def test_what_is_whitespace_at_the_border():
+    """Not what cannot be seen for other reasons, nor whitespace of which JSON knows nothing."""
+    blanks = border_of(END_THINK, WORDS, 256, [WORDS.eos_id]).blanks
+    assert {WORDS.token_bytes(i) for i in blanks} == {b"\n", b"\t", b"\r", b" ", b"\n\n", b"  ", b"\r\n"}
 
 
 def test_restrictions_and_their_rows():
-    import numpy as np
-
     for restriction, kept in [(Only(2), [2]), (AllBut([0, 3]), [1, 2])]:
         row = np.arange(4, dtype=np.float32)
         restriction.restrict(row)

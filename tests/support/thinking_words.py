@@ -19,7 +19,7 @@ class ThinkingWords:
         tokens = [bytes([byte]) for byte in _BYTES] + [piece.encode() for piece in _PIECES]
         self.control = dict(zip(_CONTROL, range(len(tokens), 256), strict=False))
         tokens += [text.encode() for text in _CONTROL]
-        self.tokens = tokens + [tokens[i % len(_BYTES)] for i in range(256 - len(tokens))]
+        self.tokens = tokens + [tokens[i % len(_BYTES)] for i in range(255 - len(tokens))] + [b""]
         self.eos_id = self.control[END]
 
     def token_bytes(self, token_id: int) -> bytes:
