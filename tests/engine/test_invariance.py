@@ -7,9 +7,10 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from engine.config import QUANTIZATIONS
-from engine.types import GenerateRequest, SamplingParams
+from engine.types import GenerateRequest, SamplingParams, Thoughts
 from tests.support.backends import DEVICES, multiple_of
 from tests.support.grammars import GRAMMARS
 from tests.support.tiny_models import TINY_MODELS, TINY_VOCAB_SIZE, tiny_engine
@@ -36,8 +37,16 @@ samplings = st.builds(
     logprobs=st.sampled_from([None, 0, 3]),
 )
 grammars = st.sampled_from(["", "", *GRAMMARS])
+MARKERS = {"start": "<|endoftext|>", "end": "<|im_start|>", "start_ids": (256,), "end_ids": (257,)}
+"""Control tokens of the tiny models."""
+SHOWN = (256, 257)
+thoughts = st.one_of(
+    st.none(),
+    st.builds(Thoughts, **{name: st.just(value) for name, value in MARKERS.items()}, is_open=st.booleans(),
+              is_forced=st.booleans(), budget=st.sampled_from([None, 0, 3])),
+)  # fmt: skip
 requests = st.lists(
-    st.tuples(prompts, samplings, st.integers(-1, 1), grammars, st.integers(0, 6)), min_size=1, max_size=6
+    st.tuples(prompts, samplings, st.integers(-1, 1), grammars, thoughts, st.integers(0, 6)), min_size=1, max_size=6
 )
 
 
@@ -63,9 +72,9 @@ def engine_for(name, **options):
     return tiny_engine(name, max_model_len=MAX_LEN, block_size=16, kv_cache_bytes=1 << 28, **options)
 
 
-def alone(name, prompt, sampling, grammar="", **options):
+def alone(name, request, **options):
     engine = engine_for(name, enable_prefix_caching=False, max_num_batched_tokens=MAX_LEN, **options)
-    return answers(engine, [(0, GenerateRequest("r", list(prompt), sampling, grammar=grammar))])["r"]
+    return answers(engine, [(0, replace(request, request_id="r", priority=0))])["r"]
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
@@ -96,14 +105,14 @@ def test_answers_do_not_depend_on_company(
         enable_prefix_caching=caching,
     )
     arrivals = [
-        (at, GenerateRequest(f"r{i}", prompt, sampling, priority, grammar=grammar))
-        for i, (prompt, sampling, priority, grammar, at) in enumerate(drawn)
+        (at, GenerateRequest(f"r{i}", prompt, sampling, priority, grammar=grammar, shown_ids=SHOWN, thoughts=thoughts))
+        for i, (prompt, sampling, priority, grammar, thoughts, at) in enumerate(drawn)
     ]
     cold = answers(engine, arrivals)
     warm = answers(engine, arrivals)
     for _, request in arrivals:
         how = {"device": device, "quantization": quantization}
-        wanted = alone(name, request.prompt_ids, request.sampling, request.grammar, **how)
+        wanted = alone(name, request, **how)
         assert cold[request.request_id] == wanted
         assert warm[request.request_id] == wanted
 
