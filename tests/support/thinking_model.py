@@ -28,11 +28,20 @@ OPENED = TURNS + "{% if add_generation_prompt %}assistant: <think>\n{% endif %}"
 
 
 def thinking_model(folder: Path, markers: str) -> tuple[Tokenizer, Engine, EngineReady]:
+    """The model that ``write_thinking_model`` writes."""
+    write_thinking_model(folder, markers, SWITCHED)
+    config = EngineConfig(model_path=str(folder), device="reference", max_model_len=400)
+    engine, ready = load_engine(config, lambda *_: None)
+    return load_tokenizer(folder), engine, ready
+
+
+def write_thinking_model(folder: Path, markers: str, template: str) -> None:
     """The golden tiny Mistral with another vocabulary.
 
     Args:
         folder: where its files go.
         markers: "control" or "added" tokens, or "text" where they are neither.
+        template: of its chats.
     """
     shutil.copytree(GOLDEN / "tiny-mistral", folder, dirs_exist_ok=True)
     source = json.loads((folder / "tokenizer.json").read_text())
@@ -41,6 +50,4 @@ def thinking_model(folder: Path, markers: str) -> tuple[Tokenizer, Engine, Engin
             source["model"]["vocab"].pop(token["content"], None)
             token.update(content=text, special=markers == "control")
     (folder / "tokenizer.json").write_text(json.dumps(source))
-    config = EngineConfig(model_path=str(folder), device="reference", max_model_len=400)
-    engine, ready = load_engine(config, lambda *_: None)[:2]
-    return load_tokenizer(folder), engine, ready
+    (folder / "chat_template.jinja").write_text(template)
