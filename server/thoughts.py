@@ -26,11 +26,13 @@ class MarkerTokens:
         start_ids: what begins its thoughts, as its template writes that; none if that is not to be had.
         end_ids: what ends them.
         shown_ids: control tokens that are markers, or part of one, so that they have to be shown.
+        has_start_token: the start marker is one token, the first of ``start_ids``.
     """
 
     start_ids: tuple[int, ...] = ()
     end_ids: tuple[int, ...] = ()
     shown_ids: tuple[int, ...] = ()
+    has_start_token: bool = False
 
 
 def marker_tokens(profile: ChatProfile, template: ChatTemplate, tokenizer: Tokenizer) -> MarkerTokens:
@@ -40,9 +42,10 @@ def marker_tokens(profile: ChatProfile, template: ChatTemplate, tokenizer: Token
     if profile.thoughts is None:
         return MarkerTokens(shown_ids=shown)
     start, end = _written(profile.thoughts, profile, template)
-    return MarkerTokens(
-        _encoded(start, profile.thoughts.start, tokenizer), _encoded(end, profile.thoughts.end, tokenizer), shown
-    )
+    start_ids = _encoded(start, profile.thoughts.start, tokenizer)
+    end_ids = _encoded(end, profile.thoughts.end, tokenizer)
+    has_start_token = bool(start_ids) and tokenizer.token_text(start_ids[0]) == profile.thoughts.start
+    return MarkerTokens(start_ids, end_ids, shown, has_start_token)
 
 
 def _written(markers: Markers, profile: ChatProfile, template: ChatTemplate) -> Markers:
@@ -77,6 +80,7 @@ def thoughts_of(
     is_thinking: bool | None,
     wanted: bool | None,
     budget: int | None,
+    has_form: bool,
 ) -> Thoughts | None:
     """How the engine is to deal with the thoughts of one answer; None if it has none.
 
@@ -86,6 +90,8 @@ def thoughts_of(
         is_thinking: see ``ChatPrompt``.
         wanted: whether the client asks for thoughts; None if it leaves that to the model.
         budget: tokens that they may have.
+        has_form: whether the answer after them is held to a grammar. Without thoughts it is so from its first token on;
+            what looks like a start marker there is part of it.
 
     Raises:
         InvalidRequest: a budget where thoughts cannot be ended.
@@ -99,12 +105,15 @@ def thoughts_of(
             code="unsupported_parameter",
         )
     may_begin = is_thinking is None and wanted is not False
+    is_forced = may_begin and wanted is True and bool(tokens.start_ids)
+    if has_form and not (is_thinking or is_forced or (may_begin and tokens.has_start_token)):
+        return None
     return Thoughts(
         start=profile.thoughts.start,
         end=profile.thoughts.end,
         is_open=is_thinking is True,
         start_ids=tokens.start_ids if may_begin else (),
-        is_forced=may_begin and wanted is True and bool(tokens.start_ids),
+        is_forced=is_forced,
         end_ids=tokens.end_ids,
         budget=budget,
     )

@@ -55,6 +55,7 @@ class ChatCompletions:
                     is_thinking=prompt.is_thinking,
                     wanted=conversation.thinks,
                     budget=request.thinking.budget_tokens if request.thinking else None,
+                    has_form=bool(grammar),
                 )
                 budget = completion_budget(len(prompt.token_ids), requested, ready, "messages")
                 call = _call(

@@ -139,6 +139,17 @@ async def test_thoughts_before_a_form_are_the_models_to_decide(new: New) -> None
         assert re.fullmatch(PATTERN, answer["content"])
 
 
+async def test_a_form_that_looks_like_thoughts_is_content(new: New) -> None:
+    """Where no thoughts can come before it."""
+    rig = new(SWITCHED)
+    held = {"type": "choice", "choice": ["<think>a</think>b"]}
+    answer = await message_of(rig, response_format=held, thinking={"type": "disabled"})
+    assert (answer["content"], answer["num_thoughts"]) == (held["choice"][0], 0)
+    if not rig.context.prompts.markers.has_start_token:
+        answer = await message_of(rig, response_format=held)
+        assert (answer["content"], answer["num_thoughts"]) == (held["choice"][0], 0)
+
+
 async def test_thinking_disabled(new: New) -> None:
     """The prompt says so, and what looks like thoughts is content."""
     rig = new(SWITCHED)
