@@ -20,6 +20,7 @@ from engine.types import Thoughts
 from kernels.ops import F32
 
 BLANKS = b" \t\r\n"
+"""What may stand around the markers, and come between thoughts and an answer."""
 
 
 class Only:
@@ -103,7 +104,7 @@ def check_forced(thoughts: Thoughts, bytes_of: Callable[[int], bytes]) -> None:
     Raises:
         InvalidRequest: they would not begin or end thoughts.
     """
-    start, end = (b"".join(map(bytes_of, ids)).strip() for ids in (thoughts.start_ids, thoughts.end_ids))
+    start, end = (b"".join(map(bytes_of, ids)).strip(BLANKS) for ids in (thoughts.start_ids, thoughts.end_ids))
     if thoughts.start_ids and start != thoughts.start.encode():
         raise InvalidRequest("The tokens that begin thoughts are not their start marker.", param="thinking")
     if thoughts.end_ids and end != thoughts.end.encode():

@@ -16,6 +16,7 @@ from server.chat_template import ChatTemplate
 from server.reasoning import Markers
 
 _THOUGHT, _ANSWER = "THOUGHT", "ANSWER"
+_BLANKS = " \t\r\n"
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,14 @@ def _written(markers: Markers, profile: ChatProfile, template: ChatTemplate) -> 
     except InvalidRequest:
         return markers
     start, end = map(re.escape, markers)
-    found = re.search(rf"({start}\s*){_THOUGHT}(\s*{end}\s*){_ANSWER}", rendered)
+    found = re.search(rf"({start}[{_BLANKS}]*){_THOUGHT}([{_BLANKS}]*{end}[{_BLANKS}]*){_ANSWER}", rendered)
     return Markers(found[1], found[2]) if found else markers
 
 
 def _encoded(text: str, marker: str, tokenizer: Tokenizer) -> tuple[int, ...]:
     """The ids of a marker with white space around it; none if the tokenizer makes something else of it."""
     ids = tuple(tokenizer.encode(text, add_special=False))
-    return ids if tokenizer.decode(ids, skip_special=False).strip() == marker else ()
+    return ids if tokenizer.decode(ids, skip_special=False).strip(_BLANKS) == marker else ()
 
 
 def thoughts_of(
