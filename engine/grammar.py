@@ -94,7 +94,7 @@ class AnswerGrammar:
 
     def accept(self, token_id: int) -> None:
         """Go on by a token that was allowed, and does not end the answer."""
-        if token_id in self.besides and self._num_blanks < MAX_BLANKS:
+        if token_id in self.besides:
             self._num_blanks += 1
             if self._num_blanks == MAX_BLANKS:
                 self.besides = frozenset()
