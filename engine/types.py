@@ -116,17 +116,33 @@ class Thoughts(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     Attributes:
         start, end: the markers, as text; tokens may cut them in any way.
         is_open: the prompt ends amid thoughts. Otherwise the answer has thoughts if it begins with ``start``.
-        start_ids: tokens that the answer is made to begin with; none if that is the model's to decide.
+        start_ids: ``start`` in tokens, in the model's own way. Before an answer that is held to a grammar, a model that
+            is free to think can only do so if the first of them is the whole marker.
+        is_forced: the answer is made to begin with ``start_ids``; otherwise that is the model's to decide.
         end_ids: tokens that end thoughts which have used up their budget, in the model's own way.
         budget: tokens that the thoughts may have, without the markers; None for any number.
+
+    Raises:
+        InvalidRequest: a marker without text, or tokens missing that are to be forced.
     """
 
     start: str
     end: str
     is_open: bool = False
     start_ids: tuple[int, ...] = ()
+    is_forced: bool = False
     end_ids: tuple[int, ...] = ()
     budget: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check that what is to be forced can be."""
+        _require(bool(self.start and self.end), "thinking", "between two markers")
+        _require(bool(self.start_ids) or not self.is_forced, "thinking", "begun with tokens, if it is forced")
+        _require(
+            self.budget is None or (self.budget >= 0 and bool(self.end_ids)),
+            "thinking.budget_tokens",
+            "0 or more, where the model's thoughts can be ended",
+        )
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, array_like=True, tag="generate"):

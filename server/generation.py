@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from engine.types import FinishReason, GenerateRequest, SamplingParams, TokenDelta, TokenLogprobs, Usage
+from engine.types import FinishReason, GenerateRequest, SamplingParams, Thoughts, TokenDelta, TokenLogprobs, Usage
 from server.answers import CompletionUsage
 from server.cost import account, usage_of
 from server.engine_client import TokenStream
@@ -79,6 +79,8 @@ def build_requests(
     grammar: str = "",
     keep_cached: bool = False,
     prediction_ids: Sequence[int] = (),
+    shown_ids: tuple[int, ...] = (),
+    thoughts: Thoughts | None = None,
 ) -> list[GenerateRequest]:
     """``n`` engine requests for each prompt. A choice depends on its prompt, its seed and its index among the n."""
     requests: list[GenerateRequest] = []
@@ -94,9 +96,11 @@ def build_requests(
                     tenant,
                     arrived_at_s,
                     grammar,
-                    keep_cached=keep_cached,
-                    group=group,
-                    prediction_ids=tuple(prediction_ids),
+                    shown_ids,
+                    thoughts,
+                    tuple(prediction_ids),
+                    keep_cached,
+                    group,
                 )
             )
     return requests
