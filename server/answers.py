@@ -24,6 +24,19 @@ class CompletionTokensDetails(Struct, frozen=True):
     rejected_prediction_tokens: int = 0
 
 
+class UpwellUsage(Struct, frozen=True, kw_only=True):
+    """Where a request's time went, in microseconds, and why no more of its prompt was cached; see ``cost``."""
+
+    wall_us: int
+    queue_us: int
+    prefill_us: int
+    decode_us: int
+    transport_us: int
+    preemptions: int
+    missed_tokens: int
+    cache_miss: str | None
+
+
 class CompletionUsage(Struct, frozen=True):
     """What a request cost, over all of its choices; a prompt with several choices counts once."""
 
@@ -32,6 +45,7 @@ class CompletionUsage(Struct, frozen=True):
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: CompletionTokensDetails = CompletionTokensDetails()
+    upwell: UpwellUsage | UnsetType = UNSET
 
 
 class TopLogprob(Struct, frozen=True):

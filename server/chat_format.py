@@ -57,8 +57,7 @@ class ChatFormat:
         self._said = said
         self._readers = [new_reader() for _ in range(request.n or 1)]
         self._begun: set[int] = set()
-        include_usage = request.stream_options and request.stream_options.include_usage
-        self._no_usage: UnsetType | None = None if include_usage else UNSET
+        self._no_usage: UnsetType | None = None if request.include_usage else UNSET
 
     def chunk(self, index: int, delta: TokenDelta) -> ChatCompletionChunk | None:
         """See ``AnswerFormat.chunk``."""

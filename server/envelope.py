@@ -36,6 +36,7 @@ class RequestRecord:
     """What is known about one HTTP request, for the log and for the layers below.
 
     Attributes:
+        arrived_at_s: when its head was there, monotonic seconds.
         tenant: whose key it came with; "" without keys.
         status: of the response, 0 before it has begun.
         error: code of the error it ended with.
@@ -43,6 +44,7 @@ class RequestRecord:
     """
 
     request_id: str
+    arrived_at_s: float
     tenant: str = ""
     status: int = 0
     prompt_tokens: int = 0
@@ -69,8 +71,7 @@ class Envelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began_s = time.monotonic()
-        record = RequestRecord(_request_id(Headers(scope=scope)))
+        record = RequestRecord(_request_id(Headers(scope=scope)), time.monotonic())
         scope["upwell.record"] = record
 
         async def send_in_envelope(message: Message) -> None:
@@ -86,7 +87,7 @@ class Envelope:
         except Exception as error:
             await _answer_error(error, record, send_in_envelope)
         finally:
-            _log_request(scope, record, time.monotonic() - began_s)
+            _log_request(scope, record, time.monotonic() - record.arrived_at_s)
 
 
 async def _answer_error(error: Exception, record: RequestRecord, send: Send) -> None:

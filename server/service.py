@@ -17,10 +17,10 @@ from server.disconnect import ClientDisconnected
 from server.engine_client import EngineUnavailable, TokenStream
 from server.envelope import record_of
 from server.errors import UnknownModel, answer_for
-from server.generation import AnswerFormat, Call, CallProgress, collect
+from server.generation import AnswerFormat, Call, CallProgress, collect, off_loop_if_long
 from server.guard import read_json_body
 from server.metrics import Metrics
-from server.sampling import check_vocabulary
+from server.sampling import check_text_length, check_vocabulary
 from server.schemas import SamplingFields
 from server.sse import EventWriter, StreamLimits, event, stream_answer
 
@@ -68,6 +68,19 @@ class CompletionService:
         if ready is None:
             raise EngineUnavailable("The model is still loading; try again shortly.", retry_after_s=5)
         return ready
+
+    async def prediction_ids(self, request: SamplingFields, ready: EngineReady) -> list[int]:
+        """Tokens of the request's prediction; none without one. An answer can have no more than the context has.
+
+        Raises:
+            ContextLengthExceeded: it is longer than any answer.
+        """
+        if request.prediction is None:
+            return []
+        text, prompts = request.prediction.text, self.context.prompts
+        check_text_length(len(text), ready, self.context.max_chars_per_token, "prediction", "prediction")
+        token_ids = await off_loop_if_long(len(text), lambda: prompts.prediction(text))
+        return token_ids[: ready.max_model_len]
 
     async def answer(self, call: Call, answer_format: AnswerFormat, scope: Scope, send: Send) -> None:
         """Generate, and send the answer as the call wants it.

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from engine.errors import InvalidRequest
-from server.chat_rules import check_messages, check_response_format, check_tools
+from server.chat_rules import check_messages, check_prediction, check_response_format, check_tools
 from server.chat_schemas import ChatRequest
 from server.request_fields import checked
 from server.schemas import CompletionRequest, RequestStruct
@@ -35,6 +35,7 @@ def parse_chat(body: bytes) -> ChatRequest:
     """
     request = _convert(_members(body, ChatRequest), ChatRequest)
     check_response_format(request.response_format)
+    check_prediction(request.prediction)
     check_chat(request)
     return request
 
@@ -63,6 +64,7 @@ def parse_completion(body: bytes) -> CompletionRequest:
     """
     request = _convert(_members(body, CompletionRequest), CompletionRequest)
     check_response_format(request.response_format)
+    check_prediction(request.prediction)
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise InvalidRequest(
             "best_of is supported only where it equals n.", param="best_of", code="unsupported_parameter"

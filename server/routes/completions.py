@@ -40,7 +40,7 @@ class Completions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        service, arrived_at_s = self._service, time.monotonic()
+        service, arrived_at_s = self._service, record_of(scope).arrived_at_s
         body = await service.read_body(scope, receive)
         request = await off_loop_if_long(len(body), lambda: parse_completion(body))
         ready = service.check(request)
@@ -53,7 +53,9 @@ class Completions:
             async with DisconnectWatch(receive):
                 grammar = await grammar_of(request.response_format, service.context.grammars)
                 token_ids = await off_loop_if_long(num_chars, lambda: _encode_all(prompts, service.context.prompts))
-                call = _call(request, _with_sampling(request, token_ids, ready), grammar, scope, arrived_at_s)
+                foretold = await service.prediction_ids(request, ready)
+                asked = _with_sampling(request, token_ids, ready)
+                call = _call(request, asked, foretold, grammar, scope, arrived_at_s)
                 said = said_with_answer(request, ready.fingerprint)
                 answer_format = TextFormat(call.id, request, service.context.vocabulary, prompts, said)
                 await service.answer(call, answer_format, scope, send)
@@ -107,6 +109,7 @@ def _with_sampling(
 def _call(
     request: CompletionRequest,
     prompts: Sequence[tuple[list[int], SamplingParams]],
+    prediction_ids: list[int],
     grammar: str,
     scope: Scope,
     arrived_at_s: float,
@@ -120,10 +123,16 @@ def _call(
         tenant=record_of(scope).tenant,
         arrived_at_s=arrived_at_s,
         grammar=grammar,
+        keep_cached=bool(request.prompt_cache_key),
+        prediction_ids=prediction_ids,
     )
-    include_usage = bool(request.stream_options and request.stream_options.include_usage)
     return Call(
-        id=call_id, requests=requests, choices_per_prompt=n, stream=bool(request.stream), include_usage=include_usage
+        id=call_id,
+        requests=requests,
+        choices_per_prompt=n,
+        stream=bool(request.stream),
+        include_usage=request.include_usage,
+        explain_usage=request.explain_usage,
     )
 
 
@@ -151,8 +160,7 @@ class TextFormat:
         shown = [_shown(prompt, vocabulary) for prompt in prompts for _ in range(n)] if request.echo else []
         self._echoes = dict(enumerate(shown))
         self._writers: dict[int, TextLogprobsWriter] = {}
-        include_usage = request.stream_options and request.stream_options.include_usage
-        self._no_usage: UnsetType | None = None if include_usage else UNSET
+        self._no_usage: UnsetType | None = None if request.include_usage else UNSET
 
     def chunk(self, index: int, delta: TokenDelta) -> TextCompletion | None:
         """See ``AnswerFormat.chunk``."""
