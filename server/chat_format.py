@@ -23,6 +23,7 @@ from server.answers import (
     ToolCallDelta,
 )
 from server.chat_schemas import ChatRequest
+from server.chosen_tools import names_one
 from server.context import Vocabulary
 from server.generation import Answer
 from server.logprobs import chat_logprobs
@@ -52,6 +53,7 @@ class ChatFormat:
         self._created = int(time.time())
         self._model = request.model
         self._logprobs = bool(request.logprobs)
+        self._names_one = names_one(request)
         self._vocabulary = vocabulary
         self._new_call_id = new_call_id
         self._said = said
@@ -69,7 +71,7 @@ class ChatFormat:
             return None
         self._begun.add(index)
         logprobs = None if entries is None else chat_logprobs(entries, self._vocabulary)
-        finish = _finish_of(delta.finish, reader) if delta.finish else None
+        finish = self._finish_of(delta.finish, reader) if delta.finish else None
         return self._chunk([ChunkChoice(index, self._delta(parts, first=first, last=bool(finish)), logprobs, finish)])
 
     def usage_chunk(self, usage: CompletionUsage) -> ChatCompletionChunk:
@@ -100,7 +102,7 @@ class ChatFormat:
             reasoning_content=parts.reasoning or UNSET,
             tool_calls=calls or UNSET,
         )
-        return ChatChoice(index, message, logprobs, _finish_of(answer.finish or FinishReason.STOP, reader))
+        return ChatChoice(index, message, logprobs, self._finish_of(answer.finish or FinishReason.STOP, reader))
 
     def _delta(self, parts: AnswerParts, *, first: bool, last: bool) -> Delta:
         """Without any of its own a delta has an empty content, unless it is the last."""
@@ -131,6 +133,7 @@ class ChatFormat:
             **said,
         )
 
-
-def _finish_of(finish: FinishReason, reader: AnswerReader) -> str:
-    return TOOL_CALLS if finish is FinishReason.STOP and reader.num_calls else finish.value
+    def _finish_of(self, finish: FinishReason, reader: AnswerReader) -> str:
+        """As with OpenAI, a call of the function that the request named is no reason of its own."""
+        has_ended = finish is FinishReason.STOP and reader.num_calls and not self._names_one
+        return TOOL_CALLS if has_ended else finish.value

@@ -9,11 +9,11 @@ from server.answer_reader import AnswerReader
 from server.chat_format import ChatFormat
 from server.chat_profile import ChatProfile
 from server.chat_schemas import ChatRequest
+from server.chosen_tools import calls_are_marked, grammar_of_request, has_form
 from server.conversation import conversation_of
 from server.disconnect import DisconnectWatch
 from server.envelope import record_of
 from server.generation import Call, build_requests, off_loop_if_long
-from server.grammar.answers import grammar_of
 from server.reasoning import Markers, ThoughtSplitter
 from server.request_effects import note_who, priority_of, said_with_answer
 from server.sampling import check_text_length, completion_budget, requested_max_tokens, sampling_params, seed_of
@@ -43,7 +43,9 @@ class ChatCompletions:
         requested, n, seed = requested_max_tokens(request), request.n or 1, seed_of(request)
         with service.admission.reserve(n):
             async with DisconnectWatch(receive):
-                grammar = await grammar_of(request.response_format, service.context.grammars)
+                grammar = await grammar_of_request(
+                    request, profile, service.context.marker_ids, service.context.grammars, conversation.num_chars
+                )
                 prompt = await off_loop_if_long(
                     conversation.num_chars, lambda: service.context.prompts.chat(conversation)
                 )
@@ -81,7 +83,10 @@ class ChatCompletions:
 def _reader(request: ChatRequest, profile: ChatProfile, thoughts: Thoughts | None) -> AnswerReader:
     """What reads one choice; calls are looked for only where the model was told of tools."""
     tools = [Tool(tool.function.name, tool.function.parameters) for tool in request.tools or ()]
-    calls = parser(profile.family_name, tools) if profile.family_name and _is_told(request) else None
+    calls = None
+    if profile.family_name and _is_told(request):
+        known = [] if profile.family_name == "llama3_json" and calls_are_marked(request) else tools
+        calls = parser(profile.family_name, known, only_first=has_form(request))
     if thoughts is None:
         return AnswerReader(None, calls)
     return AnswerReader(ThoughtSplitter(Markers(thoughts.start, thoughts.end), is_open=thoughts.is_open), calls)

@@ -183,7 +183,7 @@ BY_HAND: dict[str, list[Any]] = {
     "metadata": [{}, {"x" * 64: "y" * 512}, {str(i): "" for i in range(16)}, None],
 }
 """Values of fields whose parts go together."""
-THINKS = profile_of("{% if enable_thinking %}<think>{{ tools }}</think>{% endif %}<tool_call>")
+THINKS = profile_of("{% if enable_thinking %}<think>{{ tools }}</think>{% endif %}<tool_call>arguments")
 
 
 def edges(node: Any) -> Iterator[Any]:

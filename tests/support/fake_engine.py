@@ -188,7 +188,7 @@ class BytePrompts:
     markers = MarkerTokens()
 
     def __init__(self, profile: ChatProfile | None = None) -> None:
-        self.profile = profile or ChatProfile()
+        self.profile = profile or ChatProfile(family_name="hermes", call_form="hermes")
 
     def chat(self, conversation: Conversation) -> ChatPrompt:
         """See ``PromptEncoder.chat``."""
