@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -15,11 +16,12 @@ from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
 from engine.errors import InvalidRequest
+from engine.types import GenerateRequest, TokenDelta
 from server.deadline import MAX_TIMEOUT_S, Deadline, timeout_of
 from server.grammar.trial import GrammarTrial
 from tests.server.rig import CHAT, TEXT, Rig, chat, error_of, events_of, text
 from tests.server.test_disconnect import Waiting, ended, http_post
-from tests.support.fake_engine import BytePrompts, says
+from tests.support.fake_engine import BytePrompts, Step, says
 
 SOON = {"X-Request-Timeout": "0.05"}
 """Long enough for a request to reach the fake engine, which is what these tests end it in."""
@@ -132,6 +134,26 @@ async def test_time_enough(stream: bool) -> None:
     timed = await Rig(says("abc")).post(TEXT, text(stream=stream), headers=LATE)
     assert timed.status_code == 200
     assert len(timed.content) == len(plain.content)
+
+
+async def test_a_client_that_does_not_read_keeps_nothing_of_the_engine() -> None:
+    def script(request: GenerateRequest) -> Iterator[Step]:
+        while True:
+            yield TokenDelta(request.request_id, [120] * 1000, "x" * 1_000)
+
+    rig = Rig(script, max_waiting=1, write_stall_s=60)
+    async with rig.socket() as (host, port):
+        reader, writer = await asyncio.open_connection(host, port, limit=1)
+        head, _, body = http_post(CHAT, chat(stream=True)).partition(b"\r\n\r\n")
+        writer.write(head + b"\r\nX-Request-Timeout: 0.2\r\n\r\n" + body)
+        await reader.read(1)
+        while rig.engine.num_open or not rig.engine.submitted:
+            await asyncio.sleep(0.001)
+        rig.engine.script = says("next")
+        assert (await rig.post(CHAT, chat())).status_code == 200, "its place is free"
+        writer.transport.abort()
+    first, _ = rig.engine.submitted
+    assert rig.engine.aborted == [first.request_id]
 
 
 @pytest.mark.parametrize("stream", [True, False])
