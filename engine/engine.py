@@ -23,6 +23,7 @@ from engine.sampler import PickedScores, Sampled, Sampler
 from engine.scheduler import ScheduledSeq, Scheduler
 from engine.sequence import Sequence
 from engine.step_gaps import StepGaps
+from engine.thinking import check_forced
 from engine.types import EngineStats, ErrorInfo, FinishReason, GenerateRequest, StepOutput, TokenDelta
 from kernels.ops import F32, I32, DrawParams, Scores, StepInputs
 
@@ -113,13 +114,16 @@ class Engine:
             InvalidRequest: it can never be answered (ContextLengthExceeded: for its length); nothing has changed.
         """
         self._check(request)
-        detokenizer = IncrementalDetokenizer(self._vocabulary, request.sampling.stop)
+        detokenizer = IncrementalDetokenizer(self._vocabulary, request.sampling.stop, request.shown_ids)
+        if request.thoughts is not None:
+            check_forced(request.thoughts, detokenizer.bytes_of)
         seq = Sequence(request, self._arrivals, detokenizer)
         self._arrivals += 1
         self._prompt_tokens += seq.num_prompt
         self.sequences[request.request_id] = seq
         if request.grammar:
-            self._compiling[seq] = self._grammars.open(request.grammar)
+            end = request.thoughts.end if request.thoughts else None
+            self._compiling[seq] = self._grammars.open(request.grammar, end)
         else:
             self.scheduler.add(seq)
 
@@ -220,7 +224,7 @@ class Engine:
             del self._compiling[seq]
             failure = opened.exception()
             if failure is None:
-                seq.grammar = opened.result()
+                seq.hold_to(opened.result())
                 self.scheduler.add(seq)
             elif isinstance(failure, GrammarFailed):
                 del self.sequences[seq.request.request_id]
@@ -280,7 +284,7 @@ class Engine:
         del self.sequences[seq.request.request_id]
 
     def _note_admission(self, seq: Sequence, now_s: float) -> None:
-        seq.admitted(now_s)
+        seq.admitted(now_s, self.pool.why_missed(seq))
         self._prefix_queried += seq.num_prompt
         self._prefix_hits += seq.cached_tokens
 

@@ -22,6 +22,7 @@ from engine.config import (
 )
 from engine.engine import Engine, Runner
 from engine.errors import ConfigError, UnsupportedModel
+from engine.fingerprint import fingerprint
 from engine.model_runner import ModelRunner, block_bytes, spare_bytes
 from engine.models.registry import model_class
 from engine.parallel import Followers, LeadingRunner
@@ -91,6 +92,7 @@ def load_engine(
         provenance=resolved.provenance,
         weights_bytes=weights_bytes,
         kv_cache_bytes=config.tensor_parallel_size * cache.num_blocks * block_bytes(model, ops, cache.block_size),
+        fingerprint=fingerprint(config, ops.info),
     )
     return engine, ready
 

@@ -141,17 +141,27 @@ class Scheduler:
         return scheduled
 
     def _admit(self, plan: _Plan) -> None:
-        """Start waiting sequences in order, until one finds no room: none behind it may overtake it."""
+        """Start waiting sequences in order, until one finds no room: none behind it may overtake it.
+
+        One whose prompt another of its group is computing waits for that, and lets others by: it will find it computed.
+        """
+        if not self.waiting or len(self.running) >= self._config.max_num_seqs:
+            return
         enough = max(self._config.enough_prompt_tokens, ENOUGH_PER_WAITING * len(self.waiting))
-        while self.waiting and plan.budget > 0 and len(self.running) < self._config.max_num_seqs:
-            if plan.prompt_tokens >= enough:
+        computing = {seq.request.group for seq in self.running if seq.is_in_prompt}
+        for seq in self.waiting.copy():
+            if plan.budget == 0 or len(self.running) >= self._config.max_num_seqs or plan.prompt_tokens >= enough:
                 return
-            seq = self.waiting[0]
+            group = seq.request.group
+            if group and group in computing:
+                continue
             if not self._pool.admit(seq):
                 return
-            self.waiting.pop(0)
+            self.waiting.remove(seq)
             insort(self.running, seq, key=_order)
             plan.add(_next_tokens(seq, plan.budget))
+            if seq.is_in_prompt:
+                computing.add(group)
 
     def _add_drafts(self, plan: list[ScheduledSeq], budget: int) -> None:
         """Let sequences try what their predictions have next, in what is left: nobody's tokens, rows or blocks."""

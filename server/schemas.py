@@ -63,6 +63,12 @@ class StreamOptions(RequestStruct, frozen=True, kw_only=True):
     include_usage: bool | None = None
 
 
+class UpwellOptions(RequestStruct, frozen=True, kw_only=True):
+    """What Upwell is asked for beyond OpenAI's API."""
+
+    usage: bool | None = None
+
+
 class ContentPart(RequestStruct, frozen=True, kw_only=True):
     """One part of a message's content; a refusal is the assistant's, and has its text in another field."""
 
@@ -158,6 +164,17 @@ class SamplingFields(RequestStruct, frozen=True, kw_only=True):
     safety_identifier: Opaque | None = None
     user: Opaque | None = None
     metadata: Annotated[dict[MetadataKey, Opaque], Meta(max_length=MAX_METADATA)] | None = None
+    upwell: UpwellOptions | None = None
+
+    @property
+    def explain_usage(self) -> bool:
+        """Whether the usage says where the time went."""
+        return bool(self.upwell and self.upwell.usage)
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with its usage."""
+        return self.explain_usage or bool(self.stream_options and self.stream_options.include_usage)
 
 
 class CompletionRequest(SamplingFields, frozen=True, kw_only=True):

@@ -56,12 +56,17 @@ class CompletionService:
             EngineUnavailable: no model has been loaded yet.
             InvalidRequest: a token id that the model does not have.
         """
-        if request.model not in self.context.model_names:
-            raise UnknownModel(request.model)
+        ready = self.check_model(request.model)
+        check_vocabulary(request, ready)
+        return ready
+
+    def check_model(self, name: str | None) -> EngineReady:
+        """Hold a model's name, None for any, against what is served; raises as ``check``."""
+        if name is not None and name not in self.context.model_names:
+            raise UnknownModel(name)
         ready = self.context.engine.ready
         if ready is None:
             raise EngineUnavailable("The model is still loading; try again shortly.", retry_after_s=5)
-        check_vocabulary(request, ready)
         return ready
 
     async def prediction_ids(self, request: SamplingFields, ready: EngineReady) -> list[int]:
@@ -91,7 +96,7 @@ class CompletionService:
                 await self._stream(call, deltas, progress, answer_format, scope, send)
             else:
                 answers = await collect(deltas, progress, len(call.requests))
-                await _send_json(answer_format.whole(answers, progress.usage()), send)
+                await send_json(msgspec.json.encode(answer_format.whole(answers, progress.usage())), send)
         except Exception as error:
             progress.give_up("abort" if isinstance(error, ClientDisconnected) else "error")
             raise
@@ -131,8 +136,8 @@ def new_id(prefix: str) -> str:
     return prefix + secrets.token_hex(16)
 
 
-async def _send_json(body: msgspec.Struct, send: Send) -> None:
-    encoded = msgspec.json.encode(body)
+async def send_json(encoded: bytes, send: Send) -> None:
+    """Answer with JSON."""
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(encoded))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": encoded})

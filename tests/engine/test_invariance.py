@@ -7,9 +7,10 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from engine.config import QUANTIZATIONS
-from engine.types import GenerateRequest, SamplingParams
+from engine.types import GenerateRequest, SamplingParams, Thoughts
 from tests.support.backends import DEVICES, multiple_of
 from tests.support.grammars import GRAMMARS
 from tests.support.tiny_models import TINY_MODELS, TINY_VOCAB_SIZE, tiny_engine
@@ -45,8 +46,18 @@ edits = st.one_of(
     st.none(), st.lists(st.tuples(st.integers(0, 12), st.integers(0, 3), st.lists(token_ids, max_size=3)), max_size=3)
 )
 """None for no prediction, else how it differs from the answer: from a place on, so many tokens are others."""
+MARKERS = {"start": "<|endoftext|>", "end": "<|im_start|>", "start_ids": (256,), "end_ids": (257,)}
+"""Control tokens of the tiny models."""
+SHOWN = (256, 257)
+thoughts = st.one_of(
+    st.none(),
+    st.builds(Thoughts, **{name: st.just(value) for name, value in MARKERS.items()}, is_open=st.booleans(),
+              is_forced=st.booleans(), budget=st.sampled_from([None, 0, 3])),
+)  # fmt: skip
 requests = st.lists(
-    st.tuples(prompts, samplings, st.integers(-1, 1), grammars, edits, st.integers(0, 6)), min_size=1, max_size=6
+    st.tuples(prompts, samplings, st.integers(-1, 1), grammars, thoughts, edits, st.integers(0, 6)),
+    min_size=1,
+    max_size=6,
 )
 
 
@@ -72,9 +83,9 @@ def engine_for(name, **options):
     return tiny_engine(name, max_model_len=MAX_LEN, block_size=16, kv_cache_bytes=1 << 28, **options)
 
 
-def alone(name, prompt, sampling, grammar="", **options):
+def alone(name, request, **options):
     engine = engine_for(name, enable_prefix_caching=False, max_num_batched_tokens=MAX_LEN, **options)
-    return answers(engine, [(0, GenerateRequest("r", list(prompt), sampling, grammar=grammar))])["r"]
+    return answers(engine, [(0, replace(request, request_id="r", priority=0))])["r"]
 
 
 def predicted(answer, how):
@@ -116,13 +127,43 @@ def test_answers_do_not_depend_on_company(
     )
     how = {"device": device, "quantization": quantization}
     wanted, arrivals = {}, []
-    for i, (prompt, sampling, priority, grammar, edited, at) in enumerate(drawn):
-        wanted[f"r{i}"] = alone(name, prompt, sampling, grammar, **how)
+    for i, (prompt, sampling, priority, grammar, thoughts, edited, at) in enumerate(drawn):
+        request = GenerateRequest(
+            f"r{i}", prompt, sampling, priority, grammar=grammar, shown_ids=SHOWN, thoughts=thoughts
+        )
+        wanted[f"r{i}"] = alone(name, request, **how)
         foretold = predicted(wanted[f"r{i}"][0], edited)
-        request = GenerateRequest(f"r{i}", prompt, sampling, priority, grammar=grammar, prediction_ids=foretold)
-        arrivals.append((at, request))
+        arrivals.append((at, replace(request, prediction_ids=foretold)))
     assert answers(engine, arrivals) == wanted
     assert answers(engine, arrivals) == wanted, "with the prefixes of the first time in the cache"
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@given(
+    prompt=prompts,
+    sampling=samplings,
+    budget=st.integers(6, 80),
+    wanted_block_size=st.sampled_from([4, 32]),
+    caching=st.booleans(),
+)
+@settings(max_examples=30)
+def test_choices_that_share_a_prompt_answer_as_alone(device, prompt, sampling, budget, wanted_block_size, caching):
+    """Most of a prompt that all but the first have is a copy of the last block it computed."""
+    engine = tiny_engine(
+        "tiny-mistral",
+        device=device,
+        max_model_len=MAX_LEN,
+        max_num_seqs=6,
+        max_num_batched_tokens=budget,
+        block_size=max(wanted_block_size, multiple_of(device)),
+        enable_prefix_caching=caching,
+    )
+    choices = [
+        GenerateRequest(f"r{choice}", prompt, replace(sampling, choice=choice), group="call") for choice in range(3)
+    ]
+    found = answers(engine, [(0, choice) for choice in choices])
+    assert list(found.values()) == [alone("tiny-mistral", choice, device=device) for choice in choices]
+    assert engine.stats().prefix_hit_tokens == 2 * (len(prompt) - 1)
 
 
 def test_the_property_can_fail(monkeypatch):

@@ -8,6 +8,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+import msgspec
+
 from engine.config import CacheConfig, SchedulerConfig
 from engine.engine import Engine
 from engine.types import FinishReason, GenerateRequest, SamplingParams, TokenDelta
@@ -65,14 +67,30 @@ def random_workload(seed: int, predicted: float = 0.4) -> Workload:
         prompt = (stem + [rng.randrange(256) for _ in range(rng.randint(1, 6))])[: longest - 1]
         max_tokens = rng.randint(1, min(16, longest - len(prompt)))
         sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=rng.random() < 0.5)
-        priority, tenant = rng.choice([0, 0, 1, -1]), rng.choice(["", "", "t"])
-        prediction = edited(rng, expected_tokens(prompt, max_tokens + 4)) if rng.random() < predicted else ()
-        request = GenerateRequest(f"r{index}", prompt, sampling, priority, tenant, prediction_ids=prediction)
+        tenant, keep_cached = rng.choice(["", "", "t"]), rng.random() < 0.4
+        request = GenerateRequest(
+            f"r{index}",
+            prompt,
+            sampling,
+            rng.choice([0, 0, 1, -1]),
+            tenant,
+            prediction_ids=edited(rng, expected_tokens(prompt, max_tokens + 4)) if rng.random() < predicted else (),
+            keep_cached=keep_cached,
+        )
         step = rng.randint(0, 12)
-        leaves_at = step + rng.randint(0, 20) if rng.random() < 0.2 else None
-        arrivals.append(Arrival(step, request, leaves_at))
+        for choice in _choices(request, rng.choice([1, 1, 1, 2, 3])):
+            leaves_at = step + rng.randint(0, 20) if rng.random() < 0.2 else None
+            arrivals.append(Arrival(step, choice, leaves_at))
     cache = CacheConfig(num_blocks, block_size, enable_prefix_caching=rng.random() < 0.8)
     return Workload(cache, limits, arrivals)
+
+
+def _choices(request: GenerateRequest, count: int) -> list[GenerateRequest]:
+    """What the server makes of a request with ``n``."""
+    if count == 1:
+        return [request]
+    ids = [f"{request.request_id}-{index}" for index in range(count)]
+    return [msgspec.structs.replace(request, request_id=name, group=request.request_id) for name in ids]
 
 
 def edited(rng: random.Random, tokens: list[int]) -> tuple[int, ...]:
