@@ -22,7 +22,7 @@ RUN = 3
 """Tokens in a row that are enough anywhere, and that make a place certain."""
 READ_AHEAD = 128
 """Tokens of the prediction that are made ready to be found for each token of the answer that is not where it should be:
-some 50 us."""
+some 25 us."""
 
 _TRIED, _CAME = 1, 2
 
