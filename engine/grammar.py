@@ -26,6 +26,18 @@ MAX_BLANKS = 4
 """Tokens of whitespace that may come between thoughts and the answer: two line breaks, in two tokens each."""
 MATCHER_BYTES, TEXT_FACTOR = 64 << 10, 32
 """A compiled grammar is taken to need so many bytes, and so many for each of its text's: the library does not say."""
+_BLANKS = r"[\x20\x0A\x0D\x09]+"
+_TEXT = r"[^\"\\\x00-\x1F\x7F\x{85}\x{2028}\x{2029}\x{feff}]"
+_WORD = r"[^\"\\\x00-\x20\x7F\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}\x{feff}]"
+SLICES = (
+    _BLANKS,
+    *(f"{_WORD}{{1,{length}}}" for length in (3, 6, 10)),
+    *(f"{_TEXT}{{1,{length}}}" for length in (3, 6, 10, 15, 30)),
+    f"{_TEXT}+",
+)
+"""Sets of tokens that the library allows at once where it sees that the grammar allows all of a set, instead of walking
+through them: blanks, and what JSON's strings hold without an escape. By length, for texts that may have so many
+characters more; words apart, for patterns without blanks; and without line separators, which ``.`` leaves out."""
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
 BIAS = np.where(_BITS, 0, -np.inf).astype(np.float32)
 """What eight logits are raised by, for each byte of a mask: f32[256,8]."""
@@ -160,7 +172,7 @@ class Grammars:
 
         if self._tokenizer is None:
             tokens: Any = _Tokens(self._vocabulary, self._vocab_size, self._eos_ids)
-            self._tokenizer = LLTokenizer(tokens, eos_token=self._eos_ids)
+            self._tokenizer = LLTokenizer(tokens, eos_token=self._eos_ids, slices=list(SLICES))
         matcher = LLMatcher(self._tokenizer, text, log_level=0, limits=LLParserLimits(verbose_errors=False))
         if matcher.is_error():
             raise GrammarFailed(_first_line(matcher.get_error()))

@@ -164,6 +164,28 @@ class SamplerState:
         return self._uniforms[place]
 
 
+class PickedScores(NamedTuple):
+    """``Scores`` of some of a step's rows: ``places`` are their numbers there, rising."""
+
+    scores: Scores
+    places: list[int]
+
+    @property
+    def best(self) -> I32:
+        """See ``Scores.best``."""
+        return self.scores.best[self.places]
+
+    @property
+    def highest(self) -> Callable[[Sequence[int], int], Candidates] | None:
+        """See ``Scores.highest``."""
+        highest = self.scores.highest
+        return None if highest is None else lambda rows, count: highest([self.places[row] for row in rows], count)
+
+    def rows(self, indices: Sequence[int]) -> F32:
+        """See ``Scores.rows``."""
+        return self.scores.rows([self.places[row] for row in indices])
+
+
 class Sampler:
     """Chooses one token a row."""
 

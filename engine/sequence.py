@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 from engine.detokenizer import IncrementalDetokenizer
 from engine.grammar import AnswerGrammar
+from engine.prediction import Prediction
 from engine.sampler import SamplerState
 from engine.thinking import Thinking
-from engine.types import FinishReason, GenerateRequest, Usage
+from engine.types import CacheMiss, FinishReason, GenerateRequest, Usage
 
 
 class Sequence:
@@ -29,7 +30,9 @@ class Sequence:
         num_committed: how many of its blocks are offered to the prefix cache.
         grammar: how far its answer has come in a grammar that holds for the next token; None if none does.
         thinking: how far its answer has come in its thoughts; None if it can have none.
+        prediction: how far its answer has come in what it was foretold to be, or None.
         cached_tokens: prompt tokens found in the prefix cache at the first admission.
+        cache_miss: why they were no more.
         admitted_at_s: first admission, monotonic seconds, as ``first_token_at_s`` and ``last_token_at_s``.
     """
 
@@ -38,6 +41,7 @@ class Sequence:
         "admitted_at_s",
         "block_hashes",
         "block_ids",
+        "cache_miss",
         "cached_tokens",
         "detokenizer",
         "first_token_at_s",
@@ -48,6 +52,7 @@ class Sequence:
         "num_preemptions",
         "num_prompt",
         "order",
+        "prediction",
         "request",
         "sampler_state",
         "thinking",
@@ -70,7 +75,9 @@ class Sequence:
         self._waiting_grammar: AnswerGrammar | None = None
         if self.thinking is not None:
             self.sampler_state.allowed = self.thinking.allowed(None)
+        self.prediction = Prediction(request.prediction_ids) if request.prediction_ids else None
         self.cached_tokens = 0
+        self.cache_miss: CacheMiss | None = None
         self.num_preemptions = 0
         self.admitted_at_s: float | None = None
         self.first_token_at_s: float | None = None
@@ -86,10 +93,33 @@ class Sequence:
         """Tokens of the answer so far."""
         return len(self.token_ids) - self.num_prompt
 
-    def admitted(self, now_s: float) -> None:
+    @property
+    def is_in_prompt(self) -> bool:
+        """Whether some of the prompt is still to be computed, for the first time or again."""
+        return self.num_computed < self.num_prompt
+
+    @property
+    def grammar_failure(self) -> str | None:
+        """Why its answer can be held to its grammar no longer."""
+        return None if self.grammar is None else self.grammar.failure
+
+    def admitted(self, now_s: float, cache_miss: CacheMiss | None) -> None:
         """Note the first admission; later ones follow a preemption."""
         self.admitted_at_s = now_s
         self.cached_tokens = self.num_computed
+        self.cache_miss = cache_miss
+
+    def drafts(self, most: int) -> tuple[int, ...]:
+        """Up to so many tokens that may come next, by the request's prediction; none that the answer may not have."""
+        if self.prediction is None:
+            return ()
+        left = self.request.sampling.max_tokens - self.num_generated
+        return self.prediction.drafts()[: min(most, left - 1)]  # the last token is not fed back
+
+    def note_tried(self, count: int) -> None:
+        """So many of ``drafts`` are tried, before the answer goes on."""
+        if self.prediction is not None:
+            self.prediction.note_tried(count)
 
     def hold_to(self, grammar: AnswerGrammar) -> None:
         """Hold the answer to a grammar: all of it, or what comes after its thoughts.
@@ -118,6 +148,8 @@ class Sequence:
         """
         self.token_ids.append(token_id)
         self.sampler_state.note(token_id)
+        if self.prediction is not None:
+            self.prediction.note(token_id)
         if self.first_token_at_s is None:
             self.first_token_at_s = now_s
         self.last_token_at_s = now_s
@@ -168,4 +200,7 @@ class Sequence:
             decode_s=max(0.0, self.last_token_at_s - first),
             preemptions=self.num_preemptions,
             reasoning_tokens=self.thinking.num_tokens if self.thinking else 0,
+            cache_miss=self.cache_miss,
+            accepted_tokens=self.prediction.num_accepted if self.prediction else 0,
+            rejected_tokens=self.prediction.num_rejected if self.prediction else 0,
         )

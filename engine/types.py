@@ -159,6 +159,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, array_like=True, tag="generat
         thoughts: what the model thinks between, before it answers; None if it does not.
         prediction_ids: what the answer is likely to be. It changes when tokens come, not which.
         keep_cached: its blocks leave the prefix cache after those of requests without it.
+        group: a name that the choices of one request share; they compute their prompt once. Empty for a lone choice.
     """
 
     request_id: str
@@ -172,6 +173,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, array_like=True, tag="generat
     thoughts: Thoughts | None = None
     prediction_ids: tuple[int, ...] = ()
     keep_cached: bool = False
+    group: str = ""
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
@@ -192,6 +194,19 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top: list[tuple[int, float]]
 
 
+class CacheMiss(enum.StrEnum):
+    """Why no more of a prompt was found in the prefix cache."""
+
+    NEW = "new"
+    """None of it is known."""
+    DIFFERS = "differs"
+    """It goes on otherwise than all that is known."""
+    EVICTED = "evicted"
+    """The next block was known, and had to make room. After many more evictions that is forgotten."""
+    PREFIX_CACHING_OFF = "prefix_caching_off"
+    """``CacheConfig.enable_prefix_caching`` is off."""
+
+
 class Usage(msgspec.Struct, frozen=True, array_like=True):
     """What one request cost; sent with its last delta.
 
@@ -202,7 +217,8 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
         reasoning_tokens: tokens of the answer that were thoughts, with their markers.
         accepted_tokens: tokens of the answer that its prediction foretold.
         rejected_tokens: tokens of the prediction that were tried, and did not come.
-        cache_miss: why no more of the prompt was found in the prefix cache; empty if all was that could be.
+        cache_miss: why no more of the prompt was found in the prefix cache at that time; None if all was but its
+            last token, which is always computed.
     """
 
     prompt_tokens: int
@@ -215,7 +231,7 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
     reasoning_tokens: int = 0
     accepted_tokens: int = 0
     rejected_tokens: int = 0
-    cache_miss: str = ""
+    cache_miss: CacheMiss | None = None
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, array_like=True):
@@ -300,6 +316,7 @@ class EngineReady(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
     Attributes:
         max_model_len: tokens that prompt and answer may have together.
         provenance: operation name -> backend that runs it.
+        fingerprint: of what tokens depend on beside the request; see ``fingerprint``.
     """
 
     architecture: str
@@ -311,6 +328,7 @@ class EngineReady(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
     provenance: dict[str, str]
     weights_bytes: int
     kv_cache_bytes: int
+    fingerprint: str = ""
 
 
 class EngineFailed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):

@@ -31,12 +31,14 @@ class Conversation:
         variables: all others that it reads.
         continues: the last message is to be gone on with, not answered.
         thinks: whether the model is to think before it answers; None where that is for it to decide.
+        opens_answer: the prompt ends with what opens an answer, unless it continues.
     """
 
     messages: list[dict[str, Any]]
     variables: dict[str, Any]
     continues: bool = False
     thinks: bool | None = None
+    opens_answer: bool = True
 
     @property
     def num_chars(self) -> int:

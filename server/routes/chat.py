@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from starlette.types import Receive, Scope, Send
 
 from engine.types import SamplingParams, Thoughts
@@ -11,20 +9,19 @@ from server.answer_reader import AnswerReader
 from server.chat_format import ChatFormat
 from server.chat_profile import ChatProfile
 from server.chat_schemas import ChatRequest
+from server.chosen_tools import calls_are_marked, grammar_of_request, has_form
 from server.conversation import conversation_of
 from server.disconnect import DisconnectWatch
 from server.envelope import record_of
 from server.generation import Call, build_requests, off_loop_if_long
-from server.grammar.answers import grammar_of
 from server.reasoning import Markers, ThoughtSplitter
+from server.request_effects import note_who, priority_of, said_with_answer
 from server.sampling import check_text_length, completion_budget, requested_max_tokens, sampling_params, seed_of
 from server.service import CompletionService, new_id
 from server.thoughts import thoughts_of
 from server.tools.families import parser
 from server.tools.parts import Tool
 from server.validation import parse_chat
-
-_PRIORITIES = {"priority": -1, "auto": 0, "default": 0, "flex": 1}
 
 
 class ChatCompletions:
@@ -35,17 +32,20 @@ class ChatCompletions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        service, arrived_at_s = self._service, time.monotonic()
+        service, arrived_at_s = self._service, record_of(scope).arrived_at_s
         body = await service.read_body(scope, receive)
         request = await off_loop_if_long(len(body), lambda: parse_chat(body))
         ready = service.check(request)
+        note_who(request, record_of(scope))
         profile = service.context.prompts.profile
         conversation = conversation_of(request, profile)
         check_text_length(conversation.num_content_chars, ready, service.context.max_chars_per_token, "messages")
         requested, n, seed = requested_max_tokens(request), request.n or 1, seed_of(request)
         with service.admission.reserve(n):
             async with DisconnectWatch(receive):
-                grammar = await grammar_of(request.response_format, service.context.grammars)
+                grammar = await grammar_of_request(
+                    request, profile, service.context.marker_ids, service.context.grammars, conversation.num_chars
+                )
                 prompt = await off_loop_if_long(
                     conversation.num_chars, lambda: service.context.prompts.chat(conversation)
                 )
@@ -63,6 +63,7 @@ class ChatCompletions:
                     prompt.token_ids,
                     _sampling(request, budget, seed),
                     grammar,
+                    await service.prediction_ids(request, ready),
                     scope,
                     arrived_at_s,
                     thoughts=thoughts,
@@ -74,6 +75,7 @@ class ChatCompletions:
                     service.context.vocabulary,
                     lambda: _reader(request, profile, thoughts),
                     profile.new_call_id,
+                    said_with_answer(request, ready.fingerprint),
                 )
                 await service.answer(call, answer_format, scope, send)
 
@@ -81,7 +83,10 @@ class ChatCompletions:
 def _reader(request: ChatRequest, profile: ChatProfile, thoughts: Thoughts | None) -> AnswerReader:
     """What reads one choice; calls are looked for only where the model was told of tools."""
     tools = [Tool(tool.function.name, tool.function.parameters) for tool in request.tools or ()]
-    calls = parser(profile.family_name, tools) if profile.family_name and _is_told(request) else None
+    calls = None
+    if profile.family_name and _is_told(request):
+        known = [] if profile.family_name == "llama3_json" and calls_are_marked(request) else tools
+        calls = parser(profile.family_name, known, only_first=has_form(request))
     if thoughts is None:
         return AnswerReader(None, calls)
     return AnswerReader(ThoughtSplitter(Markers(thoughts.start, thoughts.end), is_open=thoughts.is_open), calls)
@@ -102,6 +107,7 @@ def _call(
     prompt_ids: list[int],
     sampling: SamplingParams,
     grammar: str,
+    prediction_ids: list[int],
     scope: Scope,
     arrived_at_s: float,
     *,
@@ -113,14 +119,20 @@ def _call(
         call_id,
         [(prompt_ids, sampling)],
         n=n,
-        priority=_PRIORITIES[request.service_tier or "default"],
+        priority=priority_of(request),
         tenant=record_of(scope).tenant,
         arrived_at_s=arrived_at_s,
         grammar=grammar,
+        keep_cached=bool(request.prompt_cache_key),
+        prediction_ids=prediction_ids,
         shown_ids=shown_ids,
         thoughts=thoughts,
     )
-    include_usage = bool(request.stream_options and request.stream_options.include_usage)
     return Call(
-        id=call_id, requests=requests, choices_per_prompt=n, stream=bool(request.stream), include_usage=include_usage
+        id=call_id,
+        requests=requests,
+        choices_per_prompt=n,
+        stream=bool(request.stream),
+        include_usage=request.include_usage,
+        explain_usage=request.explain_usage,
     )

@@ -10,8 +10,7 @@ import json
 import math
 import random
 import re
-from datetime import datetime, time
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -19,9 +18,6 @@ import jsonschema_rs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jsonschema import Draft202012Validator, FormatChecker
-from jsonschema.exceptions import ValidationError
-from jsonschema.validators import extend
 
 from engine.errors import InvalidRequest
 from engine.grammar import Grammars
@@ -32,8 +28,10 @@ from server.grammar.forms import of_schema
 from server.grammar.patterns import kept_patterns
 from server.grammar.quantities import MAX_INT, NotKept, lower_bound, upper_bound
 from server.grammar.schema import Walk, checked_schema
+from tests.support.json_judges import CHECKER, Judge, as_judges_know_it, decimal, exact
 from tests.support.json_schema_words import DRAFT_7, PYTHON_PATTERNS, listed, thing
 from tests.support.json_schemas import Case, kept, refused
+from tests.support.pattern_texts import PATTERN
 
 EOS = 256
 MERGES = (
@@ -100,65 +98,6 @@ def ending(choices: list[int], in_text: bool, hints: set[int], rng: random.Rando
     shallow = [each for each in choices if TOKENS[each][0] not in unwelcome] or choices
     spoken_of = [each for each in shallow if each in hints]
     return rng.choice(spoken_of if spoken_of and rng.random() < 0.9 else shallow)
-
-
-def decimal(text: str) -> Decimal:
-    """A fraction as it is written; 0 for one that is far out of reach, such as 1e-9999999, which nobody can judge."""
-    try:
-        value = Decimal(text)
-    except InvalidOperation:
-        return Decimal(0)
-    return value if abs(value.adjusted()) < 400 else Decimal(0)
-
-
-def exact(value: Any) -> Any:
-    """A schema whose fractions are decimals, with which division has a remainder or none."""
-    if isinstance(value, float):
-        return Decimal(repr(value))
-    if isinstance(value, dict):
-        return {name: exact(member) for name, member in value.items()}
-    return [exact(item) for item in value] if isinstance(value, list) else value
-
-
-def as_judges_know_it(schema: Any) -> Any:
-    """What all drafts say, as 2020-12 does; jsonschema knows the drafts, but not what stands beside '$ref' in them."""
-    if isinstance(schema, list):
-        return [as_judges_know_it(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    out = {name: as_judges_know_it(value) for name, value in schema.items() if name != "$schema"}
-    if isinstance(schema.get("items"), list):
-        out["prefixItems"] = out.pop("items")
-        if "additionalItems" in out:
-            out["items"] = out.pop("additionalItems")
-    for word, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
-        if isinstance(flag := schema.get(word), bool):
-            del out[word]
-            if flag:
-                out[word] = out.pop(bound)
-    for name, need in (schema.get("dependencies") or {}).items() if "properties" in schema else ():
-        out.setdefault("dependentRequired" if isinstance(need, list) else "dependentSchemas", {})[name] = need
-    if isinstance(name := schema.get("$id"), str) and name.startswith("#"):
-        out["$anchor"] = out.pop("$id")[1:]
-    return out
-
-
-CHECKER = FormatChecker()
-CHECKER.checks("date-time", raises=ValueError)(lambda value: bool(datetime.fromisoformat(value)))
-CHECKER.checks("time", raises=ValueError)(lambda value: bool(time.fromisoformat(value)) or True)
-
-
-def multiple_of(_validator: Any, divisor: Any, value: Any, _schema: Any) -> Any:
-    if isinstance(value, (int, Decimal)) and not isinstance(value, bool) and Fraction(value) % Fraction(divisor):
-        yield ValidationError(f"{value} is no multiple of {divisor}")
-
-
-def pattern(_validator: Any, pattern: str, value: Any, _schema: Any) -> Any:
-    if isinstance(value, str) and not re.search(PYTHON_PATTERNS.get(pattern, pattern), value):
-        yield ValidationError(f"{value!r} does not match {pattern}")
-
-
-Judge = extend(Draft202012Validator, {"multipleOf": multiple_of, "pattern": pattern})
 
 
 def second_judge(schema: Any) -> Any:
@@ -299,31 +238,6 @@ def test_patterns_mean_what_ecma_262_says(pattern: str, valid: list[str], invali
     write = functools.partial(json.dumps, ensure_ascii=False)
     assert [text for text in valid if not accepts(schema, write(text))] == []
     assert [text for text in invalid if accepts(schema, write(text))] == []
-
-
-PIECES = st.sampled_from(
-    [
-        ("a", "a"), ("b", "b"), (".", r"[^\n\r]"), (r"\d", "[0-9]"), (r"\w", "[0-9A-Za-z_]"), ("[^b]", "[^b]"),
-        ("[a-]", r"[a\-]"), (r"[\]a]", r"[\]a]"), ("[[1]", r"[\[1]"), (r"\.", r"\."), (r"\s", r"[ \n\t]"),
-        (r"[^\s]", r"[^ \n\t]"), ("[1-b]", "[1-b]"), (r"[\\d-z]", r"[\\d-z]"), ("[a-b-_]", r"[a-b\-_]"),
-    ]
-)  # fmt: skip
-REPEATS = st.sampled_from(["", "*", "+", "?", "{2}", "{1,2}", "{0,}", "*?"])
-
-
-def joined(parts: list[tuple[str, str]]) -> tuple[str, str]:
-    return "".join(ours for ours, _ in parts), "".join(theirs for _, theirs in parts)
-
-
-PATTERN = st.recursive(
-    st.lists(
-        st.tuples(PIECES, REPEATS).map(lambda each: (each[0][0] + each[1], each[0][1] + each[1])), max_size=3
-    ).map(joined),
-    lambda inner: st.tuples(inner, inner, REPEATS).map(
-        lambda each: (f"(?:{each[0][0]}|{each[1][0]}){each[2]}", f"(?:{each[0][1]}|{each[1][1]}){each[2]}")
-    ),
-    max_leaves=4,
-)  # fmt: skip
 
 
 @settings(max_examples=150, derandomize=True, deadline=None)

@@ -52,6 +52,7 @@ READY = EngineReady(
     provenance={"attention": "fake"},
     weights_bytes=0,
     kv_cache_bytes=0,
+    fingerprint="fp_0123456789ab",
 )
 
 
@@ -187,12 +188,16 @@ class BytePrompts:
     markers = MarkerTokens()
 
     def __init__(self, profile: ChatProfile | None = None) -> None:
-        self.profile = profile or ChatProfile()
+        self.profile = profile or ChatProfile(family_name="hermes", call_form="hermes")
 
     def chat(self, conversation: Conversation) -> ChatPrompt:
         """See ``PromptEncoder.chat``."""
         return ChatPrompt(list("".join(f"{m['role']}: {m['content']}\n" for m in conversation.messages).encode()))
 
-    def text(self, prompt: str) -> list[int]:
-        """See ``PromptEncoder.text``."""
+    def text(self, prompt: str, *, add_special: bool = True) -> list[int]:
+        """See ``PromptEncoder.text``; there are no control tokens around a text."""
         return list(prompt.encode())
+
+    def prediction(self, answer: str) -> list[int]:
+        """See ``PromptEncoder.prediction``."""
+        return list(answer.encode())
