@@ -15,7 +15,7 @@ from engine.errors import InvalidRequest
 from engine.special_guard import SpecialGuard
 from engine.tokenizer import load_tokenizer
 from server.chat_template import ChatTemplate
-from tests.support.tiny_bpe import encode_client_text, tiny_tokenizer, with_control_tokens
+from tests.support.tiny_bpe import USER_DEFINED, encode_client_text, tiny_tokenizer, with_control_tokens
 
 CHAT = ["<|im_start|>", "<|im_end|>", "</s>", "[INST]", "<|"]
 HUMAN = "\n\nHuman:"
@@ -248,6 +248,17 @@ def test_no_client_text_becomes_a_token_that_has_a_meaning(tokenizer, texts):
     ids = meant.encode_rendered(template.render(guarded.value), guarded.mark)
     assert ids.count(tokenizer.encode(TOOL, add_special=False)[0]) == len(texts)
     assert meant.decode(ids, skip_special=False) == "".join(TOOL + text for text in texts)
+
+
+def test_a_token_that_has_a_meaning_is_not_reached_by_merges_either():
+    """In this vocabulary a word that is a token is that token, whatever it could be merged from."""
+    tokenizer = with_control_tokens(["<|>", "<<"], "llama-bpe", USER_DEFINED)
+    (token_id,) = tokenizer.encode("<|>", add_special=False)
+    meant = tokenizer.guarding("<|>")
+    for text in ("<|>", "x <|> y", "<<|>"):
+        ids = encode_client_text(meant, text)
+        assert token_id not in ids
+        assert meant.decode(ids) == text
 
 
 def test_runs_of_blanks_and_words_stay_what_they_are(tokenizer):

@@ -8,10 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from server.chat_profile import profile_of
+from engine.errors import InvalidRequest
+from engine.types import Thoughts
+from server.chat_profile import THOUGHTS, ChatProfile, profile_of
 from server.chat_template import ChatTemplate
 from server.context import ModelPrompts
+from server.conversation import Conversation
+from server.thoughts import MarkerTokens, thoughts_of
 from tests.server.rig import CHAT, Rig, chat, error_of, events_of
 from tests.support.local_engine import LocalEngine
 from tests.support.thinking_model import (
@@ -150,6 +155,14 @@ async def test_a_form_that_looks_like_thoughts_is_content(new: New) -> None:
         assert (answer["content"], answer["num_thoughts"]) == (held["choice"][0], 0)
 
 
+async def test_a_switch_of_the_template_is_a_wish_like_any_other(new: New) -> None:
+    rig = new(SWITCHED)
+    for value in (True, False):
+        await rig.post(CHAT, chat(max_tokens=1, chat_template_kwargs={"enable_thinking": value}))
+        thoughts = rig.engine.submitted[-1].thoughts
+        assert (thoughts is not None and thoughts.is_forced) is value
+
+
 async def test_thinking_disabled(new: New) -> None:
     """The prompt says so, and what looks like thoughts is content."""
     rig = new(SWITCHED)
@@ -263,3 +276,49 @@ async def test_a_form_of_json_comes_after_the_thoughts_of_every_choice(new: New)
     assert {json.loads(choice["message"]["content"])["a"] for choice in body["choices"]} <= {1, 2}
     assert len({choice["message"]["reasoning_content"] for choice in body["choices"]}) == 3
     assert 3 * 6 <= body["usage"]["completion_tokens_details"]["reasoning_tokens"] < body["usage"]["completion_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("source", "profile"),
+    [
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", ChatProfile(thoughts=THOUGHTS["think"])),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}{# <think> </think> #}", ChatProfile()),
+    ],
+)
+async def test_what_has_a_meaning_by_the_template_or_the_profile_alone(
+    models: dict[str, Any], source: str, profile: ChatProfile
+) -> None:
+    tokenizer, _, _ = models["added"]
+    prompts = ModelPrompts(tokenizer, ChatTemplate(source, tokenizer.special_tokens), profile)
+    for typed in ("<think>", "</think>"):
+        ids = prompts.chat(Conversation([{"role": "user", "content": typed}], {})).token_ids
+        assert len(ids) == len(typed)
+
+
+def asked(tokens: MarkerTokens, **options: Any) -> Thoughts | None:
+    given = {"is_thinking": None, "wanted": None, "budget": None, "has_form": False, **options}
+    return thoughts_of(ChatProfile(thoughts=THOUGHTS["think"]), tokens, **given)
+
+
+def test_what_the_engine_is_asked() -> None:
+    one, several = MarkerTokens((1, 2), (3,), (), has_start_token=True), MarkerTokens((1, 2), (3,), ())
+    as_it_likes = Thoughts(start="<think>", end="</think>", start_ids=(1, 2), end_ids=(3,))
+    not_wanted = replace(as_it_likes, start_ids=())
+    forced, opened = replace(as_it_likes, is_forced=True), replace(not_wanted, is_open=True)
+    for tokens in (one, several):
+        assert asked(tokens) == as_it_likes
+        assert asked(tokens, wanted=True) == asked(tokens, wanted=True, has_form=True) == forced
+        assert asked(tokens, wanted=False) == not_wanted, "it may think nevertheless"
+        assert asked(tokens, wanted=False, has_form=True) is None, "it cannot"
+        assert asked(tokens, is_thinking=True) == asked(tokens, is_thinking=True, has_form=True) == opened
+        assert asked(tokens, is_thinking=False) is None
+        assert asked(tokens, budget=7) == replace(as_it_likes, budget=7)
+    assert asked(one, has_form=True) == as_it_likes
+    assert asked(several, has_form=True) is None
+
+
+def test_markers_that_a_vocabulary_cannot_write() -> None:
+    assert asked(MarkerTokens(), wanted=True) == Thoughts(start="<think>", end="</think>")
+    with pytest.raises(InvalidRequest) as refused:
+        asked(MarkerTokens(), budget=7)
+    assert (refused.value.param, refused.value.code) == ("thinking.budget_tokens", "unsupported_parameter")
