@@ -22,7 +22,7 @@ from engine.config import EngineConfig
 from engine.types import CacheMiss, GenerateRequest, TokenDelta, Usage
 from server.bridge import EngineBridge
 from server.cost import account
-from tests.server.rig import CHAT, TEXT, Rig, chat, error_of, events_of, text
+from tests.server.rig import CHAT, TEXT, AsgiCall, Rig, chat, error_of, events_of, text
 from tests.server.test_metrics import samples
 from tests.support.fake_engine import Step, deltas_for, says
 from tests.support.tiny_models import GOLDEN
@@ -259,15 +259,18 @@ class TestRealEngine:
     async def test_service_tiers_order_the_queue(self, rig: Rig) -> None:
         ended: list[str] = []
 
-        async def ask(tier: str, max_tokens: int) -> None:
-            fields = {"max_tokens": max_tokens, "ignore_eos": True, "service_tier": tier}
+        async def ask(tier: str) -> None:
+            fields = {"max_tokens": 2, "ignore_eos": True, "service_tier": tier}
             assert (await rig.post(CHAT, chat(**fields))).status_code == 200
             ended.append(tier)
 
-        tasks = [asyncio.create_task(ask("auto", 200))]  # holds the one place while the others come
+        first = AsgiCall(rig, CHAT, chat(max_tokens=200, ignore_eos=True, stream=True))
+        await first.next_body()  # it has the one place while the others come
+        tasks = []
         for tier in ("flex", "default", "priority"):
-            while rig.engine.num_open < len(tasks):
+            tasks.append(asyncio.create_task(ask(tier)))
+            while rig.engine.num_open < 1 + len(tasks):
                 await asyncio.sleep(0.001)
-            tasks.append(asyncio.create_task(ask(tier, 2)))
-        await asyncio.gather(*tasks)
-        assert ended == ["auto", "priority", "default", "flex"]
+        assert not first.task.done()
+        await asyncio.gather(first.task, *tasks)
+        assert ended == ["priority", "default", "flex"]
