@@ -37,8 +37,13 @@ class Conversation:
 
     @property
     def num_chars(self) -> int:
-        """About how much text there is."""
+        """About how much text there is; the template may leave out some of it."""
         return _num_chars(self.messages) + _num_chars(self.variables)
+
+    @property
+    def num_content_chars(self) -> int:
+        """Of what is said in the messages, which no prompt is shorter than."""
+        return sum(len(message["content"]) for message in self.messages)
 
 
 def conversation_of(request: ChatRequest, profile: ChatProfile) -> Conversation:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from engine.errors import InvalidRequest
-from server.grammar.blame import blame
+from server.grammar.blame import blame, blame_text
 from server.grammar.forms import of_choice, of_lark, of_regex, of_schema
 from server.grammar.schema import checked_schema
 from server.grammar.trial import GrammarTrial
@@ -27,8 +26,7 @@ async def grammar_of(answer_format: ResponseFormat | None, trial: GrammarTrial) 
         return grammar
     param, grammar = _written(answer_format)
     if said := await trial.verdict(grammar, param):
-        first_line = said.partition("\n")[0][:300]
-        raise InvalidRequest(f"{param} is not valid: {first_line}.", param=param, code="invalid_grammar")
+        raise blame_text(said, param)
     return grammar
 
 

@@ -1,7 +1,7 @@
 """What the grammar library says against a schema, put into the words of the API, with the path of the word at fault.
 
-Called by the routes when ``trial`` has given a verdict on a schema that ``schema`` had let pass: whether patterns
-overlap, or whether anything can satisfy what several words ask for, only the library finds out.
+Called when ``trial`` has given a verdict on a schema that ``schema`` had let pass: whether patterns overlap, or whether
+anything can satisfy what several words ask for, only the library finds out. What is no schema is all the library's.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from engine.errors import InvalidRequest
+from server.grammar.forms import NO_FORCING
 from server.grammar.places import Path, refused
 from server.grammar.schema import Walk
 
@@ -52,6 +53,8 @@ _SENTENCES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 it is the root that is meant."""
 _QUOTE = re.compile(r"\n *\d+ \| ")
 """The library quotes the grammar after what it says."""
+_BAD_PATTERN = re.compile(r"regex parse error:\n    .*\n    (?P<before> *)\^+\nerror: (?P<reason>.*)")
+_PLACE = re.compile(r"(?:at )?(?P<line>\d+)\((?P<column>\d+)\): (?P<reason>.*)")
 
 
 def blame(said: str, schema: object, param: str) -> InvalidRequest:
@@ -69,6 +72,20 @@ def blame(said: str, schema: object, param: str) -> InvalidRequest:
             if path is not None:
                 return refused(path, sentence, "unsupported_parameter")
     return refused(Path(None, param), "cannot be kept by a grammar; make it simpler.", "unsupported_parameter")
+
+
+def blame_text(said: str, param: str) -> InvalidRequest:
+    """The refusal of a pattern, of texts or of a grammar, with the place in it, and without more of it than a name."""
+    problem = _QUOTE.split(said, maxsplit=1)[0]
+    if pattern := _BAD_PATTERN.search(problem):
+        place = f" (at its character {len(pattern['before']) + 1})" if param.endswith("regex") else ""
+        reason = f"{pattern['reason']}{place}"
+    elif where := _PLACE.match(problem):
+        line = int(where["line"]) - NO_FORCING.count("\n")
+        reason = f"{where['reason'].partition(' (at ')[0]} (line {line}, column {where['column']})"
+    else:
+        reason = problem.partition("\n")[0]
+    return InvalidRequest(f"{param} is not valid: {reason[:300]}.", param=param, code="invalid_grammar")
 
 
 def _suspects(found: list[Found], words: tuple[str, ...], text: str | None) -> Iterator[Path]:

@@ -40,7 +40,7 @@ class ChatCompletions:
         ready = service.check(request)
         profile = service.context.prompts.profile
         conversation = conversation_of(request, profile)
-        check_text_length(conversation.num_chars, ready, service.context.max_chars_per_token, "messages")
+        check_text_length(conversation.num_content_chars, ready, service.context.max_chars_per_token, "messages")
         requested, n, seed = requested_max_tokens(request), request.n or 1, seed_of(request)
         with service.admission.reserve(n):
             async with DisconnectWatch(receive):

@@ -14,12 +14,14 @@ from starlette.routing import Route
 from engine.errors import InvalidRequest
 from engine.types import SamplingParams
 from server import answers, errors
+from server.chat_profile import profile_of
+from server.chat_schemas import ChatRequest
 from server.engine_client import EngineState
 from server.routes.health import HealthReport
-from server.schemas import ChatRequest, CompletionRequest
+from server.schemas import CompletionRequest
 from tests.server.rig import CHAT, TEXT, Rig, chat, text
 from tests.support.contract import METHODS, check, check_events, contract, inlined, schema
-from tests.support.fake_engine import FakeEngine
+from tests.support.fake_engine import BytePrompts, FakeEngine
 
 REQUESTS = {"ChatRequest": (CHAT, chat(), ChatRequest), "CompletionRequest": (TEXT, text(), CompletionRequest)}
 
@@ -128,7 +130,53 @@ async def test_the_kinds_of_prompt(prompt: Any) -> None:
         assert status == 400
 
 
-NEEDS: dict[str, dict[str, Any]] = {"top_logprobs": {"logprobs": True}, "stream_options": {"stream": True}}
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+NEEDS: dict[str, dict[str, Any]] = {
+    "top_logprobs": {"logprobs": True},
+    "stream_options": {"stream": True},
+    "tool_choice": {"tools": TOOLS},
+    "parallel_tool_calls": {"tools": TOOLS},
+    "continue_final_message": {"messages": [{"role": "assistant", "content": "Once"}]},
+}
+NAMED = {"type": "function", "function": {"name": "f"}}
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+BY_HAND: dict[str, list[Any]] = {
+    "messages": [
+        [{"role": role, "content": "x", "name": "x"} for role in ("system", "developer", "user", "assistant")],
+        [{"role": "user", "content": [{"type": "text", "text": "x"}]}],
+        [
+            {"role": "assistant", "refusal": "x"},
+            {"role": "assistant", "content": [{"type": "refusal", "refusal": "x"}]},
+        ],
+        [
+            {"role": "assistant", "reasoning_content": "x", "tool_calls": [CALL]},
+            {"role": "tool", "tool_call_id": "1", "content": "x"},
+        ],
+    ],
+    "tools": [[], TOOLS, [{"type": "function", "function": {"name": "f", "parameters": {}, "strict": True}}], None],
+    "tool_choice": [
+        "none",
+        "auto",
+        "required",
+        NAMED,
+        {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED]}},
+        {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NAMED]}},
+        None,
+    ],
+    "response_format": [
+        {"type": "text"},
+        {"type": "json_object"},
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "integer"}, "strict": True}},
+        {"type": "regex", "regex": "[0-9]"},
+        {"type": "choice", "choice": ["a", "b"]},
+        {"type": "lark", "lark": 'start: "a"'},
+        None,
+    ],
+    "chat_template_kwargs": [{}, {"enable_thinking": True}, None],
+    "metadata": [{}, {"x" * 64: "y" * 512}, {str(i): "" for i in range(16)}, None],
+}
+"""Values of fields whose parts go together."""
+THINKS = profile_of("{% if enable_thinking %}<think>{{ tools }}</think>{% endif %}<tool_call>")
 
 
 def edges(node: Any) -> Iterator[Any]:
@@ -160,7 +208,7 @@ FIELDS = [
     for name in REQUESTS
     for field, node in inlined(schema(name))["properties"].items()
     if field not in {"model", "prompt"}
-    for value in edges(node)
+    for value in BY_HAND.get(field) or edges(node)
 ]
 
 
@@ -171,7 +219,7 @@ async def test_every_field_is_accepted_at_its_edges(name: str, field: str, value
     if field == "best_of" and value:
         body["n"] = value
     check(body, {"$ref": f"#/components/schemas/{name}"})
-    response = await Rig().post(path, body)
+    response = await Rig(prompts=BytePrompts(THINKS)).post(path, body)
     assert response.status_code == 200, response.text
 
 

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from engine.errors import InvalidRequest
 from engine.types import GenerateRequest
 from server.admission import Admission
+from server.context import ChatPrompt
+from server.conversation import Conversation
 from server.errors import Overloaded
 from tests.server.rig import CHAT, TEXT, Rig, chat, error_of, text
 from tests.support.fake_engine import BytePrompts, Step, deltas_for, failure
@@ -22,10 +24,10 @@ async def test_what_finds_no_place_is_refused_before_it_is_tokenised() -> None:
     release = asyncio.Event()
 
     class Counting(BytePrompts):
-        def chat(self, messages: list[dict[str, str]]) -> list[int]:
+        def chat(self, conversation: Conversation) -> ChatPrompt:
             nonlocal num_encoded
             num_encoded += 1
-            return [1]
+            return ChatPrompt([1])
 
     def script(request: GenerateRequest) -> Iterator[Step]:
         yield release

@@ -13,7 +13,17 @@ from server.context import ChatPrompt
 from server.conversation import Conversation
 from server.generation import LONG_TEXT_CHARS
 from tests.server.rig import CHAT, Rig, chat, error_of, events_of
-from tests.support.fake_engine import EOS, MODEL, READY, VOCAB_SIZE, BytePrompts, FakeEngine, deltas_for, says
+from tests.support.fake_engine import (
+    EOS,
+    MODEL,
+    NO_DETAILS,
+    READY,
+    VOCAB_SIZE,
+    BytePrompts,
+    FakeEngine,
+    deltas_for,
+    says,
+)
 
 
 async def test_a_whole_answer() -> None:
@@ -40,6 +50,7 @@ async def test_a_whole_answer() -> None:
             "completion_tokens": num_answer,
             "total_tokens": num_prompt + num_answer,
             "prompt_tokens_details": {"cached_tokens": num_prompt // 2},
+            "completion_tokens_details": NO_DETAILS,
         },
     }
 
@@ -197,6 +208,7 @@ class CountingPrompts(BytePrompts):
     """Counts what is tokenised."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.num_calls = 0
 
     def chat(self, conversation: Conversation) -> ChatPrompt:
@@ -238,12 +250,12 @@ async def test_a_long_text_is_tokenised_off_the_event_loop() -> None:
     threads = []
 
     class Watching(BytePrompts):
-        def chat(self, messages: list[dict[str, str]]) -> list[int]:
+        def chat(self, conversation: Conversation) -> ChatPrompt:
             threads.append(threading.current_thread() is threading.main_thread())
-            return [1]
+            return ChatPrompt([1])
 
     rig = Rig(engine=FakeEngine(ready=replace(READY, max_model_len=1 << 20)), prompts=Watching())
-    await rig.post(CHAT, chat("x" * LONG_TEXT_CHARS))
+    await rig.post(CHAT, chat("x" * (LONG_TEXT_CHARS - 100)))
     await rig.post(CHAT, chat("x" * (LONG_TEXT_CHARS + 1)))
     assert threads == [True, False]
 

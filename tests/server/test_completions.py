@@ -8,7 +8,7 @@ import pytest
 
 from engine.types import FinishReason, GenerateRequest, TokenDelta, TokenLogprobs
 from tests.server.rig import TEXT, Rig, error_of, events_of, text
-from tests.support.fake_engine import MODEL, READY, BytePrompts, deltas_for, says
+from tests.support.fake_engine import MODEL, NO_DETAILS, READY, BytePrompts, deltas_for, says
 
 
 async def test_a_whole_answer() -> None:
@@ -24,6 +24,7 @@ async def test_a_whole_answer() -> None:
             "completion_tokens": 3,
             "total_tokens": 7,
             "prompt_tokens_details": {"cached_tokens": 2},
+            "completion_tokens_details": NO_DETAILS,
         },
     }
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from server.context import ChatPrompt
+from server.conversation import Conversation
 from tests.server.rig import CHAT, TEXT, Rig, chat, error_of, text
 from tests.support.fake_engine import BytePrompts, failure, says
 
@@ -47,7 +49,7 @@ REFUSALS: list[tuple[str, Any, int]] = [
     (CHAT, chat(SECRET * 100), 400),
     (CHAT, chat(SECRET, stop=[SECRET] * 5), 400),
     (CHAT, chat(SECRET, stop_token_ids=[SECRET]), 400),
-    (CHAT, chat(SECRET, response_format={"type": "json_object"}), 400),
+    (CHAT, chat(SECRET, response_format={"type": "regex", "regex": f"({SECRET}"}), 400),
     (CHAT, chat(SECRET) | {"model": "other"}, 404),
     (CHAT, {"model": SECRET[:0], "messages": SECRET}, 400),
     (CHAT, {"messages": [{"role": SECRET, "content": SECRET}], "model": "x"}, 400),
@@ -81,8 +83,8 @@ async def test_no_malformed_body_is_repeated(body: bytes, caplog: pytest.LogCapt
 class Broken(BytePrompts):
     """Fails with the prompt in its message, as libraries do."""
 
-    def chat(self, messages: list[dict[str, str]]) -> list[int]:
-        raise ValueError(f"cannot encode {messages} at 0x7fff12345678 in /usr/lib/x.py")
+    def chat(self, conversation: Conversation) -> ChatPrompt:
+        raise ValueError(f"cannot encode {conversation} at 0x7fff12345678 in /usr/lib/x.py")
 
 
 def broken_engine(rig: Rig) -> None:

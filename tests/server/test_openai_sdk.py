@@ -113,9 +113,9 @@ async def test_models(client: AsyncOpenAI) -> None:
 
 async def test_bad_requests(client: AsyncOpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as raised:
-        await client.chat.completions.create(model=MODEL, messages=HI, tools=[])
+        await client.chat.completions.create(model=MODEL, messages=HI, store=True)
     assert (raised.value.param, raised.value.code, raised.value.type) == (
-        "tools",
+        "store",
         "unsupported_parameter",
         "invalid_request_error",
     )

@@ -6,36 +6,47 @@ import json
 from typing import Any
 
 import pytest
-from openai.types import completion_create_params
-from openai.types.chat import (
-    ChatCompletionAssistantMessageParam,
-    ChatCompletionContentPartImageParam,
-    ChatCompletionContentPartInputAudioParam,
-    ChatCompletionContentPartRefusalParam,
-    ChatCompletionContentPartTextParam,
-    ChatCompletionSystemMessageParam,
-    ChatCompletionToolMessageParam,
-    ChatCompletionUserMessageParam,
-)
-from openai.types.chat import (
-    completion_create_params as chat_create_params,
-)
+from openai.types import chat as types
+from openai.types import completion_create_params, shared_params
+from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.shared_params import response_format_json_schema
 
+from server.chat_schemas import AllowedTools, ChatRequest, Function, Message, MessageToolCall, Tool, ToolChoice
 from server.schemas import (
-    CHAT_UNSUPPORTED,
-    COMPLETION_UNSUPPORTED,
-    MESSAGE_UNSUPPORTED,
-    PART_UNSUPPORTED,
-    ChatRequest,
     CompletionRequest,
-    Message,
-    TextPart,
+    ContentPart,
+    JsonSchemaFormat,
+    Prediction,
+    RequestStruct,
+    ResponseFormat,
+    StreamOptions,
 )
 from tests.server.rig import CHAT, TEXT, Rig, chat, error_of, text
 from tests.support.fake_engine import VOCAB_SIZE
 
 INVALID, UNKNOWN, UNSUPPORTED = "invalid_value", "unknown_parameter", "unsupported_parameter"
 MISSING = "missing_required_parameter"
+
+
+def _calls(**fields: Any) -> dict[str, Any]:
+    """The assistant's message with one tool call, by other fields than it needs."""
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    return {"role": "assistant", "tool_calls": [call | fields]}
+
+
+def _called(arguments: str) -> dict[str, Any]:
+    return _calls(function={"name": "f", "arguments": arguments})
+
+
+def _tool(name: str, **fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **fields}}
+
+
+def _allowed(*tools: Any) -> dict[str, Any]:
+    return {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": list(tools)}}
+
+
+CALLS = _calls()
 
 
 async def refused(path: str, body: Any) -> dict[str, Any]:
@@ -112,10 +123,38 @@ async def test_out_of_bounds_or_of_the_wrong_type(path: str, field: str, value: 
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", INVALID),
         ({"messages": [{"role": "narrator", "content": "x"}]}, "messages[0].role", INVALID),
         ({"messages": [{"role": 1, "content": "x"}]}, "messages[0].role", INVALID),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", UNSUPPORTED),
-        ({"messages": [{"role": "user", "content": "x", "name": "bob"}]}, "messages[0].name", UNSUPPORTED),
+        ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].role", UNSUPPORTED),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id", MISSING),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages[0].tool_call_id", INVALID),
+        ({"messages": [CALLS, {"role": "tool", "tool_call_id": "1"}]}, "messages[1].content", MISSING),
+        ({"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]}, "messages[0].tool_call_id", INVALID),
+        ({"messages": [{"role": "user", "content": "x", "name": ""}]}, "messages[0].name", INVALID),
+        ({"messages": [{"role": "user", "content": "x", "name": "x" * 65}]}, "messages[0].name", INVALID),
+        ({"messages": [{"role": "assistant"}]}, "messages[0].content", MISSING),
+        ({"messages": [CALLS | {"role": "user"}]}, "messages[0].tool_calls", INVALID),
+        ({"messages": [{"role": "user", "content": "x", "refusal": "x"}]}, "messages[0].refusal", INVALID),
+        (
+            {"messages": [{"role": "system", "content": "x", "reasoning_content": "x"}]},
+            "messages[0].reasoning_content",
+            INVALID,
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "refusal", "refusal": "x"}]}]},
+            "messages[0].content[0].type",
+            INVALID,
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "refusal": "x"}]}]},
+            "messages[0].content[0].refusal",
+            INVALID,
+        ),
+        ({"messages": [_calls(id="")]}, "messages[0].tool_calls[0].id", INVALID),
+        ({"messages": [_calls(type="custom")]}, "messages[0].tool_calls[0].type", UNSUPPORTED),
+        ({"messages": [_calls(function={"name": "f"})]}, "messages[0].tool_calls[0].function.arguments", MISSING),
+        ({"messages": [_called("{")]}, "messages[0].tool_calls[0].function.arguments", INVALID),
+        ({"messages": [_called("[]")]}, "messages[0].tool_calls[0].function.arguments", INVALID),
         ({"messages": [{"role": "user", "content": "x", "contnt": ""}]}, "messages[0].contnt", UNKNOWN),
-        ({"messages": [{"role": "assistant", "content": "", "tool_calls": []}]}, "messages[0].tool_calls", UNSUPPORTED),
+        ({"messages": [{"role": "assistant", "content": "", "tool_calls": []}]}, "messages[0].tool_calls", INVALID),
         ({"messages": [{"role": "user", "content": "x"}] * 4097}, "messages", INVALID),
         ({"messages": [{"role": "user", "content": [1]}]}, "messages[0].content[0]", INVALID),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text", MISSING),
@@ -147,9 +186,77 @@ async def test_out_of_bounds_or_of_the_wrong_type(path: str, field: str, value: 
         ({"logprobs": False, "top_logprobs": 1}, "top_logprobs", INVALID),
         ({"service_tier": "turbo"}, "service_tier", INVALID),
         ({"service_tier": "scale"}, "service_tier", UNSUPPORTED),
-        ({"response_format": {"type": "json_object"}}, "response_format.type", UNSUPPORTED),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.type", UNSUPPORTED),
-        ({"response_format": {"type": "text", "json_schema": {}}}, "response_format.json_schema", UNSUPPORTED),
+        ({"response_format": {"type": "yaml"}}, "response_format.type", INVALID),
+        ({"response_format": {"type": "structural_tag"}}, "response_format.type", UNSUPPORTED),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", MISSING),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {}}},
+            "response_format.json_schema.name",
+            MISSING,
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+            "response_format.json_schema.schema",
+            MISSING,
+        ),
+        (
+            {"response_format": {"type": "text", "json_schema": {"name": "x"}}},
+            "response_format.json_schema",
+            INVALID,
+        ),
+        ({"response_format": {"type": "regex"}}, "response_format.regex", MISSING),
+        ({"response_format": {"type": "regex", "regex": ""}}, "response_format.regex", INVALID),
+        ({"response_format": {"type": "regex", "regex": "("}}, "response_format.regex", "invalid_grammar"),
+        ({"response_format": {"type": "choice", "choice": []}}, "response_format.choice", INVALID),
+        ({"response_format": {"type": "choice", "choice": [""]}}, "response_format.choice[0]", INVALID),
+        ({"response_format": {"type": "lark", "lark": "start"}}, "response_format.lark", "invalid_grammar"),
+        ({"response_format": {"type": "lark", "regex": "x"}}, "response_format.regex", INVALID),
+        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type", UNSUPPORTED),
+        ({"tools": [{"type": "function"}]}, "tools[0].function", MISSING),
+        ({"tools": [_tool("a b")]}, "tools[0].function.name", INVALID),
+        ({"tools": [_tool("x" * 65)]}, "tools[0].function.name", INVALID),
+        ({"tools": [_tool("f"), _tool("f")]}, "tools[1].function.name", INVALID),
+        ({"tools": [_tool("f", parameters=[])]}, "tools[0].function.parameters", INVALID),
+        ({"tools": [_tool("f", strict=1)]}, "tools[0].function.strict", INVALID),
+        ({"tools": [_tool("f", defer_loading=True)]}, "tools[0].function.defer_loading", UNKNOWN),
+        ({"tools": [_tool(f"f{i}") for i in range(129)]}, "tools", INVALID),
+        ({"tool_choice": "required"}, "tool_choice", INVALID),
+        ({"tools": [], "tool_choice": "required"}, "tool_choice", INVALID),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls", INVALID),
+        ({"tools": [_tool("f")], "tool_choice": "any"}, "tool_choice", INVALID),
+        ({"tools": [_tool("f")], "tool_choice": {"type": "function"}}, "tool_choice.function", MISSING),
+        (
+            {"tools": [_tool("f")], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+            "tool_choice.function.name",
+            INVALID,
+        ),
+        ({"tools": [_tool("f")], "tool_choice": {"type": "custom", "custom": {}}}, "tool_choice.type", UNSUPPORTED),
+        ({"tools": [_tool("f")], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools", MISSING),
+        (
+            {"tools": [_tool("f")], "tool_choice": _allowed({"type": "function", "function": {"name": "g"}})},
+            "tool_choice.allowed_tools.tools[0].function.name",
+            INVALID,
+        ),
+        ({"tools": [_tool("f")], "tool_choice": _allowed()}, "tool_choice.allowed_tools.tools", INVALID),
+        ({"reasoning_effort": "huge"}, "reasoning_effort", INVALID),
+        ({"reasoning_effort": "low"}, "reasoning_effort", UNSUPPORTED),
+        ({"thinking": {"type": "enabled"}}, "thinking", UNSUPPORTED),
+        ({"thinking": {"type": "maybe"}}, "thinking.type", INVALID),
+        ({"thinking": {"type": "auto", "budget_tokens": 0}}, "thinking.budget_tokens", INVALID),
+        ({"thinking": {"type": "disabled"}, "reasoning_effort": "low"}, "thinking", INVALID),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages", UNSUPPORTED),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, "chat_template_kwargs.enable_thinking", UNSUPPORTED),
+        ({"chat_template_kwargs": 1}, "chat_template_kwargs", INVALID),
+        ({"continue_final_message": True}, "continue_final_message", INVALID),
+        ({"prediction": {"type": "content"}}, "prediction.content", MISSING),
+        ({"prediction": {"type": "draft", "content": ""}}, "prediction.type", INVALID),
+        ({"metadata": {"x": 1}}, "metadata", INVALID),
+        ({"metadata": {"x": "y" * 513}}, "metadata", INVALID),
+        ({"metadata": {"x" * 65: ""}}, "metadata", INVALID),
+        ({"metadata": {str(i): "" for i in range(17)}}, "metadata", INVALID),
+        ({"user": "x" * 513}, "user", INVALID),
+        ({"safety_identifier": 1}, "safety_identifier", INVALID),
+        ({"prompt_cache_key": "x" * 513}, "prompt_cache_key", INVALID),
         ({"response_format": {"type": "text", "x": 1}}, "response_format.x", UNKNOWN),
         ({"response_format": "text"}, "response_format", INVALID),
         ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage", INVALID),
@@ -162,7 +269,7 @@ async def test_out_of_bounds_or_of_the_wrong_type(path: str, field: str, value: 
         ({"stream": True, "stream_options": []}, "stream_options", INVALID),
         ({"echo": True}, "echo", UNKNOWN),
         ({"prompt": "x"}, "prompt", UNKNOWN),
-        *[({name: {}}, name, UNSUPPORTED) for name in sorted(CHAT_UNSUPPORTED)],
+        *[({name: {}}, name, UNSUPPORTED) for name in sorted(ChatRequest.refused_fields)],
         *[
             ({name: 1}, name, UNKNOWN)
             for name in ("n_discard", "slot_id", "priority", "kv_transfer_params", "vllm_xargs", "prompt_embeds")
@@ -206,7 +313,7 @@ async def test_chat_refuses(fields: dict[str, Any], param: str, code: str) -> No
         ({"prompt": ["a"] * 100, "n": 16}, "n", INVALID),
         ({"messages": []}, "messages", UNKNOWN),
         ({"prompt_logprobs": -1}, "prompt_logprobs", UNKNOWN),
-        *[({name: ""}, name, UNSUPPORTED) for name in sorted(COMPLETION_UNSUPPORTED)],
+        *[({name: ""}, name, UNSUPPORTED) for name in sorted(CompletionRequest.refused_fields)],
     ],
     ids=lambda v: repr(v)[:60],
 )
@@ -275,8 +382,8 @@ async def test_accepted(path: str, fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("path", "names"),
     [
-        (CHAT, {*ChatRequest.__struct_fields__, *CHAT_UNSUPPORTED} - {"model", "messages"}),
-        (TEXT, {*CompletionRequest.__struct_fields__, *COMPLETION_UNSUPPORTED} - {"model", "prompt"}),
+        (CHAT, {*ChatRequest.__struct_fields__, *ChatRequest.refused_fields} - {"model", "messages"}),
+        (TEXT, {*CompletionRequest.__struct_fields__, *CompletionRequest.refused_fields} - {"model", "prompt"}),
     ],
 )
 async def test_null_means_absent(path: str, names: set[str]) -> None:
@@ -302,34 +409,34 @@ async def test_messages_that_a_client_got_from_us_can_be_sent_back() -> None:
     assert (await Rig().post(CHAT, body)).status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("sdk_params", "known"),
-    [
-        (chat_create_params.CompletionCreateParamsStreaming, {*ChatRequest.__struct_fields__, *CHAT_UNSUPPORTED}),
-        (
-            completion_create_params.CompletionCreateParamsStreaming,
-            {*CompletionRequest.__struct_fields__, *COMPLETION_UNSUPPORTED},
-        ),
-        *[
-            (params, {*Message.__struct_fields__, *MESSAGE_UNSUPPORTED})
-            for params in (
-                ChatCompletionAssistantMessageParam,
-                ChatCompletionSystemMessageParam,
-                ChatCompletionToolMessageParam,
-                ChatCompletionUserMessageParam,
-            )
-        ],
-        *[
-            (params, {*TextPart.__struct_fields__, *PART_UNSUPPORTED})
-            for params in (
-                ChatCompletionContentPartImageParam,
-                ChatCompletionContentPartInputAudioParam,
-                ChatCompletionContentPartRefusalParam,
-                ChatCompletionContentPartTextParam,
-            )
-        ],
-    ],
-    ids=lambda v: getattr(v, "__name__", ""),
-)
-def test_every_field_of_the_openai_package_is_known_by_name(sdk_params: Any, known: set[str]) -> None:
-    assert set(sdk_params.__annotations__) <= known
+KNOWN_AS: list[tuple[Any, type[RequestStruct]]] = [
+    (chat_create_params.CompletionCreateParamsStreaming, ChatRequest),
+    (completion_create_params.CompletionCreateParamsStreaming, CompletionRequest),
+    (types.ChatCompletionAssistantMessageParam, Message),
+    (types.ChatCompletionSystemMessageParam, Message),
+    (types.ChatCompletionDeveloperMessageParam, Message),
+    (types.ChatCompletionToolMessageParam, Message),
+    (types.ChatCompletionUserMessageParam, Message),
+    (types.ChatCompletionContentPartImageParam, ContentPart),
+    (types.ChatCompletionContentPartInputAudioParam, ContentPart),
+    (types.ChatCompletionContentPartRefusalParam, ContentPart),
+    (types.ChatCompletionContentPartTextParam, ContentPart),
+    (types.ChatCompletionMessageFunctionToolCallParam, MessageToolCall),
+    (types.ChatCompletionMessageCustomToolCallParam, MessageToolCall),
+    (types.ChatCompletionFunctionToolParam, Tool),
+    (types.ChatCompletionCustomToolParam, Tool),
+    (shared_params.FunctionDefinition, Function),
+    (types.ChatCompletionNamedToolChoiceParam, ToolChoice),
+    (types.ChatCompletionNamedToolChoiceCustomParam, ToolChoice),
+    (types.ChatCompletionAllowedToolChoiceParam, ToolChoice),
+    (types.ChatCompletionAllowedToolsParam, AllowedTools),
+    (types.ChatCompletionPredictionContentParam, Prediction),
+    (types.ChatCompletionStreamOptionsParam, StreamOptions),
+    (shared_params.ResponseFormatJSONSchema, ResponseFormat),
+    (response_format_json_schema.JSONSchema, JsonSchemaFormat),
+]
+
+
+@pytest.mark.parametrize(("sdk_params", "struct"), KNOWN_AS, ids=lambda v: getattr(v, "__name__", ""))
+def test_every_field_of_the_openai_package_is_known_by_name(sdk_params: Any, struct: type[RequestStruct]) -> None:
+    assert set(sdk_params.__annotations__) <= {*struct.__struct_fields__, *struct.refused_fields}

@@ -30,6 +30,10 @@ VOCAB_SIZE = 258
 MODEL = "fake-model"
 
 
+NO_DETAILS = {"reasoning_tokens": 0, "accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0}
+"""``completion_tokens_details`` of a plain answer."""
+
+
 class Die:
     """A step: the engine process ends."""
 
@@ -179,7 +183,8 @@ class ByteVocabulary:
 class BytePrompts:
     """Prompts as UTF-8 bytes; a conversation as lines 'role: content'."""
 
-    profile = ChatProfile()
+    def __init__(self, profile: ChatProfile | None = None) -> None:
+        self.profile = profile or ChatProfile()
 
     def chat(self, conversation: Conversation) -> ChatPrompt:
         """See ``PromptEncoder.chat``."""
