@@ -78,7 +78,7 @@ def check_tools(request: ChatRequest) -> None:
             )
     if not names:
         for param, needs in (
-            ("tool_choice", request.tool_choice not in {None, "none", "auto"}),
+            ("tool_choice", isinstance(request.tool_choice, ToolChoice) or request.tool_choice == "required"),
             ("parallel_tool_calls", request.parallel_tool_calls is not None),
         ):
             if needs:
