@@ -1,0 +1,107 @@
+"""Every field of every request in openapi.yaml has a test that shows what it does, or the 400 that names it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.contract import contract, inlined
+
+TESTS = Path(__file__).parents[1]
+REGISTRY = tomllib.loads((Path(__file__).parent / "field_tests.toml").read_text())
+SECTIONS = {"createChatCompletion": "chat", "createCompletion": "text"}
+"""Of the registry, by operation; "both" is for what these two share."""
+
+
+def paths(node: Any, at: str = "") -> Iterator[str]:
+    """The paths of all fields that a schema has, however deep."""
+    for option in node.get("anyOf", [node]):
+        if option is not node:
+            yield from paths(option, at)
+            continue
+        if "items" in node:
+            yield from paths(node["items"], f"{at}[]")
+        for name, inner in node.get("properties", {}).items():
+            path = f"{at}.{name}" if at else name
+            yield path
+            yield from paths(inner, path)
+
+
+def fields() -> dict[str, set[str]]:
+    """Section -> paths of the fields of its request."""
+    found = {}
+    for item in contract()["paths"].values():
+        for operation in item.values():
+            if "requestBody" in operation:
+                (content,) = operation["requestBody"]["content"].values()
+                section = SECTIONS.get(operation["operationId"], operation["operationId"])
+                found[section] = set(paths(inlined(content["schema"])))
+    return found
+
+
+def missing(section: str) -> set[str]:
+    return set(REGISTRY.get(section, {}).get("missing", []))
+
+
+def listed(section: str) -> dict[str, list[str]]:
+    """Field -> tests, of a section with what it shares with the other."""
+    own = REGISTRY.get(section, {})
+    shared = REGISTRY["both"] if section in SECTIONS.values() else {}
+    return {name: tests for name, tests in {**shared, **own}.items() if name != "missing"}
+
+
+@pytest.mark.parametrize("section", fields())
+def test_every_field_is_listed_and_nothing_else(section: str) -> None:
+    known = missing(section) | (missing("both") if section in SECTIONS.values() else set())
+    assert fields()[section] - set(listed(section)) - known == set()
+    assert (set(listed(section)) | known) - fields()[section] == set()
+    assert known & set(listed(section)) == set(), "shown by a test, so not missing any more"
+
+
+@cache
+def sources_in(file: str) -> dict[str, str]:
+    """Name of each test in a file -> its source, with what it is parametrised with."""
+    source = (TESTS / file).read_text()
+    module = ast.parse(source)
+    values = {
+        target.id: ast.get_source_segment(source, node.value) or ""
+        for node in module.body
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    }
+    found = {}
+    for node in module.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
+            code = ast.unparse(node)
+            names = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+            found[node.name] = "\n".join([code, *(values[name] for name in sorted(names & set(values)))])
+    return found
+
+
+CASES = [
+    pytest.param(section, field, id=f"{section}: {field}")
+    for section in sorted({"both", *fields()})
+    for field in REGISTRY.get(section, {})
+    if field != "missing"
+]
+
+
+@pytest.mark.parametrize(("section", "field"), CASES)
+def test_the_tests_of_a_field_are_there_and_name_it(section: str, field: str) -> None:
+    tests = REGISTRY[section][field]
+    assert tests
+    sources = []
+    for test in tests:
+        file, _, name = test.partition("::")
+        assert name in sources_in(file), test
+        sources.append(sources_in(file)[name])
+    leaf = re.split(r"[.\[\]]+", field.rstrip("[]"))[-1]
+    assert re.search(rf"\b{leaf}\b", "\n".join(sources)), f"none of its tests names {leaf}"
