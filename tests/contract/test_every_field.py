@@ -17,7 +17,7 @@ from tests.support.contract import contract, inlined
 TESTS = Path(__file__).parents[1]
 REGISTRY = tomllib.loads((Path(__file__).parent / "field_tests.toml").read_text())
 SECTIONS = {"createChatCompletion": "chat", "createCompletion": "text"}
-"""Of the registry, by operation; "both" is for what these two share."""
+"""Of the registry, by operation, where they are not called as it is; "both" is for what these two share."""
 
 
 def paths(node: Any, at: str = "") -> Iterator[str]:
@@ -35,14 +35,15 @@ def paths(node: Any, at: str = "") -> Iterator[str]:
 
 
 def fields() -> dict[str, set[str]]:
-    """Section -> paths of the fields of its request."""
-    found = {}
+    """Section -> the parameters of its operation, and the paths of the fields of its body."""
+    found: dict[str, set[str]] = {}
     for item in contract()["paths"].values():
-        for operation in item.values():
-            if "requestBody" in operation:
-                (content,) = operation["requestBody"]["content"].values()
-                section = SECTIONS.get(operation["operationId"], operation["operationId"])
-                found[section] = set(paths(inlined(content["schema"])))
+        for operation in map(inlined, item.values()):
+            names = {parameter["name"] for parameter in operation.get("parameters", ())}
+            for content in operation.get("requestBody", {}).get("content", {}).values():
+                names.update(paths(content["schema"]))
+            if names:
+                found[SECTIONS.get(operation["operationId"], operation["operationId"])] = names
     return found
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -18,8 +21,9 @@ FETCHING_S = 240
 def sdist(name: str, version: str, sha256: str) -> Path:
     """The unpacked source distribution of a package on PyPI."""
     folder = PLACE / f"{name}-{version}-{sha256[:8]}"
-    if not folder.is_dir():
-        PLACE.mkdir(parents=True, exist_ok=True)
+    with _one_at_a_time():
+        if folder.is_dir():
+            return folder
         coming = PLACE / f"{folder.name}.coming"
         shutil.rmtree(coming, ignore_errors=True)
         coming.mkdir()
@@ -46,11 +50,22 @@ def npm_packages() -> Path:
     lock = NPM_PACKAGE / "package-lock.json"
     digest = hashlib.sha256(lock.read_bytes()).hexdigest()
     installed = NPM_PACKAGE / "node_modules" / ".installed"
-    if not installed.is_file() or installed.read_text() != digest:
+    with _one_at_a_time():
+        if installed.is_file() and installed.read_text() == digest:
+            return NPM_PACKAGE
         npm = node().parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
         _run([str(node()), str(npm), "ci"], NPM_PACKAGE)
         installed.write_text(digest)
     return NPM_PACKAGE
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Tests run in several processes."""
+    PLACE.mkdir(parents=True, exist_ok=True)
+    with (PLACE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _run(command: list[str], folder: Path) -> None:
