@@ -238,3 +238,17 @@ def test_a_stream_adds_up_to_the_whole_answer(name: str) -> None:
         assert without_ids(added_up(chunks, whole, feature.path)) == without_ids(whole)
 
     check()
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "message"),
+    [
+        ("thoughts: think", "<think>a</thi", {"content": "", "reasoning_content": "a</thi"}),
+        ("thoughts: think", "<think>a</think>b<", {"content": "b<", "reasoning_content": "a"}),
+        ("tools: hermes", '<tool_call>\n{"na', {"content": '<tool_call>\n{"na'}),
+        ("thoughts and tools", "<think>a</think>b<tool_c", {"content": "b<tool_c", "reasoning_content": "a"}),
+    ],
+)
+def test_what_was_held_back_comes_with_the_end(name: str, answer: str, message: dict[str, str]) -> None:
+    whole, _ = asyncio.run(both(FEATURES[name], [answer], [[]], 600))
+    assert whole["choices"][0]["message"] == {"role": "assistant", "refusal": None, **message}
