@@ -23,9 +23,11 @@ from server.answers import (
     ToolCallDelta,
 )
 from server.chat_schemas import ChatRequest
+from server.chosen_tools import names_one
 from server.context import Vocabulary
 from server.generation import Answer
 from server.logprobs import chat_logprobs
+from server.request_effects import SaidWithAnswer, without_metadata
 from server.tools.parts import CallDelta
 
 TOOL_CALLS = "tool_calls"
@@ -45,20 +47,20 @@ class ChatFormat:
         vocabulary: Vocabulary,
         new_reader: Callable[[], AnswerReader],
         new_call_id: Callable[[], str],
+        said: SaidWithAnswer,
     ) -> None:
         self._id = call_id
         self._created = int(time.time())
         self._model = request.model
         self._logprobs = bool(request.logprobs)
+        self._names_one = names_one(request)
         self._vocabulary = vocabulary
         self._new_call_id = new_call_id
-        tier = request.service_tier
-        self._service_tier: str | UnsetType = UNSET if tier is None else "default" if tier == "auto" else tier
+        self._said = said
         self._readers = [new_reader() for _ in range(request.n or 1)]
         self._begun: set[int] = set()
         self._with_content: set[int] = set()
-        include_usage = request.stream_options and request.stream_options.include_usage
-        self._no_usage: UnsetType | None = None if include_usage else UNSET
+        self._no_usage: UnsetType | None = None if request.include_usage else UNSET
 
     def chunk(self, index: int, delta: TokenDelta) -> ChatCompletionChunk | None:
         """See ``AnswerFormat.chunk``."""
@@ -70,7 +72,7 @@ class ChatFormat:
             return None
         self._begun.add(index)
         logprobs = None if entries is None else chat_logprobs(entries, self._vocabulary)
-        finish = _finish_of(delta.finish, reader) if delta.finish else None
+        finish = self._finish_of(delta.finish, reader) if delta.finish else None
         return self._chunk(
             [ChunkChoice(index, self._delta(index, parts, first=first, last=bool(finish)), logprobs, finish)]
         )
@@ -87,7 +89,7 @@ class ChatFormat:
             model=self._model,
             choices=[self._choice(index, answer) for index, answer in enumerate(answers)],
             usage=usage,
-            service_tier=self._service_tier,
+            **self._said,
         )
 
     def _choice(self, index: int, answer: Answer) -> ChatChoice:
@@ -103,7 +105,7 @@ class ChatFormat:
             reasoning_content=parts.reasoning or UNSET,
             tool_calls=calls or UNSET,
         )
-        return ChatChoice(index, message, logprobs, _finish_of(answer.finish or FinishReason.STOP, reader))
+        return ChatChoice(index, message, logprobs, self._finish_of(answer.finish or FinishReason.STOP, reader))
 
     def _delta(self, index: int, parts: AnswerParts, *, first: bool, last: bool) -> Delta:
         return Delta(
@@ -137,15 +139,17 @@ class ChatFormat:
     def _chunk(
         self, choices: list[ChunkChoice], usage: CompletionUsage | UnsetType | None = UNSET
     ) -> ChatCompletionChunk:
+        said, self._said = self._said, without_metadata(self._said)
         return ChatCompletionChunk(
             id=self._id,
             created=self._created,
             model=self._model,
             choices=choices,
             usage=usage if choices == [] else self._no_usage,
-            service_tier=self._service_tier,
+            **said,
         )
 
-
-def _finish_of(finish: FinishReason, reader: AnswerReader) -> str:
-    return TOOL_CALLS if finish is FinishReason.STOP and reader.num_calls else finish.value
+    def _finish_of(self, finish: FinishReason, reader: AnswerReader) -> str:
+        """As with OpenAI, a call of the function that the request named is no reason of its own."""
+        has_ended = finish is FinishReason.STOP and reader.num_calls and not self._names_one
+        return TOOL_CALLS if has_ended else finish.value

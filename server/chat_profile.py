@@ -9,18 +9,14 @@ from dataclasses import dataclass
 
 from jinja2 import meta
 
-from server.reasoning import Markers
+from server.reasoning import THOUGHTS, Markers
 from server.template_sandbox import TemplateSandbox, limits
-from server.tools.families import FAMILIES, Family, family_of_template
+from server.tools.families import FAMILIES, Family, family_of_template, form_of
 
-THOUGHTS = {
-    "think": Markers("<think>", "</think>"),
-    "seed": Markers("<seed:think>", "</seed:think>"),
-    "mistral": Markers("[THINK]", "[/THINK]"),
-}
-"""By the name that the flag takes."""
 WRITTEN_OUT = "hermes"
 """How models are told to call tools whose template has no place for them; see ``tools.written_out``."""
+AUTO, NONE = "auto", "none"
+"""What flags take beside names: what the template tells; nothing of the kind."""
 SWITCHES = ("enable_thinking", "thinking")
 """Variables by which templates are told whether the model is to think: true or false."""
 BUDGET = "thinking_budget"
@@ -36,12 +32,16 @@ class ChatProfile:
         family_name: of ``FAMILIES``, how the model calls tools; None if that is not known.
         thoughts: what stands around its thoughts; None if it has none.
         arguments_as_text: the template wants the arguments of earlier calls as a string, not as an object.
+        has_template: whether there is one; without it a model has no chats.
+        call_form: of ``tools.grammar.SHAPES``, how it is made to call tools; "" if that is not known.
     """
 
     variables: frozenset[str] = frozenset()
     family_name: str | None = None
     thoughts: Markers | None = None
     arguments_as_text: bool = False
+    has_template: bool = True
+    call_form: str = ""
 
     @property
     def family(self) -> Family | None:
@@ -68,22 +68,24 @@ class ChatProfile:
         return (*(self.family.markers if self.family else ()), *(self.thoughts or ()))
 
 
-def profile_of(template: str, *, family: str | None = None, thoughts: str | None = None) -> ChatProfile:
+def profile_of(template: str, *, family: str = AUTO, thoughts: str = AUTO) -> ChatProfile:
     """The profile of a model.
 
     Args:
         template: the source of its chat template, which compiles.
-        family: one of ``FAMILIES``, or None for what the template tells.
-        thoughts: one of ``THOUGHTS``, or None for what the template tells.
+        family: one of ``FAMILIES``, or ``AUTO`` for what the template tells, or ``NONE``: calls are not looked for.
+        thoughts: one of ``THOUGHTS``, or ``AUTO`` likewise, or ``NONE``: thoughts are not told from answers.
     """
     variables = _variables(template)
-    name = family or family_of_template(template) or (None if "tools" in variables else WRITTEN_OUT)
+    told = family_of_template(template) or (None if "tools" in variables else WRITTEN_OUT)
+    name = {AUTO: told, NONE: None}.get(family, family)
     known = FAMILIES[name] if name else None
     return ChatProfile(
         variables=variables,
         family_name=name,
-        thoughts=THOUGHTS[thoughts] if thoughts else _thoughts_of(template),
+        thoughts=_thoughts_of(template) if thoughts == AUTO else THOUGHTS.get(thoughts),
         arguments_as_text=known is not None and known.arguments_as_text(template),
+        call_form=form_of(name, template) if name else "",
     )
 
 

@@ -17,6 +17,14 @@ class Markers(NamedTuple):
     end: str
 
 
+THOUGHTS = {
+    "think": Markers("<think>", "</think>"),
+    "seed": Markers("<seed:think>", "</seed:think>"),
+    "mistral": Markers("[THINK]", "[/THINK]"),
+}
+"""By the name that the flag takes."""
+
+
 class Split(NamedTuple):
     """What a piece of text adds."""
 

@@ -32,9 +32,9 @@ from engine.weights.pypi import stop_downloads
 from engine.weights.store import LocalModel, resolve_model
 from server.app import create_app
 from server.bridge import EngineBridge
-from server.chat_profile import profile_of
+from server.chat_profile import ChatProfile, profile_of
 from server.chat_template import ChatTemplate
-from server.context import ModelPrompts, ServerContext
+from server.context import ModelPrompts, ServerContext, control_tokens
 from server.guard import LOOPBACK_HOSTS
 from server.http_server import HttpServer
 from server.settings import ServeSettings, engine_environment, is_loopback
@@ -112,30 +112,40 @@ async def _serve(
 ) -> None:
     loading = asyncio.create_task(bridge.start())
     tokenizer = await asyncio.to_thread(load_tokenizer, Path(model.path))
-    await asyncio.to_thread(tokenizer.prepare)
-    return_freed_memory()
     source = tokenizer.chat_template
     template = None if source is None else ChatTemplate(source, tokenizer.special_tokens)
+    profile = ChatProfile(has_template=False) if template is None else _profile(template, settings)
+    prompts = ModelPrompts(tokenizer, template, profile)
+    await asyncio.to_thread(prompts.prepare)
+    return_freed_memory()
     names = settings.served_names or (model.name,)
     context = ServerContext(
         engine=bridge,
-        prompts=ModelPrompts(tokenizer, template, None if template is None else profile_of(template.source)),
+        prompts=prompts,
         vocabulary=tokenizer,
         model_names=names,
         max_chars_per_token=NORMALISED_CHARS * tokenizer.longest_token_bytes,
         max_waiting=settings.max_waiting,
         api_keys=settings.api_keys,
         allowed_hosts=LOOPBACK_HOSTS | {settings.host} if is_loopback(settings.host) else None,
+        marker_ids=control_tokens(tokenizer, tokenizer.vocab_size, profile.markers),
     )
     server = HttpServer(create_app(context), context.loop_lag)
     serving = asyncio.create_task(server.serve(sockets=[sock]))
-    ready = await loading
-    stop.ready.set()
-    _banner(console, settings, names[0], ready, sock, time.monotonic() - began_s)
-    await stop.first
-    await _drain(bridge, stop.others, settings.drain_timeout_s, console)
-    server.stop()
-    await serving
+    try:
+        ready = await loading
+        stop.ready.set()
+        _banner(console, settings, names[0], ready, sock, time.monotonic() - began_s)
+        await stop.first
+        await _drain(bridge, stop.others, settings.drain_timeout_s, console)
+        server.stop()
+        await serving
+    finally:
+        await context.grammars.close()
+
+
+def _profile(template: ChatTemplate, settings: ServeSettings) -> ChatProfile:
+    return profile_of(template.source, family=settings.tool_call_parser, thoughts=settings.reasoning_parser)
 
 
 def utf8_path(path: Path) -> str:

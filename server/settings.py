@@ -20,6 +20,8 @@ from engine.config import CACHE_BYTES, CACHE_SHARE, MAX_RANKS, QUANTIZATIONS, En
 from engine.errors import ConfigError
 from kernels.cpu.threads import MAX_THREADS
 from kernels.formats import ATTENTION_SCORES, CACHE_DTYPES, DTYPES, PROMPT_ATTENTIONS
+from server.reasoning import THOUGHTS
+from server.tools.families import FAMILIES
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -78,9 +80,26 @@ def add_serve_flags(parser: argparse.ArgumentParser) -> None:
         type=_number(0),
         default=60.0,
     )
+    _add_chat_parsers(parser.add_argument_group("chat"))
     _add_engine_flags(parser.add_argument_group("engine"))
     _add_ascend_flags(parser.add_argument_group("Ascend"))
     _add_cache_flags(parser.add_argument_group("KV cache"))
+
+
+def _add_chat_parsers(chat: Flags) -> None:
+    _add(
+        chat,
+        "--tool-call-parser",
+        f"How the model calls tools: {', '.join(FAMILIES)}; auto is what its chat template tells, none finds no calls.",
+        default="auto",
+    )
+    _add(
+        chat,
+        "--reasoning-parser",
+        f"What stands around its thoughts: {', '.join(THOUGHTS)}; auto is what its chat template tells, none tells no "
+        "thoughts from answers.",
+        default="auto",
+    )
 
 
 def _add_engine_flags(engine: Flags) -> None:
@@ -261,6 +280,8 @@ def serve_settings(args: argparse.Namespace) -> ServeSettings:
         drain_timeout_s=args.drain_timeout,
         engine_timeout_s=args.engine_timeout,
         cache_dir=cache_dir(args.cache_dir),
+        tool_call_parser=args.tool_call_parser,
+        reasoning_parser=args.reasoning_parser,
         engine=EngineConfig(
             model_path="",
             device=args.device,
@@ -303,6 +324,8 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout_s: float
     engine_timeout_s: float
     cache_dir: Path
+    tool_call_parser: str
+    reasoning_parser: str
     engine: EngineConfig
 
     def check(self) -> None:
@@ -318,20 +341,18 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
             )
         for key in self.api_keys:
             check_key(key)
-        if self.engine.kv_cache_dtype not in {"auto", *CACHE_DTYPES}:
-            choices = ", ".join(("auto", *CACHE_DTYPES))
-            raise ConfigError(f"--kv-cache-dtype must be one of {choices}, but is {self.engine.kv_cache_dtype}.")
-        if self.engine.dtype not in DTYPES:
-            raise ConfigError(f"--dtype must be one of {', '.join(DTYPES)}, but is {self.engine.dtype}.")
-        if self.engine.attention_scores not in ATTENTION_SCORES:
-            choices = ", ".join(ATTENTION_SCORES)
-            raise ConfigError(f"--attention-scores must be one of {choices}, but is {self.engine.attention_scores}.")
-        if self.engine.prompt_attention not in PROMPT_ATTENTIONS:
-            choices = ", ".join(PROMPT_ATTENTIONS)
-            raise ConfigError(f"--prompt-attention must be one of {choices}, but is {self.engine.prompt_attention}.")
-        if self.engine.quantization not in QUANTIZATIONS:
-            choices = ", ".join(QUANTIZATIONS)
-            raise ConfigError(f"--quantization must be one of {choices}, but is {self.engine.quantization}.")
+        engine = self.engine
+        for flag, name, choices in (
+            ("--tool-call-parser", self.tool_call_parser, ("auto", "none", *FAMILIES)),
+            ("--reasoning-parser", self.reasoning_parser, ("auto", "none", *THOUGHTS)),
+            ("--kv-cache-dtype", engine.kv_cache_dtype, ("auto", *CACHE_DTYPES)),
+            ("--dtype", engine.dtype, DTYPES),
+            ("--attention-scores", engine.attention_scores, ATTENTION_SCORES),
+            ("--prompt-attention", engine.prompt_attention, PROMPT_ATTENTIONS),
+            ("--quantization", engine.quantization, QUANTIZATIONS),
+        ):
+            if name not in choices:
+                raise ConfigError(f"{flag} must be one of {', '.join(choices)}, but is {name}.")
         if self.engine.max_num_batched_tokens < self.engine.max_num_seqs:
             raise ConfigError(
                 f"--max-num-batched-tokens ({self.engine.max_num_batched_tokens}) must be at least --max-num-seqs "

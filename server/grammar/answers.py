@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from server.grammar.blame import blame, blame_text
+from server.grammar.client_lark import checked_lark
 from server.grammar.forms import of_choice, of_lark, of_regex, of_schema
 from server.grammar.schema import checked_schema
 from server.grammar.trial import GrammarTrial
@@ -36,5 +37,5 @@ def _written(answer_format: ResponseFormat) -> tuple[str, str]:
     if answer_format.choice is not None:
         return "response_format.choice", of_choice(answer_format.choice)
     if answer_format.lark is not None:
-        return "response_format.lark", of_lark(answer_format.lark)
+        return "response_format.lark", of_lark(checked_lark(answer_format.lark, "response_format.lark"))
     return "response_format", of_schema({"type": "object"})

@@ -28,14 +28,14 @@ _TIME = rf"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{{1,9}})?{_ZONE}"
 _N = "[0-9]{1,9}"
 _CLOCK = f"T(?:{_N}H(?:{_N}M(?:{_N}S)?)?|{_N}M(?:{_N}S)?|{_N}S)"
 _DURATION = f"P(?:(?:{_N}Y(?:{_N}M(?:{_N}D)?)?|{_N}M(?:{_N}D)?|{_N}D)(?:{_CLOCK})?|{_CLOCK}|{_N}W)"
-_HEX = "[0-9A-Fa-f]"
+HEX = "[0-9A-Fa-f]"
 _BASE64 = "(?:[A-Za-z0-9+\\/]{4})*(?:[A-Za-z0-9+\\/]{2}==|[A-Za-z0-9+\\/]{3}=)?"
 _BASE64URL = "(?:[A-Za-z0-9_-]{4})*(?:[A-Za-z0-9_-]{2,3})?"
 _REFERENCE_TOKENS = r"(?:\/(?:[^~\/]|~[01])*)*"
-_PCHAR = rf"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@]|%{_HEX}{{2}})"
-_NO_COLON = rf"(?:[A-Za-z0-9\-._~!$&'()*+,;=@]|%{_HEX}{{2}})"
-_TAIL = rf"(?:\?(?:{_PCHAR}|[\/?])*)?(?:#(?:{_PCHAR}|[\/?])*)?"
-_RELATIVE = rf"(?:\/(?:{_PCHAR}+(?:\/{_PCHAR}*)*)?|{_NO_COLON}+(?:\/{_PCHAR}*)*)?{_TAIL}"
+PCHAR = rf"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@]|%{HEX}{{2}})"
+_NO_COLON = rf"(?:[A-Za-z0-9\-._~!$&'()*+,;=@]|%{HEX}{{2}})"
+TAIL = rf"(?:\?(?:{PCHAR}|[\/?])*)?(?:#(?:{PCHAR}|[\/?])*)?"
+_RELATIVE = rf"(?:\/(?:{PCHAR}+(?:\/{PCHAR}*)*)?|{_NO_COLON}+(?:\/{PCHAR}*)*)?{TAIL}"
 
 _LABELS = r"^[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*(?:\.[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*)*$"
 """Of a host: no two hyphens in a row, which would make promises about what follows ('xn--')."""
@@ -46,7 +46,7 @@ def _is(pattern: str) -> dict[str, Any]:
 
 
 def _uuid(version: str) -> dict[str, Any]:
-    return _is(f"{_HEX}{{8}}-{_HEX}{{4}}-{version}{_HEX}{{3}}-[89ABab]{_HEX}{{3}}-{_HEX}{{12}}")
+    return _is(f"{HEX}{{8}}-{HEX}{{4}}-{version}{HEX}{{3}}-[89ABab]{HEX}{{3}}-{HEX}{{12}}")
 
 
 _HOST: list[dict[str, Any]] = [{"format": "hostname", "maxLength": 253}, {"pattern": _LABELS}]

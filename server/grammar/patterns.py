@@ -39,7 +39,7 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-_STRUCTURE = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|.", re.DOTALL)
+STRUCTURE = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|.", re.DOTALL)
 _META = frozenset(r"\.+*?()|[]{}^$#&-~")
 _EVERYTHING = (r"\s\S", r"\S\s", r"\d\D", r"\D\d", r"\w\W", r"\W\w")
 _PLAIN_ESCAPES = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11}
@@ -96,7 +96,7 @@ def _other(atom: str) -> str:
 def _group_end(pattern: str, start: int) -> int:
     """Where the group ends that begins there."""
     depth = 0
-    for match in _STRUCTURE.finditer(pattern, start):
+    for match in STRUCTURE.finditer(pattern, start):
         depth += {"(": 1, ")": -1}.get(match[0], 0)
         if not depth:
             return match.end()
@@ -106,7 +106,7 @@ def _group_end(pattern: str, start: int) -> int:
 def _has_alternatives(pattern: str) -> bool:
     """Whether it has any that are not within a group."""
     depth = 0
-    for match in _STRUCTURE.finditer(pattern):
+    for match in STRUCTURE.finditer(pattern):
         depth += {"(": 1, ")": -1}.get(match[0], 0)
         if match[0] == "|" and not depth:
             return True

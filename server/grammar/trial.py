@@ -35,6 +35,7 @@ class GrammarTrial:
         self._idle: list[asyncio.subprocess.Process] = []
         self._verdicts: OrderedDict[str, str | None] = OrderedDict()
         self._kept_bytes = 0
+        self._is_closed = False
 
     async def verdict(self, grammar: str, param: str) -> str:
         """What the library says against a grammar; empty if nothing.
@@ -58,7 +59,8 @@ class GrammarTrial:
         return said
 
     async def close(self) -> None:
-        """End the children."""
+        """End the children; one that is at work ends after it."""
+        self._is_closed = True
         for child in self._idle:
             await _end(child)
         self._idle.clear()
@@ -67,14 +69,15 @@ class GrammarTrial:
         """What is said against it; None if the child did not live to say it."""
         child = self._idle.pop() if self._idle else await self._new_child()
         try:
-            said = await asyncio.wait_for(_ask(child, grammar), self._seconds + GRACE_S)
+            async with asyncio.timeout(self._seconds + GRACE_S):
+                said = await _ask(child, grammar)
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
             await _end(child)
             return None
         except BaseException:  # the client left, most likely: what the child would say next is for nobody
             await _end(child)
             raise
-        if self._idle:
+        if self._idle or self._is_closed:
             await _end(child)
         else:
             self._idle.append(child)

@@ -14,6 +14,7 @@ class Answer:
 
     Attributes:
         num_calls: how many there are so far.
+        has_content: there has been some that is no whitespace.
     """
 
     def __init__(self) -> None:
@@ -21,18 +22,18 @@ class Answer:
         self._content: list[str] = []
         self._calls: list[tuple[int, str | None, list[str]]] = []
         self._blanks: list[str] = []
-        self._has_content = False
+        self.has_content = False
         self._call_came_last = False
 
     def content(self, text: str) -> None:
         """More content."""
-        if self._call_came_last and not self._has_content:
+        if self._call_came_last and not self.has_content:
             text = text.lstrip(WHITESPACE)
         end = len(text.rstrip(WHITESPACE))
         if end:
             self._content += [*self._blanks, text[:end]]
             self._blanks.clear()
-            self._has_content, self._call_came_last = True, False
+            self.has_content, self._call_came_last = True, False
         if end < len(text):
             self._blanks.append(text[end:])
 
@@ -41,7 +42,7 @@ class Answer:
         self._calls.append((self.num_calls, name, []))
         self.num_calls += 1
         self._call_came_last = True
-        if not self._has_content:
+        if not self.has_content:
             self._blanks.clear()
 
     def arguments(self, text: str) -> None:

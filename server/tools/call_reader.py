@@ -42,9 +42,11 @@ class CallReader:
 
     Args:
         syntax: makes the family's syntax, which reads from the source and writes to the answer.
+        only_first: no call comes after content.
     """
 
-    def __init__(self, syntax: Callable[[Source, Answer], CallSyntax]) -> None:
+    def __init__(self, syntax: Callable[[Source, Answer], CallSyntax], *, only_first: bool = False) -> None:
+        self._only_first = only_first
         self._source = Source()
         self._answer = Answer()
         self._syntax = syntax(self._source, self._answer)
@@ -71,6 +73,8 @@ class CallReader:
         inside = Markers(*syntax.openers, *syntax.closers)
         markers = outside
         while marker := (yield from source.until(markers, self._answer.content)):
+            if self._only_first and self._answer.has_content:
+                break
             source.hold()
             source.skip(len(marker))
             while marker:
@@ -85,3 +89,5 @@ class CallReader:
                 yield from source.run(SEPARATORS)
                 marker = yield from source.read(markers)
             self._answer.content(source.release())
+        while (yield from source.peek()):
+            self._answer.content(source.skip(len(source.text) - source.at))

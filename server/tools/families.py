@@ -106,15 +106,26 @@ FAMILIES = MappingProxyType(
 """By the name that the flag takes."""
 
 
-def parser(family: str, tools: Sequence[Tool]) -> CallParser:
+def parser(family: str, tools: Sequence[Tool], *, only_first: bool = False) -> CallParser:
     """The parser of one answer.
 
     Args:
         family: one of ``FAMILIES``.
         tools: that the client offers.
+        only_first: an answer that does not begin with a call has none, whatever its text holds.
     """
     syntax = FAMILIES[family].syntax
-    return CallReader(lambda source, answer: syntax(source, answer, tools))
+    return CallReader(lambda source, answer: syntax(source, answer, tools), only_first=only_first)
+
+
+def form_of(family: str, template: str) -> str:
+    """The form in which a family calls tools that has several, by the source of a template; else the family's name.
+
+    Mistral's have been an array, then a name before each call's arguments, with an id between them for a while.
+    """
+    if family != "mistral":
+        return family
+    return "mistral:id" if CALL_ID in template else "mistral:args" if ARGS in template else family
 
 
 def family_of_template(source: str) -> str | None:

@@ -107,8 +107,8 @@ class XmlCalls:
         self.openers: tuple[str, ...] = (tags.block, tags.function) if tags.has_function else (tags.block,)
         self.closers: tuple[str, ...] = (tags.block_end,) if tags.has_function else ()
         self._between = Markers(tags.key, tags.function_end, *self.openers, *self.closers)
-        self._ends = Markers(*_value_ends(tags))
-        self._ends_on_line = Markers("\n" + tags.value_end, *_value_ends(tags))
+        self._ends = Markers(*value_ends(tags))
+        self._ends_on_line = Markers("\n" + tags.value_end, *value_ends(tags))
 
     def calls(self, opener: str) -> Reading[bool]:
         """See ``CallSyntax``."""
@@ -194,7 +194,8 @@ class XmlCalls:
         return True
 
 
-def _value_ends(tags: Tags) -> tuple[str, ...]:
+def value_ends(tags: Tags) -> tuple[str, ...]:
+    """What ends a value, wherever it stands."""
     if not tags.has_function:
         return (tags.value_end,)
     return tags.value_end, f"\n{tags.key}", f"\n{tags.function_end}\n{tags.block_end}"

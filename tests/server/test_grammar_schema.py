@@ -29,6 +29,7 @@ from server.grammar.schema import Walk, checked_schema
 from tests.support.json_judges import Judge, Judges, exact
 from tests.support.json_schema_words import DRAFT_7, listed, thing
 from tests.support.json_schemas import Case, kept, refused
+from tests.support.pattern_texts import PATTERN
 
 EOS = 256
 MERGES = (
@@ -223,31 +224,6 @@ def test_patterns_mean_what_ecma_262_says(pattern: str, valid: list[str], invali
     write = functools.partial(json.dumps, ensure_ascii=False)
     assert [text for text in valid if not accepts(schema, write(text))] == []
     assert [text for text in invalid if accepts(schema, write(text))] == []
-
-
-PIECES = st.sampled_from(
-    [
-        ("a", "a"), ("b", "b"), (".", r"[^\n\r]"), (r"\d", "[0-9]"), (r"\w", "[0-9A-Za-z_]"), ("[^b]", "[^b]"),
-        ("[a-]", r"[a\-]"), (r"[\]a]", r"[\]a]"), ("[[1]", r"[\[1]"), (r"\.", r"\."), (r"\s", r"[ \n\t]"),
-        (r"[^\s]", r"[^ \n\t]"), ("[1-b]", "[1-b]"), (r"[\\d-z]", r"[\\d-z]"), ("[a-b-_]", r"[a-b\-_]"),
-    ]
-)  # fmt: skip
-REPEATS = st.sampled_from(["", "*", "+", "?", "{2}", "{1,2}", "{0,}", "*?"])
-
-
-def joined(parts: list[tuple[str, str]]) -> tuple[str, str]:
-    return "".join(ours for ours, _ in parts), "".join(theirs for _, theirs in parts)
-
-
-PATTERN = st.recursive(
-    st.lists(
-        st.tuples(PIECES, REPEATS).map(lambda each: (each[0][0] + each[1], each[0][1] + each[1])), max_size=3
-    ).map(joined),
-    lambda inner: st.tuples(inner, inner, REPEATS).map(
-        lambda each: (f"(?:{each[0][0]}|{each[1][0]}){each[2]}", f"(?:{each[0][1]}|{each[1][1]}){each[2]}")
-    ),
-    max_leaves=4,
-)  # fmt: skip
 
 
 @settings(max_examples=150, derandomize=True, deadline=None)
