@@ -20,6 +20,10 @@ SECTIONS = {"createChatCompletion": "chat", "createCompletion": "text"}
 """Of the registry, by operation, where they are not called as it is; "both" is for what these two share."""
 
 
+NO_FIELDS = ("missing", "as in chat")
+"""What else a section may have; the second: tests by which all fields that it shares with chats do there what they do here."""
+
+
 def paths(node: Any, at: str = "") -> Iterator[str]:
     """The paths of all fields that a schema has, however deep."""
     for option in node.get("anyOf", [node]):
@@ -52,10 +56,12 @@ def missing(section: str) -> set[str]:
 
 
 def listed(section: str) -> dict[str, list[str]]:
-    """Field -> tests, of a section with what it shares with the other."""
-    own = REGISTRY.get(section, {})
+    """Field -> tests, of a section with what it shares with others."""
+    own = dict(REGISTRY.get(section, {}))
     shared = REGISTRY["both"] if section in SECTIONS.values() else {}
-    return {name: tests for name, tests in {**shared, **own}.items() if name != "missing"}
+    if "as in chat" in own:
+        shared = {name: own["as in chat"] for name in fields()[section] & set(listed("chat"))}
+    return {name: tests for name, tests in {**shared, **own}.items() if name not in NO_FIELDS}
 
 
 @pytest.mark.parametrize("section", fields())
@@ -68,30 +74,31 @@ def test_every_field_is_listed_and_nothing_else(section: str) -> None:
 
 @cache
 def sources_in(file: str) -> dict[str, str]:
-    """Name of each test in a file -> its source, with what it is parametrised with."""
-    source = (TESTS / file).read_text()
-    module = ast.parse(source)
-    values = {
-        target.id: ast.get_source_segment(source, node.value) or ""
-        for node in module.body
-        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
-        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
-        if isinstance(target, ast.Name)
-    }
-    found = {}
+    """Name of each test in a file -> its source, with all of the file that it uses, such as tables of parameters."""
+    module = ast.parse((TESTS / file).read_text())
+    parts: dict[str, ast.AST] = {}
     for node in module.body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
-            code = ast.unparse(node)
-            names = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
-            found[node.name] = "\n".join([code, *(values[name] for name in sorted(names & set(values)))])
-    return found
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            parts[node.name] = node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                parts[ast.unparse(target)] = node
+
+    def used(name: str, seen: set[str]) -> set[str]:
+        for each in ast.walk(parts[name]):
+            if isinstance(each, ast.Name) and each.id in parts and each.id not in seen:
+                seen |= used(each.id, seen | {each.id})
+        return seen
+
+    tests = [name for name in parts if name.startswith("test_")]
+    return {name: "\n".join(ast.unparse(parts[each]) for each in used(name, {name})) for name in tests}
 
 
 CASES = [
     pytest.param(section, field, id=f"{section}: {field}")
     for section in sorted({"both", *fields()})
     for field in REGISTRY.get(section, {})
-    if field != "missing"
+    if field not in NO_FIELDS
 ]
 
 

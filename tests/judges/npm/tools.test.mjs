@@ -13,6 +13,8 @@ const weather = zodFunction({ name: "get_weather", description: "The weather in 
 const add = zodFunction({ name: "add", description: "The sum of two numbers.", parameters: Sum });
 const schemas = { get_weather: Place, add: Sum };
 const named = (name) => ({ type: "function", function: { name } });
+// A small model, left to itself, goes on calling until it has no room left.
+const one = { parallel_tool_calls: false };
 const calling = (fields) => ask({ tools: [weather, add], max_tokens: 200, ...fields });
 
 function check(call, names = Object.keys(schemas)) {
@@ -37,10 +39,11 @@ test("none is called where none may be", async () => {
 
 test("one must be called: required", async () => {
   for (const seed of [1, 2, 3]) {
-    const answer = await client.chat.completions.create(calling({ tool_choice: "required", temperature: 1, seed }));
-    assert.equal(answer.choices[0].finish_reason, "tool_calls");
-    assert.ok(answer.choices[0].message.tool_calls.length > 0);
-    answer.choices[0].message.tool_calls.forEach((call) => check(call));
+    const body = calling({ tool_choice: "required", ...one, temperature: 1, seed });
+    const [{ message, finish_reason }] = (await client.chat.completions.create(body)).choices;
+    assert.equal(finish_reason, "tool_calls");
+    assert.equal(message.tool_calls.length, 1);
+    check(message.tool_calls[0]);
   }
 });
 
@@ -55,7 +58,7 @@ test("one must be called: named", async () => {
 test("one of those that are allowed must be called", async () => {
   const allowed_tools = { mode: "required", tools: [named("add")] };
   const answer = await client.chat.completions.create(
-    calling({ tool_choice: { type: "allowed_tools", allowed_tools }, parallel_tool_calls: false }),
+    calling({ tool_choice: { type: "allowed_tools", allowed_tools }, ...one }),
   );
   assert.equal(answer.choices[0].message.tool_calls.length, 1);
   check(answer.choices[0].message.tool_calls[0], ["add"]);
@@ -101,10 +104,10 @@ test("runTools calls a named function with what the model gives it", async () =>
 test("runTools sends what the functions gave, and the model goes on", async () => {
   for (const stream of [false, true]) {
     const called = [];
-    const body = ask({ tools: [runnable(called)], tool_choice: "required", max_tokens: 200, stream });
+    const body = ask({ tools: [runnable(called)], tool_choice: "required", ...one, max_tokens: 200, stream });
     const runner = client.chat.completions.runTools(body, { maxChatCompletions: 2 });
     await runner.done();
-    assert.ok(called.length >= 2);
+    assert.equal(called.length, 2);
     const roles = runner.messages.map((message) => message.role);
     assert.deepEqual(roles.filter((role) => role === "assistant").length, 2);
     assert.equal(roles.filter((role) => role === "tool").length, called.length);
