@@ -21,7 +21,7 @@ SECTIONS = {"createChatCompletion": "chat", "createCompletion": "text"}
 
 
 NO_FIELDS = ("missing", "as in chat")
-"""What else a section may have; the second: tests by which all fields that it shares with chats do there what they do here."""
+"""What else a section may have; the second are tests by which what it shares with chats is as it is there."""
 
 
 def paths(node: Any, at: str = "") -> Iterator[str]:
@@ -60,7 +60,7 @@ def listed(section: str) -> dict[str, list[str]]:
     own = dict(REGISTRY.get(section, {}))
     shared = REGISTRY["both"] if section in SECTIONS.values() else {}
     if "as in chat" in own:
-        shared = {name: own["as in chat"] for name in fields()[section] & set(listed("chat"))}
+        shared = dict.fromkeys(fields()[section] & set(listed("chat")), own["as in chat"])
     return {name: tests for name, tests in {**shared, **own}.items() if name not in NO_FIELDS}
 
 

@@ -22,6 +22,7 @@ from server.chat_profile import THOUGHTS, ChatProfile
 from server.context import ChatPrompt
 from server.conversation import Conversation
 from server.tools.families import FAMILIES
+from server.tools.grammar import SHAPES
 from tests.server.rig import CHAT, TEXT, Rig, chat, events_of, text
 from tests.server.test_tool_calls import answers
 from tests.support.fake_engine import BytePrompts, deltas_for
@@ -40,13 +41,13 @@ class Feature:
 
     Attributes:
         answer: texts that the model may write.
-        is_thinking: the prompt ends amid thoughts.
+        is_thinking: the prompt ends amid thoughts; None if the answer may begin with some.
     """
 
     fields: dict[str, Any] = field(default_factory=dict)
     answer: st.SearchStrategy[str] = WORDS
     profile: ChatProfile = field(default_factory=ChatProfile)
-    is_thinking: bool = False
+    is_thinking: bool | None = None
     path: str = CHAT
 
 
@@ -57,7 +58,8 @@ def thinking(name: str) -> st.SearchStrategy[str]:
 
 
 def with_tools(family: str, thoughts: str | None = None) -> ChatProfile:
-    return ChatProfile(frozenset({"tools"}), family, THOUGHTS[thoughts] if thoughts else None)
+    variables, markers = frozenset({"tools"}), THOUGHTS[thoughts] if thoughts else None
+    return ChatProfile(variables, family, markers, call_form=family if family in SHAPES else "")
 
 
 def of_schema(schema: dict[str, Any]) -> dict[str, Any]:
@@ -99,6 +101,14 @@ FEATURES = {
         {"tools": TOOLS, "logprobs": True}, answers("seed_oss"), with_tools("seed_oss")
     ),
     "no tools": Feature({"tools": TOOLS, "tool_choice": "none"}, answers("hermes"), with_tools("hermes")),
+    "a tool that must be called": Feature(
+        {"tools": TOOLS, "tool_choice": "required"}, answers("hermes"), with_tools("hermes")
+    ),
+    "a tool that is named": Feature(
+        {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}},
+        answers("hermes"),
+        with_tools("hermes"),
+    ),
     "thoughts and tools": Feature(
         {"tools": TOOLS},
         st.tuples(thinking("think"), answers("hermes")).map("".join),
@@ -110,7 +120,10 @@ FEATURES = {
         with_tools("seed_oss", "seed"),
         is_thinking=True,
     ),
+    "prediction": Feature({"prediction": {"type": "content", "content": "ab"}}),
     "text": Feature(path=TEXT),
+    "text: echo": Feature({"echo": True, "n": 2}, path=TEXT),
+    "text: json": Feature({"response_format": {"type": "json_object"}}, st.just("{}"), path=TEXT),
     "text: choices of several prompts": Feature({"prompt": ["a", "b"], "n": 2}, path=TEXT),
     "text: log probabilities": Feature({"logprobs": 2, "n": 2}, path=TEXT),
 }
