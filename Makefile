@@ -95,4 +95,4 @@ format: .venv/.lint
 	@touch $@ .venv/.serve
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build dist *.egg-info tests/judges/npm/node_modules

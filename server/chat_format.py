@@ -59,6 +59,7 @@ class ChatFormat:
         self._said = said
         self._readers = [new_reader() for _ in range(request.n or 1)]
         self._begun: set[int] = set()
+        self._with_content: set[int] = set()
         self._no_usage: UnsetType | None = None if request.include_usage else UNSET
 
     def chunk(self, index: int, delta: TokenDelta) -> ChatCompletionChunk | None:
@@ -72,7 +73,9 @@ class ChatFormat:
         self._begun.add(index)
         logprobs = None if entries is None else chat_logprobs(entries, self._vocabulary)
         finish = self._finish_of(delta.finish, reader) if delta.finish else None
-        return self._chunk([ChunkChoice(index, self._delta(parts, first=first, last=bool(finish)), logprobs, finish)])
+        return self._chunk(
+            [ChunkChoice(index, self._delta(index, parts, first=first, last=bool(finish)), logprobs, finish)]
+        )
 
     def usage_chunk(self, usage: CompletionUsage) -> ChatCompletionChunk:
         """See ``AnswerFormat.usage_chunk``."""
@@ -104,15 +107,28 @@ class ChatFormat:
         )
         return ChatChoice(index, message, logprobs, self._finish_of(answer.finish or FinishReason.STOP, reader))
 
-    def _delta(self, parts: AnswerParts, *, first: bool, last: bool) -> Delta:
-        """Without any of its own a delta has an empty content, unless it is the last."""
-        others = parts.reasoning or parts.calls
+    def _delta(self, index: int, parts: AnswerParts, *, first: bool, last: bool) -> Delta:
         return Delta(
             role="assistant" if first else UNSET,
-            content=parts.content if parts.content or not (others or (last and not first)) else UNSET,
+            content=self._content(index, parts, last=last),
             reasoning_content=parts.reasoning or UNSET,
             tool_calls=[self._call(call) for call in parts.calls] or UNSET,
         )
+
+    def _content(self, index: int, parts: AnswerParts, *, last: bool) -> str | UnsetType:
+        """What a delta has of the content: empty text where it has nothing else, as an answer without calls has some.
+
+        Where the answer may turn out to be nothing but calls, and so to have none, empty text waits for its end.
+        """
+        reader, begun = self._readers[index], index in self._with_content
+        if last:
+            is_there = bool(parts.content) or not (begun or reader.num_calls)
+        else:
+            is_there = bool(parts.content) or not (parts.reasoning or parts.calls or (reader.may_call and not begun))
+        if not is_there:
+            return UNSET
+        self._with_content.add(index)
+        return parts.content
 
     def _call(self, call: CallDelta) -> ToolCallDelta:
         if call.name is None:

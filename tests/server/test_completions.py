@@ -191,7 +191,7 @@ async def test_logprobs_without_echo_are_given() -> None:
 
 FORMATS: list[dict[str, Any]] = [
     {"type": "json_object"},
-    {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "integer"}}},
+    {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "integer"}, "strict": True}},
     {"type": "regex", "regex": "a+"},
     {"type": "choice", "choice": ["a", "b"]},
     {"type": "lark", "lark": 'start: "a"'},
