@@ -5,6 +5,7 @@
 #   make ascend-toolchain  Debian's LLVM and MLIR 19, by which the tests run what Ascend kernels are lowered to
 #   make bench          Upwell, its peers and the machine's limits, measured   (ARGS=--help; docs/benchmarking.md)
 #   make bench-kernels  every native operation beside the machine's limits     (ARGS=--help; docs/benchmarking.md)
+#   make bench-prediction  what a prediction of the answer saves                (MODEL=; docs/benchmarking.md)
 #   make bench-grammar  what holding answers to schemas costs, by token        (ARGS=MODEL; docs/benchmarking.md)
 #   make lint           ruff, clang-format, mypy --strict, import-linter, the size budget
 
@@ -29,7 +30,7 @@ NATIVE_IF_COMPILER = $(if $(shell command -v c++ || command -v g++ || command -v
 # links of the chain were left out; UPWELL_REQUIRE_ASCEND=1 wants them all.
 ASCEND_TOOLS := triton-ascend==3.2.0 ascendnpu-ir==1.2.0 torch-npu==2.13.0
 
-.PHONY: ascend-toolchain serve test soak bench bench-kernels bench-grammar lint format clean
+.PHONY: ascend-toolchain serve test soak bench bench-kernels bench-grammar bench-prediction lint format clean
 .DELETE_ON_ERROR:
 
 serve: .venv/.serve
@@ -51,6 +52,9 @@ bench: .venv/.bench
 
 bench-kernels: .venv/.bench
 	@$(BIN)/python -m tools.bench_kernels $(ARGS)
+
+bench-prediction: .venv/.bench
+	@$(BIN)/python -m tools.bench_prediction $(MODEL)
 
 bench-grammar: .venv/.bench
 	@$(BIN)/python -m tools.bench_grammar $(ARGS)
@@ -91,4 +95,4 @@ format: .venv/.lint
 	@touch $@ .venv/.serve
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build dist *.egg-info tests/judges/npm/node_modules

@@ -9,32 +9,40 @@ Called by the scheduler and the engine, in one thread. A block is in exactly one
 A full block is named by SHA-256 over its tokens and the name of the block before it,
 the first one over a salt of the tenant's, so equal names mean equal prefixes of one tenant. A block's content depends
 on its prefix alone (the rule of the house), so sharing one cannot change an answer. Full blocks are shared; of a block
-that only begins as the prompt goes on, a copy is made, and the prompt computes from where they differ.
+that only begins as the prompt goes on, a copy is made, and the prompt computes from where they differ. Such a block be
+the last one of a prompt, named by the tokens that it has. So the n choices of one request compute their prompt once,
+and a token each; where the prefix cache is off too, under a salt of the request's.
 """
 
 from __future__ import annotations
 
 import hashlib
 from array import array
-from collections import OrderedDict
 from collections.abc import Iterable
 from itertools import islice
 from typing import NamedTuple
 
 from engine.config import CacheConfig
 from engine.errors import UpwellError
+from engine.eviction import EvictedNames, EvictionOrder
 from engine.sequence import Sequence
+from engine.types import CacheMiss
 
 MAX_CANDIDATES = 8
 """How many blocks are looked at for one that begins as a prompt goes on."""
+KEPT_SHARE = 2
+"""One in so many blocks may be kept in the cache before all others."""
+EVICTED_NAMES, MIN_EVICTED_NAMES = 4, 4096
+"""Places for names of evicted blocks: so many for each block, so that 4 in 5 are still known after as many evictions as
+there are blocks; and 32 KB of them for small pools."""
 
 
 class BlockPoolCorrupt(UpwellError):
     """The pool's own books do not add up; raised by ``BlockPool.check``."""
 
 
-class _Named(NamedTuple):
-    """What a named block holds: the name of the block before it, and its own tokens."""
+class _Content(NamedTuple):
+    """What a block holds that may be copied: the name of the block before it, and its own tokens, maybe not all."""
 
     parent: bytes
     token_ids: list[int]
@@ -50,11 +58,12 @@ class BlockPool:
         self._ref_counts = [0] * config.num_blocks
         self._hash_of: list[bytes | None] = [None] * config.num_blocks
         self._by_hash: dict[bytes, int] = {}
-        self._named: dict[int, _Named] = {}
+        self._contents: dict[int, _Content] = {}
         self._followers: dict[tuple[bytes, int], dict[int, None]] = {}  # parent and first token -> blocks, oldest first
         self._copies: list[tuple[int, int]] = []
         self._free = list(range(config.num_blocks - 1, -1, -1))
-        self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
+        self._cached = EvictionOrder(config.num_blocks // KEPT_SHARE)
+        self._evicted = EvictedNames(max(EVICTED_NAMES * config.num_blocks, MIN_EVICTED_NAMES))
 
     @property
     def num_free(self) -> int:
@@ -83,8 +92,8 @@ class BlockPool:
         Returns:
             False, and nothing has changed, if there is no room.
         """
-        matched = self._match(seq) if self._caching else []
-        source, num_alike = self._begins_like(seq, len(matched)) if self._caching else (-1, 0)
+        matched = self._match(seq) if self._shares(seq) else []
+        source, num_alike = self._begins_like(seq, len(matched)) if self._shares(seq) else (-1, 0)
         idle = sum(self._ref_counts[block] == 0 for block in matched)
         needed = self._blocks_for(len(seq.token_ids)) - len(matched)
         if needed > len(self._free) + len(self._cached) - idle:
@@ -98,6 +107,16 @@ class BlockPool:
         if num_alike:
             self._copies.append((source, seq.block_ids[len(matched)]))
         return True
+
+    def why_missed(self, seq: Sequence) -> CacheMiss | None:
+        """Why no more of ``seq`` was found, which has just been admitted; None if all but its last token was."""
+        if seq.num_remaining == 1:
+            return None
+        if not self._caching:
+            return CacheMiss.PREFIX_CACHING_OFF
+        if self._name(seq, seq.num_committed, len(seq.token_ids)) in self._evicted:
+            return CacheMiss.EVICTED
+        return CacheMiss.DIFFERS if seq.num_computed else CacheMiss.NEW
 
     def take_copies(self) -> list[tuple[int, int]]:
         """Blocks (from, to) whose content is to be copied before the next step computes anything, in this order.
@@ -123,19 +142,28 @@ class BlockPool:
             seq.block_ids.append(self._allocate())
         return True
 
+    def room_of(self, seq: Sequence) -> int:
+        """How many tokens ``seq`` has room for in its own blocks and the free ones, with all that is cached left."""
+        return (len(seq.block_ids) + len(self._free)) * self.block_size
+
+    def shrink(self, seq: Sequence) -> None:
+        """Take back the blocks that ``seq`` has beyond its tokens; nobody else has them, and none has a name."""
+        for _ in range(len(seq.block_ids) - self._blocks_for(len(seq.token_ids))):
+            block = seq.block_ids.pop()
+            self._ref_counts[block] -= 1
+            self._free.append(block)
+
     def commit(self, seq: Sequence) -> None:
-        """Offer the blocks that ``seq`` has computed in full to later prompts."""
+        """Offer the blocks that ``seq`` has computed in full to later prompts, and the last one of its prompt."""
         num_full = seq.num_computed // self.block_size
-        if not self._caching or num_full <= seq.num_committed:
+        if (num_full <= seq.num_committed and seq.num_computed != seq.num_prompt) or not self._shares(seq):
             return
         self._extend_hashes(seq, num_full)
         for index in range(seq.num_committed, num_full):
-            name, block = seq.block_hashes[index], seq.block_ids[index]
-            if name not in self._by_hash:  # a twin, computed at the same time, keeps the name
-                self._by_hash[name] = block
-                self._hash_of[block] = name
-                self._note_content(seq, index, block)
-        seq.num_committed = num_full
+            self._offer(seq, index, seq.block_hashes[index])
+        seq.num_committed = max(num_full, seq.num_committed)
+        if seq.num_computed == seq.num_prompt and seq.num_computed % self.block_size:
+            self._offer(seq, num_full, self._name(seq, num_full, seq.num_computed))
 
     def release(self, seq: Sequence, *, forget: bool = False) -> None:
         """Take every block back from ``seq``; the one way a sequence loses its blocks.
@@ -154,7 +182,7 @@ class BlockPool:
                 if self._hash_of[block] is None:
                     self._free.append(block)
                 else:
-                    self._cached[block] = None
+                    self._cached.add(block, keep=seq.request.keep_cached)
         seq.block_ids = array("i")
         seq.num_computed = 0
         seq.num_committed = 0
@@ -185,9 +213,17 @@ class BlockPool:
         named = {block: name for block, name in enumerate(self._hash_of) if name is not None}
         if {block: name for name, block in self._by_hash.items()} != named:
             raise BlockPoolCorrupt("names and blocks do not point at each other")
+        if self._cached.num_kept * KEPT_SHARE > self.num_blocks:
+            raise BlockPoolCorrupt("more blocks are kept than may be")
+        if named != {block: chain_hash(held.parent, held.token_ids) for block, held in self._contents.items()}:
+            raise BlockPoolCorrupt("a block has another name than its content")
         followers = {block: key for key, blocks in self._followers.items() for block in blocks}
-        if followers != {block: (self._named[block].parent, self._named[block].token_ids[0]) for block in named}:
+        if followers != {block: (held.parent, held.token_ids[0]) for block, held in self._contents.items()}:
             raise BlockPoolCorrupt("a named block is not found after the one before it")
+
+    def _shares(self, seq: Sequence) -> bool:
+        """Whether others may read what ``seq`` has computed."""
+        return self._caching or bool(seq.request.group)
 
     def _blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
@@ -216,49 +252,70 @@ class BlockPool:
         blocks = self._followers.get((self._parent(seq, num_matched), wanted[0]), {})
         best, num_alike = -1, 0
         for block in islice(reversed(blocks), MAX_CANDIDATES):
-            length = _num_alike(wanted, self._named[block].token_ids)
+            length = _num_alike(wanted, self._contents[block].token_ids)
             if length > num_alike:
                 best, num_alike = block, length
         return best, num_alike
 
-    def _note_content(self, seq: Sequence, index: int, block: int) -> None:
-        tokens = seq.token_ids[index * self.block_size : (index + 1) * self.block_size]
-        named = self._named[block] = _Named(self._parent(seq, index), tokens)
-        self._followers.setdefault((named.parent, tokens[0]), {})[block] = None
+    def _offer(self, seq: Sequence, index: int, name: bytes) -> None:
+        """Let the block at ``index``, as far as it has been computed, be found under ``name``."""
+        if name in self._by_hash:  # a twin, computed at the same time or copied, keeps the name
+            return
+        block, start = seq.block_ids[index], index * self.block_size
+        part = self._hash_of[block]
+        if part is not None:
+            self._evicted.add(part)  # once this block has gone, so has what it began with
+            self._forget(block)
+        self._by_hash[name] = block
+        self._hash_of[block] = name
+        tokens = seq.token_ids[start : min(start + self.block_size, seq.num_computed)]
+        content = self._contents[block] = _Content(self._parent(seq, index), tokens)
+        self._followers.setdefault((content.parent, tokens[0]), {})[block] = None
+
+    def _name(self, seq: Sequence, index: int, end: int) -> bytes:
+        """The name of the block at ``index``, whose tokens end before ``end`` if it is not full."""
+        start = index * self.block_size
+        return chain_hash(self._parent(seq, index), seq.token_ids[start : min(start + self.block_size, end)])
 
     def _parent(self, seq: Sequence, index: int) -> bytes:
         """The name of the block before the one at ``index``."""
-        return seq.block_hashes[index - 1] if index else root_hash(seq.request.tenant)
+        if index:
+            return seq.block_hashes[index - 1]
+        return root_hash(seq.request.tenant if self._caching else seq.request.group)
 
     def _extend_hashes(self, seq: Sequence, num_blocks: int) -> None:
         for index in range(len(seq.block_hashes), num_blocks):
-            tokens = seq.token_ids[index * self.block_size : (index + 1) * self.block_size]
-            seq.block_hashes.append(chain_hash(self._parent(seq, index), tokens))
+            seq.block_hashes.append(self._name(seq, index, len(seq.token_ids)))
 
     def _allocate(self) -> int:
         if self._free:
             block = self._free.pop()
         else:
-            block, _ = self._cached.popitem(last=False)
+            block = self._cached.pop()
+            name = self._hash_of[block]
+            if name is not None:
+                self._evicted.add(name)
             self._forget(block)
         self._ref_counts[block] = 1
         return block
 
     def _take(self, block: int) -> None:
         if self._ref_counts[block] == 0:
-            del self._cached[block]
+            self._cached.take(block)
         self._ref_counts[block] += 1
 
     def _forget(self, block: int) -> None:
+        """Nobody finds the content of ``block``, which is not among the cached ones, any longer."""
+        self._cached.forget(block)
         name = self._hash_of[block]
         if name is not None:
             del self._by_hash[name]
             self._hash_of[block] = None
-            named = self._named.pop(block)
-            followers = self._followers[named.parent, named.token_ids[0]]
+            content = self._contents.pop(block)
+            followers = self._followers[content.parent, content.token_ids[0]]
             del followers[block]
             if not followers:
-                del self._followers[named.parent, named.token_ids[0]]
+                del self._followers[content.parent, content.token_ids[0]]
 
 
 def _num_alike(left: list[int], right: list[int]) -> int:

@@ -30,12 +30,14 @@ class SchedulerConfig(msgspec.Struct, frozen=True):
         max_num_batched_tokens: tokens that one step computes at most.
         max_model_len: tokens of prompt and answer together.
         enough_prompt_tokens: prompts of so many together fill a step: with more, a token would cost as much.
+        max_rows: rows of logits, one for each sequence and each draft, so no fewer than sequences; None for as many.
     """
 
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int
     enough_prompt_tokens: int = ENOUGH_ROWS
+    max_rows: int | None = None
 
 
 class CacheConfig(msgspec.Struct, frozen=True):

@@ -30,10 +30,12 @@ class IncrementalDetokenizer:
         stopped: the stop string that ended the text, or None. Once it is set, nothing more is shown.
     """
 
-    __slots__ = ("_held", "_is_special", "_stops", "_token_bytes", "_undecoded", "stopped")
+    __slots__ = ("_held", "_is_special", "_shown", "_stops", "_token_bytes", "_undecoded", "stopped")
 
-    def __init__(self, vocabulary: Vocabulary, stop: tuple[str, ...]) -> None:
+    def __init__(self, vocabulary: Vocabulary, stop: tuple[str, ...], shown_ids: tuple[int, ...] = ()) -> None:
+        """``shown_ids``: control tokens whose text is part of the answer's."""
         self.stopped: str | None = None
+        self._shown = frozenset(shown_ids)
         self._token_bytes = vocabulary.token_bytes
         self._is_special = vocabulary.is_special
         self._stops = StopMatcher(stop) if stop else None
@@ -42,12 +44,19 @@ class IncrementalDetokenizer:
 
     def push(self, token_id: int) -> str:
         """Take a token; return the text that may be shown now, which may be none."""
-        if self._is_special(token_id):
+        shown = self.bytes_of(token_id)
+        if not shown:
             return ""
-        data = self._undecoded + self._token_bytes(token_id)
+        data = self._undecoded + shown
         text, num_decoded = utf_8_decode(data, "replace", False)
         self._undecoded = data[num_decoded:]
         return text if self._stops is None else self._filter(text, self._stops)
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """What a token adds to the answer; nothing if it is a control token that is not shown."""
+        if self._is_special(token_id) and token_id not in self._shown:
+            return b""
+        return self._token_bytes(token_id)
 
     def flush(self) -> str:
         """The answer has ended: return what was held back. The rest of a character becomes U+FFFD."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 from engine.batch import build_batch
@@ -16,11 +18,12 @@ from engine.block_pool import BlockPool
 from engine.config import CacheConfig, SchedulerConfig
 from engine.detokenizer import IncrementalDetokenizer, Vocabulary
 from engine.errors import ContextLengthExceeded, InvalidRequest
-from engine.grammar import AnswerGrammar, GrammarFailed, Grammars
-from engine.sampler import Sampled, Sampler
+from engine.grammar import Allowed, AnswerGrammar, GrammarFailed, Grammars
+from engine.sampler import PickedScores, Sampled, Sampler
 from engine.scheduler import ScheduledSeq, Scheduler
 from engine.sequence import Sequence
 from engine.step_gaps import StepGaps
+from engine.thinking import check_forced
 from engine.types import EngineStats, ErrorInfo, FinishReason, GenerateRequest, StepOutput, TokenDelta
 from kernels.ops import F32, I32, DrawParams, Scores, StepInputs
 
@@ -111,13 +114,16 @@ class Engine:
             InvalidRequest: it can never be answered (ContextLengthExceeded: for its length); nothing has changed.
         """
         self._check(request)
-        detokenizer = IncrementalDetokenizer(self._vocabulary, request.sampling.stop)
+        detokenizer = IncrementalDetokenizer(self._vocabulary, request.sampling.stop, request.shown_ids)
+        if request.thoughts is not None:
+            check_forced(request.thoughts, detokenizer.bytes_of)
         seq = Sequence(request, self._arrivals, detokenizer)
         self._arrivals += 1
         self._prompt_tokens += seq.num_prompt
         self.sequences[request.request_id] = seq
         if request.grammar:
-            self._compiling[seq] = self._grammars.open(request.grammar)
+            end = request.thoughts.end if request.thoughts else None
+            self._compiling[seq] = self._grammars.open(request.grammar, end)
         else:
             self.scheduler.add(seq)
 
@@ -144,7 +150,9 @@ class Engine:
         for scheduled in plan:
             if scheduled.seq.admitted_at_s is None:
                 self._note_admission(scheduled.seq, now_s)
-        sampled = iter(self._sampled(plan))
+        scores = self._scores(plan)
+        drafted = [scheduled for scheduled in plan if scheduled.drafts]
+        sampled = iter(self._sampled(scores, plan, drafted))
         self._steps += 1
         now_s = self._clock()
         self._gaps.step(now_s, self._runner.native_wall_s())
@@ -155,21 +163,57 @@ class Engine:
                 deltas.append(self._emit(scheduled.seq, next(sampled), now_s))
             else:
                 self.pool.commit(scheduled.seq)
+        if drafted:
+            self._take_drafts(scores, _tried(plan, deltas), deltas, now_s)
         if not self.has_work:
             self._gaps.idle()
         return StepOutput(deltas, self._news(now_s, len(self.sequences) < num_open))
 
-    def _sampled(self, plan: list[ScheduledSeq]) -> list[Sampled | None]:
-        """Compute a step, and the next token of each sequence that has none left to compute."""
-        ready = [scheduled.seq for scheduled in plan if scheduled.completes]
-        bound = [(seq, seq.grammar) for seq in ready if seq.grammar is not None]
-        masks = self._grammars.begin_masks([grammar for _, grammar in bound]) if bound else None
+    def _scores(self, plan: list[ScheduledSeq]) -> Scores:
+        """Compute a step, and meanwhile what grammars allow to come next."""
+        bound = [each.seq for each in plan if each.completes and each.seq.grammar is not None]
+        masks = self._begin_masks(bound)
         self._runner.copy_blocks(self.pool.take_copies())
         scores = self._runner.forward(build_batch(plan, self.pool.block_size))
-        if masks is not None:
-            for (seq, _), allowed in zip(bound, masks.result(), strict=True):
-                seq.sampler_state.allowed = allowed
-        return self.sampler.sample(scores, [seq.sampler_state for seq in ready])
+        _set_masks(bound, masks)
+        return scores
+
+    def _sampled(self, scores: Scores, plan: list[ScheduledSeq], drafted: list[ScheduledSeq]) -> list[Sampled | None]:
+        """The next token of each sequence that has none left to compute; some may have drafts behind it."""
+        states = [each.seq.sampler_state for each in plan if each.completes]
+        for each in drafted:
+            each.seq.note_tried(len(each.drafts))
+        return self.sampler.sample(PickedScores(scores, [row for row, _ in _rows(plan)]) if drafted else scores, states)
+
+    def _take_drafts(self, scores: Scores, tried: list[_Tried], deltas: list[TokenDelta], now_s: float) -> None:
+        """Go on with each sequence for as long as its drafts are the tokens that come, one token of each at a time.
+
+        What fails is left to the next step, which computes the sequence's last token again, and says so.
+        """
+        going = [each for each in tried if each.goes_on(deltas)]
+        while going:
+            bound = [each.seq for each in going if each.seq.grammar is not None]
+            _set_masks(bound, self._begin_masks(bound))
+            for each in going:
+                each.num_right += 1
+            rows = PickedScores(scores, [each.row + each.num_right for each in going])
+            sampled = self.sampler.sample(rows, [each.seq.sampler_state for each in going])
+            came = [
+                (each, token)
+                for each, token in zip(going, sampled, strict=True)
+                if token is not None and each.seq.grammar_failure is None
+            ]
+            for each, token in came:
+                each.seq.num_computed += 1
+                deltas[each.place] = _joined(deltas[each.place], self._emit(each.seq, token, now_s))
+            going = [each for each, _ in came if each.goes_on(deltas)]
+        for each in tried:
+            self.pool.shrink(each.seq)
+
+    def _begin_masks(self, bound: list[Sequence]) -> Future[list[Allowed | None]] | None:
+        """Compute what the grammars of sequences, which all have one, allow to come next."""
+        grammars = [seq.grammar for seq in bound if seq.grammar is not None]
+        return self._grammars.begin_masks(grammars) if grammars else None
 
     def _take_compiled(self) -> list[TokenDelta]:
         """Queue the requests whose grammars are compiled, and end those whose are refused."""
@@ -180,7 +224,7 @@ class Engine:
             del self._compiling[seq]
             failure = opened.exception()
             if failure is None:
-                seq.grammar = opened.result()
+                seq.hold_to(opened.result())
                 self.scheduler.add(seq)
             elif isinstance(failure, GrammarFailed):
                 del self.sequences[seq.request.request_id]
@@ -240,7 +284,7 @@ class Engine:
         del self.sequences[seq.request.request_id]
 
     def _note_admission(self, seq: Sequence, now_s: float) -> None:
-        seq.admitted(now_s)
+        seq.admitted(now_s, self.pool.why_missed(seq))
         self._prefix_queried += seq.num_prompt
         self._prefix_hits += seq.cached_tokens
 
@@ -253,6 +297,8 @@ class Engine:
             raise InvalidRequest("the prompt has no tokens; send at least one.", param="prompt")
         if not all(0 <= token_id < vocab_size for token_id in request.prompt_ids):
             raise InvalidRequest(f"prompt token ids must be between 0 and {vocab_size - 1}.", param="prompt")
+        if not all(0 <= token_id < vocab_size for token_id in request.prediction_ids):
+            raise InvalidRequest(f"prediction token ids must be between 0 and {vocab_size - 1}.", param="prediction")
         if not all(0 <= token_id < vocab_size for token_id, _ in sampling.logit_bias):
             raise InvalidRequest(f"logit_bias token ids must be between 0 and {vocab_size - 1}.", param="logit_bias")
         if not all(0 <= token_id < vocab_size for token_id in sampling.stop_token_ids):
@@ -264,6 +310,59 @@ class Engine:
                 f"together they may have {self._max_model_len} at most; shorten the prompt or lower max_tokens.",
                 param="prompt",
             )
+
+
+@dataclass(slots=True)
+class _Tried:
+    """Drafts of a sequence in a step.
+
+    Attributes:
+        row: of the logits behind its last token; those behind its drafts come next.
+        place: of its delta among the step's.
+        num_right: drafts that were the tokens that came.
+    """
+
+    seq: Sequence
+    drafts: tuple[int, ...]
+    row: int
+    place: int
+    num_right: int = 0
+
+    def goes_on(self, deltas: list[TokenDelta]) -> bool:
+        """Whether the token that came last is the next draft, and does not end the answer."""
+        delta = deltas[self.place]
+        return (
+            delta.finish is None
+            and self.num_right < len(self.drafts)
+            and delta.token_ids[-1] == self.drafts[self.num_right]
+        )
+
+
+def _rows(plan: list[ScheduledSeq]) -> list[tuple[int, ScheduledSeq]]:
+    """The row of the logits behind the last token of each sequence that has none left to compute."""
+    ready = [each for each in plan if each.completes]
+    return list(zip(accumulate((1 + len(each.drafts) for each in ready), initial=0), ready, strict=False))
+
+
+def _tried(plan: list[ScheduledSeq], deltas: list[TokenDelta]) -> list[_Tried]:
+    """The drafts of a step, whose last deltas are those of its sequences with none left to compute, one each."""
+    rows = _rows(plan)
+    first = len(deltas) - len(rows)
+    return [_Tried(each.seq, each.drafts, row, place) for place, (row, each) in enumerate(rows, first) if each.drafts]
+
+
+def _set_masks(bound: list[Sequence], masks: Future[list[Allowed | None]] | None) -> None:
+    """What may come next in each of these sequences, once that is computed."""
+    if masks is not None:
+        for seq, allowed in zip(bound, masks.result(), strict=True):
+            seq.sampler_state.allowed = allowed
+
+
+def _joined(first: TokenDelta, second: TokenDelta) -> TokenDelta:
+    """Two deltas of a request as one; only the second may be its last."""
+    logprobs = None if first.logprobs is None else [*first.logprobs, *(second.logprobs or ())]
+    token_ids, text = first.token_ids + second.token_ids, first.text + second.text
+    return TokenDelta(first.request_id, token_ids, text, logprobs, second.finish, second.usage, second.error)
 
 
 def _failed(seq: Sequence, error: ErrorInfo) -> TokenDelta:

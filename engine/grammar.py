@@ -17,10 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.detokenizer import Vocabulary
+from engine.thinking import Border, border_of
 from kernels.ops import F32
 
 CACHE_BYTES = 64 << 20
 """Of compiled grammars that are kept for requests to come."""
+MAX_BLANKS = 4
+"""Tokens of whitespace that may come between thoughts and the answer: two line breaks, in two tokens each."""
 MATCHER_BYTES, TEXT_FACTOR = 64 << 10, 32
 """A compiled grammar is taken to need so many bytes, and so many for each of its text's: the library does not say."""
 _BLANKS = r"[\x20\x0A\x0D\x09]+"
@@ -58,6 +61,11 @@ class Allowed:
         """Whether a token may."""
         return bool(int(self._words[token_id >> 5]) >> (token_id & 31) & 1)
 
+    def add(self, token_ids: Iterable[int]) -> None:
+        """Let these come too."""
+        for token_id in token_ids:
+            self._words[token_id >> 5] |= np.uint32(1 << (token_id & 31))
+
     def restrict(self, row: F32) -> None:
         """Make the logits of all other tokens -inf, f32[V], in place; none of them may be +inf."""
         row += BIAS.take(self._words.view(np.uint8), axis=0).reshape(-1)[: len(row)]
@@ -67,23 +75,43 @@ class AnswerGrammar:
     """How far one answer has come in its grammar. For one thread at a time.
 
     Attributes:
+        border: between the answer and thoughts that may come before it; None if there are none.
+        besides: tokens that may come next although the grammar does not have them, which are no part of the answer.
         is_complete: nothing may follow what the answer has.
         failure: why the library has given up; nothing is known of what may come then.
     """
 
-    def __init__(self, matcher: Any) -> None:
+    def __init__(self, matcher: Any, border: Border | None = None) -> None:
         self._matcher = matcher
+        self._num_blanks = 0
+        self.border = border
+        self.besides: frozenset[int] = frozenset()
         self.is_complete = False
         self.failure: str | None = None
+
+    def follow_thoughts(self) -> None:
+        """The thoughts before the answer have ended; a little whitespace may come before it."""
+        if self.border is not None:
+            self.besides = self.border.blanks
 
     def allowed(self, vocab_size: int) -> Allowed | None:
         """What may come next; None after a failure."""
         words = np.zeros(-(-vocab_size // 32), dtype=np.uint32)
         self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
-        return None if self._has_failed() else Allowed(words)
+        if self._has_failed():
+            return None
+        allowed = Allowed(words)
+        allowed.add(self.besides)
+        return allowed
 
     def accept(self, token_id: int) -> None:
         """Go on by a token that was allowed, and does not end the answer."""
+        if token_id in self.besides:
+            self._num_blanks += 1
+            if self._num_blanks == MAX_BLANKS:
+                self.besides = frozenset()
+            return
+        self.besides = frozenset()
         self._matcher.consume_token(token_id)
         self.is_complete = not self._has_failed() and self._matcher.is_stopped()
 
@@ -106,10 +134,16 @@ class Grammars:
         self._masking = ThreadPoolExecutor(1, thread_name_prefix="masks")
         self._kept: OrderedDict[str, Any] = OrderedDict()
         self._kept_bytes = 0
+        self._borders: dict[str, Border] = {}
 
-    def open(self, text: str) -> Future[AnswerGrammar]:
-        """A grammar for a new answer, once it is compiled; its exception is a ``GrammarFailed``."""
-        return self._compiling.submit(self._opened, text)
+    def open(self, text: str, end: str | None = None) -> Future[AnswerGrammar]:
+        """A grammar for a new answer, once it is compiled; its exception is a ``GrammarFailed``.
+
+        Args:
+            text: the grammar.
+            end: what ends thoughts that may come before the answer.
+        """
+        return self._compiling.submit(self._opened, text, end)
 
     def begin_masks(self, grammars: Sequence[AnswerGrammar]) -> Future[list[Allowed | None]]:
         """What may come next in each answer, as ``AnswerGrammar.allowed``, while the caller does something else."""
@@ -120,11 +154,18 @@ class Grammars:
         self._compiling.shutdown(wait=False, cancel_futures=True)
         self._masking.shutdown(wait=False, cancel_futures=True)
 
-    def _opened(self, text: str) -> AnswerGrammar:
+    def _opened(self, text: str, end: str | None) -> AnswerGrammar:
         if text not in self._kept:
             self._keep(text, self._compiled(text))
         self._kept.move_to_end(text)
-        return AnswerGrammar(self._kept[text].deep_copy())
+        border = None if end is None else self._border(end)
+        return AnswerGrammar(self._kept[text].deep_copy(), border)
+
+    def _border(self, end: str) -> Border:
+        """Kept for ever: a model has one end marker, or few."""
+        if end not in self._borders:
+            self._borders[end] = border_of(end, self._vocabulary, self._vocab_size, self._eos_ids)
+        return self._borders[end]
 
     def _compiled(self, text: str) -> Any:
         from llguidance import LLMatcher, LLParserLimits, LLTokenizer  # noqa: PLC0415

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Collection
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -36,21 +37,25 @@ def encode_ids(backend: Tokenizer, text: str) -> list[int]:
 
 
 class InertEncoder:
-    """A copy of ``backend`` whose control tokens go by secret names."""
+    """A copy of ``backend`` whose control tokens go by secret names.
 
-    def __init__(self, backend: Tokenizer) -> None:
+    Args:
+        controls: their texts.
+    """
+
+    def __init__(self, backend: Tokenizer, controls: Collection[str]) -> None:
         added = backend.get_added_tokens_decoder()
         secret = secrets.token_hex(16)
         self._names = {
             token.content: f"{_BRACKET}{secret}{i:x}{_BRACKET}"
             for i, token in enumerate(added.values())
-            if token.special and token.content
+            if token.content in controls
         }
         self._copy = self._renamed_copy(backend)
         real_ids = {self._names.get(token.content, token.content): i for i, token in added.items()}
         self._real_ids = {i: real_ids[token.content] for i, token in self._copy.get_added_tokens_decoder().items()}
         unknown = backend.token_to_id(getattr(backend.model, "unk_token", None) or "")
-        self._controls = {i: token.content for i, token in added.items() if token.special and i != unknown}
+        self._controls = {i: token.content for i, token in added.items() if token.content in controls and i != unknown}
         longest_first = sorted(added.values(), key=lambda token: len(token.content), reverse=True)
         self._added = re.compile("|".join(_pattern(token) for token in longest_first if token.content) or "(?!)")
 

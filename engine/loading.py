@@ -22,9 +22,11 @@ from engine.config import (
 )
 from engine.engine import Engine, Runner
 from engine.errors import ConfigError, UnsupportedModel
+from engine.fingerprint import fingerprint
 from engine.model_runner import ModelRunner, block_bytes, spare_bytes
 from engine.models.registry import model_class
 from engine.parallel import Followers, LeadingRunner
+from engine.prediction import MOST_DRAFTS
 from engine.types import EngineReady
 from engine.weights.checkpoint import Checkpoint
 from engine.weights.open import open_checkpoint
@@ -67,7 +69,9 @@ def load_engine(
     resolved, checkpoint = _opened(config, parallel)
     model, ops = checkpoint.config, resolved.ops
     cache, max_model_len = size_cache(config, model, ops)
-    limits = StepLimits(max(config.max_num_batched_tokens, 1), config.max_num_seqs, max_model_len)
+    max_tokens = max(config.max_num_batched_tokens, 1)
+    max_rows = max(config.max_num_seqs, min(1 + MOST_DRAFTS, max_tokens))
+    limits = StepLimits(max_tokens, max_rows, max_model_len)
     runner: Runner
     if followers is None or parallel is None:
         runner, cache, limits = _lay_out(config, checkpoint, ops, cache, limits, progress)
@@ -76,7 +80,7 @@ def load_engine(
         followers.start(config, cache, limits)
         laid = _led(config, checkpoint, ops, cache, limits, progress, followers)
         runner, cache, limits, weights_bytes = laid
-    scheduling = _scheduling(limits, model)
+    scheduling = _scheduling(config.max_num_seqs, limits, model)
     engine = Engine(runner, checkpoint.vocabulary(), model.eos_token_ids, scheduling, cache)
     ready = EngineReady(
         architecture=model.architecture,
@@ -88,6 +92,7 @@ def load_engine(
         provenance=resolved.provenance,
         weights_bytes=weights_bytes,
         kv_cache_bytes=config.tensor_parallel_size * cache.num_blocks * block_bytes(model, ops, cache.block_size),
+        fingerprint=fingerprint(config, ops.info),
     )
     return engine, ready
 
@@ -137,12 +142,13 @@ def _opened(config: EngineConfig, parallel: Parallel | None) -> tuple[Resolved, 
     return resolved, ShardedCheckpoint(checkpoint, parallel.rank, parallel.size) if parallel else checkpoint
 
 
-def _scheduling(limits: StepLimits, model: ModelConfig) -> SchedulerConfig:
+def _scheduling(max_num_seqs: int, limits: StepLimits, model: ModelConfig) -> SchedulerConfig:
     return SchedulerConfig(
-        max_num_seqs=limits.max_rows,
+        max_num_seqs=max_num_seqs,
         max_num_batched_tokens=limits.max_tokens,
         max_model_len=limits.max_model_len,
         enough_prompt_tokens=model.moe.tokens_for(ENOUGH_ROWS) if model.moe else ENOUGH_ROWS,
+        max_rows=limits.max_rows,
     )
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.grammar import Allowed
 from engine.types import SamplingParams, TokenLogprobs
 from kernels.ops import F32, F64, I32, MOST_CANDIDATES, Candidates, DrawParams, Scores
 from kernels.reference.sampling import draw_among, highest
@@ -26,6 +25,16 @@ MAX_F32 = float(np.finfo(np.float32).max)
 MAX_I32 = (1 << 31) - 1
 UNIFORMS = 64
 """How many random numbers are made at once: a generator costs about 20 us, however many it makes."""
+
+
+class Restriction(Protocol):
+    """Which tokens may come next, as a grammar or thoughts have it."""
+
+    def __contains__(self, token_id: int, /) -> bool:
+        """Whether a token may."""
+
+    def restrict(self, row: F32) -> None:
+        """Make the logits of all others -inf, f32[V], in place."""
 
 
 class Sampled(NamedTuple):
@@ -72,7 +81,7 @@ class SamplerState:
 
     def __init__(self, params: SamplingParams, prompt_ids: Iterable[int]) -> None:
         self.params = params
-        self.allowed: Allowed | None = None
+        self.allowed: Restriction | None = None
         self.num_generated = 0
         self._seen = _Tally(prompt_ids if params.repetition_penalty != 1.0 else ())
         self._generated = _Tally(())
@@ -153,6 +162,28 @@ class SamplerState:
             words = np.random.Philox(key=key, counter=self.num_generated).random_raw(4 * UNIFORMS)[::4]
             self._uniforms = ((words >> np.uint64(11)) * 2.0**-53).tolist()
         return self._uniforms[place]
+
+
+class PickedScores(NamedTuple):
+    """``Scores`` of some of a step's rows: ``places`` are their numbers there, rising."""
+
+    scores: Scores
+    places: list[int]
+
+    @property
+    def best(self) -> I32:
+        """See ``Scores.best``."""
+        return self.scores.best[self.places]
+
+    @property
+    def highest(self) -> Callable[[Sequence[int], int], Candidates] | None:
+        """See ``Scores.highest``."""
+        highest = self.scores.highest
+        return None if highest is None else lambda rows, count: highest([self.places[row] for row in rows], count)
+
+    def rows(self, indices: Sequence[int]) -> F32:
+        """See ``Scores.rows``."""
+        return self.scores.rows([self.places[row] for row in indices])
 
 
 class Sampler:

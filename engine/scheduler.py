@@ -34,12 +34,14 @@ class ScheduledSeq:
 
     Attributes:
         completes: this computes the last token known, so its logits give the next one.
+        drafts: run these behind it, as if they were known; the logits of each tell whether the next one is right.
     """
 
     seq: Sequence
     start: int
     count: int
     completes: bool
+    drafts: tuple[int, ...] = ()
 
     @property
     def is_prefill(self) -> bool:
@@ -79,8 +81,9 @@ class Scheduler:
     """Continuous batching with chunked prefill under a token budget.
 
     Running sequences that have one token to compute go first, then those in the middle of their prompt, then waiting
-    ones. When a running sequence finds no block, the last in order gives up all of its own and waits again; its tokens
-    are computed anew (or found in the prefix cache) when its turn comes, which cannot change what they are.
+    ones, and then drafts. When a running sequence finds no block, the last in order gives up all of its own and waits
+    again; its tokens are computed anew (or found in the prefix cache) when its turn comes, which cannot change what
+    they are.
 
     Raises:
         ConfigError: a step may have fewer tokens than sequences.
@@ -133,20 +136,45 @@ class Scheduler:
                 plan.add(next_)
         if self.num_preemptions == preemptions_before:  # what was just preempted must not come back at once
             self._admit(plan)
-        return list(plan.scheduled.values())
+        scheduled = list(plan.scheduled.values())
+        self._add_drafts(scheduled, plan.budget)
+        return scheduled
 
     def _admit(self, plan: _Plan) -> None:
-        """Start waiting sequences in order, until one finds no room: none behind it may overtake it."""
+        """Start waiting sequences in order, until one finds no room: none behind it may overtake it.
+
+        One whose prompt another of its group is computing waits for that, and lets others by: it will find it computed.
+        """
+        if not self.waiting or len(self.running) >= self._config.max_num_seqs:
+            return
         enough = max(self._config.enough_prompt_tokens, ENOUGH_PER_WAITING * len(self.waiting))
-        while self.waiting and plan.budget > 0 and len(self.running) < self._config.max_num_seqs:
-            if plan.prompt_tokens >= enough:
+        computing = {seq.request.group for seq in self.running if seq.is_in_prompt}
+        for seq in self.waiting.copy():
+            if plan.budget == 0 or len(self.running) >= self._config.max_num_seqs or plan.prompt_tokens >= enough:
                 return
-            seq = self.waiting[0]
+            group = seq.request.group
+            if group and group in computing:
+                continue
             if not self._pool.admit(seq):
                 return
-            self.waiting.pop(0)
+            self.waiting.remove(seq)
             insort(self.running, seq, key=_order)
             plan.add(_next_tokens(seq, plan.budget))
+            if seq.is_in_prompt:
+                computing.add(group)
+
+    def _add_drafts(self, plan: list[ScheduledSeq], budget: int) -> None:
+        """Let sequences try what their predictions have next, in what is left: nobody's tokens, rows or blocks."""
+        hopeful = [each for each in plan if each.seq.prediction is not None and each.completes]
+        if not hopeful:
+            return
+        max_rows = self._config.max_rows or self._config.max_num_seqs
+        budget = min(budget, max_rows - sum(each.completes for each in plan))
+        for each in hopeful:
+            length = len(each.seq.token_ids)
+            each.drafts = each.seq.drafts(min(budget, self._pool.room_of(each.seq) - length))
+            self._pool.grow(each.seq, length + len(each.drafts))
+            budget -= len(each.drafts)
 
     def _make_room(self, seq: Sequence, num_tokens: int, plan: _Plan) -> bool:
         """Blocks for ``seq``, taken from the last in order if need be; False if that is ``seq`` itself."""

@@ -8,6 +8,7 @@ all may, of a rendered chat (``guard``, ``encode_rendered``) only what the templ
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,9 @@ from engine.inert_encoder import InertEncoder, encode_ids
 from engine.special_guard import Guarded, SpecialGuard, remove_mark
 from engine.tokenizer_parts import TokenizerParts
 from engine.weights.gguf import GGUFFile
+
+_MARKER = re.compile(r"<.*>|\[.*\]", re.DOTALL)
+"""How added tokens look that structure a chat; others are runs of blanks and the like."""
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -44,15 +48,23 @@ class Tokenizer:
         chat_template: the model's Jinja template, or None.
     """
 
-    def __init__(self, parts: TokenizerParts) -> None:
+    def __init__(self, parts: TokenizerParts, meant: str = "") -> None:
+        """``meant``: see ``guarding``."""
+        self._parts = parts
         self._backend = parts.backend
         self._table = parts.table
         self._prefix_ids = parts.prefix_ids
         self._suffix_ids = parts.suffix_ids
-        control = [token for token in parts.backend.get_added_tokens_decoder().values() if token.special]
+        added = parts.backend.get_added_tokens_decoder().values()
+        control = [
+            token
+            for token in added
+            if token.special or (token.content in meant and _MARKER.fullmatch(token.content) is not None)
+        ]
+        self._guarded = frozenset(token.content for token in control if token.content)
         # A control token that is looked for in normalised text may be there although its own text is not.
         self._always_inert = parts.backend.normalizer is not None and any(token.normalized for token in control)
-        self._guard = SpecialGuard([token.content for token in control])
+        self._guard = SpecialGuard(self._guarded)
         self.special_tokens: Mapping[str, str] = MappingProxyType(dict(parts.special_tokens))
         self.eos_ids = parts.eos_ids
         self.chat_template = parts.chat_template
@@ -78,6 +90,11 @@ class Tokenizer:
         return max(self._table.longest, 1)
 
     @property
+    def special_ids(self) -> frozenset[int]:
+        """All control tokens, which add nothing to an answer unless they are to be shown."""
+        return self._table.special
+
+    @property
     def bos_token(self) -> str | None:
         """Text of the token that begins a sequence."""
         return self.special_tokens.get("bos_token")
@@ -99,6 +116,17 @@ class Tokenizer:
             InvalidRequest: the text holds a lone surrogate.
         """
         return self._ends(encode_ids(self._backend, text), add_special)
+
+    def guarding(self, meant: str) -> Tokenizer:
+        """The same tokenizer, but in chats more tokens count as control tokens, which clients cannot write.
+
+        Models have tokens that structure a chat, or an answer, and yet are shown as text: ``<think>``, ``<tool_call>``.
+
+        Args:
+            meant: a text with such tokens in it, such as the model's chat template; only those that stand in brackets,
+                ``<>`` or ``[]``, are taken.
+        """
+        return Tokenizer(self._parts, meant)
 
     def guard(self, value: Any) -> Guarded:
         """Make messages (and tools) safe to render: see ``special_guard``.
@@ -147,7 +175,7 @@ class Tokenizer:
 
     @cached_property
     def _inert(self) -> InertEncoder:
-        return InertEncoder(self._backend)
+        return InertEncoder(self._backend, self._guarded)
 
     def _ends(self, ids: list[int], add_special: bool) -> list[int]:
         return [*self._prefix_ids, *ids, *self._suffix_ids] if add_special else ids

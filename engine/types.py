@@ -116,17 +116,33 @@ class Thoughts(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     Attributes:
         start, end: the markers, as text; tokens may cut them in any way.
         is_open: the prompt ends amid thoughts. Otherwise the answer has thoughts if it begins with ``start``.
-        start_ids: tokens that the answer is made to begin with; none if that is the model's to decide.
+        start_ids: ``start`` in tokens, in the model's own way. Before an answer that is held to a grammar, a model that
+            is free to think can only do so if the first of them is the whole marker.
+        is_forced: the answer is made to begin with ``start_ids``; otherwise that is the model's to decide.
         end_ids: tokens that end thoughts which have used up their budget, in the model's own way.
         budget: tokens that the thoughts may have, without the markers; None for any number.
+
+    Raises:
+        InvalidRequest: a marker without text, or tokens missing that are to be forced.
     """
 
     start: str
     end: str
     is_open: bool = False
     start_ids: tuple[int, ...] = ()
+    is_forced: bool = False
     end_ids: tuple[int, ...] = ()
     budget: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check that what is to be forced can be."""
+        _require(bool(self.start and self.end), "thinking", "between two markers")
+        _require(bool(self.start_ids) or not self.is_forced, "thinking", "begun with tokens, if it is forced")
+        _require(
+            self.budget is None or (self.budget >= 0 and bool(self.end_ids)),
+            "thinking.budget_tokens",
+            "0 or more, where the model's thoughts can be ended",
+        )
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, array_like=True, tag="generate"):
@@ -143,6 +159,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, array_like=True, tag="generat
         thoughts: what the model thinks between, before it answers; None if it does not.
         prediction_ids: what the answer is likely to be. It changes when tokens come, not which.
         keep_cached: its blocks leave the prefix cache after those of requests without it.
+        group: a name that the choices of one request share; they compute their prompt once. Empty for a lone choice.
     """
 
     request_id: str
@@ -156,6 +173,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, array_like=True, tag="generat
     thoughts: Thoughts | None = None
     prediction_ids: tuple[int, ...] = ()
     keep_cached: bool = False
+    group: str = ""
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
@@ -176,6 +194,19 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top: list[tuple[int, float]]
 
 
+class CacheMiss(enum.StrEnum):
+    """Why no more of a prompt was found in the prefix cache."""
+
+    NEW = "new"
+    """None of it is known."""
+    DIFFERS = "differs"
+    """It goes on otherwise than all that is known."""
+    EVICTED = "evicted"
+    """The next block was known, and had to make room. After many more evictions that is forgotten."""
+    PREFIX_CACHING_OFF = "prefix_caching_off"
+    """``CacheConfig.enable_prefix_caching`` is off."""
+
+
 class Usage(msgspec.Struct, frozen=True, array_like=True):
     """What one request cost; sent with its last delta.
 
@@ -186,7 +217,8 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
         reasoning_tokens: tokens of the answer that were thoughts, with their markers.
         accepted_tokens: tokens of the answer that its prediction foretold.
         rejected_tokens: tokens of the prediction that were tried, and did not come.
-        cache_miss: why no more of the prompt was found in the prefix cache; empty if all was that could be.
+        cache_miss: why no more of the prompt was found in the prefix cache at that time; None if all was but its
+            last token, which is always computed.
     """
 
     prompt_tokens: int
@@ -199,7 +231,7 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
     reasoning_tokens: int = 0
     accepted_tokens: int = 0
     rejected_tokens: int = 0
-    cache_miss: str = ""
+    cache_miss: CacheMiss | None = None
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, array_like=True):
@@ -284,6 +316,7 @@ class EngineReady(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
     Attributes:
         max_model_len: tokens that prompt and answer may have together.
         provenance: operation name -> backend that runs it.
+        fingerprint: of what tokens depend on beside the request; see ``fingerprint``.
     """
 
     architecture: str
@@ -295,6 +328,7 @@ class EngineReady(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
     provenance: dict[str, str]
     weights_bytes: int
     kv_cache_bytes: int
+    fingerprint: str = ""
 
 
 class EngineFailed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):

@@ -237,11 +237,16 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """What a backend is: its name, one line about the hardware or library behind it, and what it rounds."""
+    """What a backend is: its name, one line about the hardware or library behind it, and what it rounds.
+
+    Attributes:
+        build: what its results depend on beside its sources: a library's digest, versions, a chip. Empty for nothing.
+    """
 
     name: str
     description: str
     arithmetic: Arithmetic = Arithmetic()
+    build: str = ""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,11 @@ class AnswerReader:
         self._thoughts, self._calls = thoughts, calls
         self.num_calls = 0
 
+    @property
+    def may_call(self) -> bool:
+        """Whether tool calls are looked for."""
+        return self._calls is not None
+
     def read(self, text: str, *, is_end: bool) -> AnswerParts:
         """The next piece, after which there is no other if ``is_end``."""
         if self._thoughts is None and self._calls is None:

@@ -24,6 +24,19 @@ class CompletionTokensDetails(Struct, frozen=True):
     rejected_prediction_tokens: int = 0
 
 
+class UpwellUsage(Struct, frozen=True, kw_only=True):
+    """Where a request's time went, in microseconds, and why no more of its prompt was cached; see ``cost``."""
+
+    wall_us: int
+    queue_us: int
+    prefill_us: int
+    decode_us: int
+    transport_us: int
+    preemptions: int
+    missed_tokens: int
+    cache_miss: str | None
+
+
 class CompletionUsage(Struct, frozen=True):
     """What a request cost, over all of its choices; a prompt with several choices counts once."""
 
@@ -32,6 +45,7 @@ class CompletionUsage(Struct, frozen=True):
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: CompletionTokensDetails = CompletionTokensDetails()
+    upwell: UpwellUsage | UnsetType = UNSET
 
 
 class TopLogprob(Struct, frozen=True):
@@ -102,6 +116,8 @@ class ChatCompletion(Struct, frozen=True, kw_only=True):
     choices: list[ChatChoice]
     usage: CompletionUsage
     service_tier: str | UnsetType = UNSET
+    system_fingerprint: str
+    metadata: dict[str, str] | UnsetType = UNSET
 
 
 class FunctionDelta(Struct, frozen=True, kw_only=True):
@@ -139,7 +155,7 @@ class ChunkChoice(Struct, frozen=True):
 
 
 class ChatCompletionChunk(Struct, frozen=True, kw_only=True):
-    """One event of a chat stream. ``usage`` is left out unless the client asked for it."""
+    """One event of a chat stream. ``usage`` is left out unless the client asked for it; ``metadata`` comes first."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -148,6 +164,8 @@ class ChatCompletionChunk(Struct, frozen=True, kw_only=True):
     choices: list[ChunkChoice]
     usage: CompletionUsage | None | UnsetType = UNSET
     service_tier: str | UnsetType = UNSET
+    system_fingerprint: str
+    metadata: dict[str, str] | UnsetType = UNSET
 
 
 class TextLogprobs(Struct, frozen=True):
@@ -177,6 +195,24 @@ class TextCompletion(Struct, frozen=True, kw_only=True):
     model: str
     choices: list[TextChoice]
     usage: CompletionUsage | None | UnsetType = UNSET
+    service_tier: str | UnsetType = UNSET
+    system_fingerprint: str
+    metadata: dict[str, str] | UnsetType = UNSET
+
+
+class Tokenized(Struct, frozen=True):
+    """The answer of POST /tokenize; the strings only if they were asked for."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class Detokenized(Struct, frozen=True):
+    """The answer of POST /detokenize."""
+
+    prompt: str
 
 
 class ModelCard(Struct, frozen=True, kw_only=True):

@@ -27,6 +27,7 @@ from server.chosen_tools import names_one
 from server.context import Vocabulary
 from server.generation import Answer
 from server.logprobs import chat_logprobs
+from server.request_effects import SaidWithAnswer, without_metadata
 from server.tools.parts import CallDelta
 
 TOOL_CALLS = "tool_calls"
@@ -46,6 +47,7 @@ class ChatFormat:
         vocabulary: Vocabulary,
         new_reader: Callable[[], AnswerReader],
         new_call_id: Callable[[], str],
+        said: SaidWithAnswer,
     ) -> None:
         self._id = call_id
         self._created = int(time.time())
@@ -54,12 +56,11 @@ class ChatFormat:
         self._names_one = names_one(request)
         self._vocabulary = vocabulary
         self._new_call_id = new_call_id
-        tier = request.service_tier
-        self._service_tier: str | UnsetType = UNSET if tier is None else "default" if tier == "auto" else tier
+        self._said = said
         self._readers = [new_reader() for _ in range(request.n or 1)]
         self._begun: set[int] = set()
-        include_usage = request.stream_options and request.stream_options.include_usage
-        self._no_usage: UnsetType | None = None if include_usage else UNSET
+        self._with_content: set[int] = set()
+        self._no_usage: UnsetType | None = None if request.include_usage else UNSET
 
     def chunk(self, index: int, delta: TokenDelta) -> ChatCompletionChunk | None:
         """See ``AnswerFormat.chunk``."""
@@ -72,7 +73,9 @@ class ChatFormat:
         self._begun.add(index)
         logprobs = None if entries is None else chat_logprobs(entries, self._vocabulary)
         finish = self._finish_of(delta.finish, reader) if delta.finish else None
-        return self._chunk([ChunkChoice(index, self._delta(parts, first=first, last=bool(finish)), logprobs, finish)])
+        return self._chunk(
+            [ChunkChoice(index, self._delta(index, parts, first=first, last=bool(finish)), logprobs, finish)]
+        )
 
     def usage_chunk(self, usage: CompletionUsage) -> ChatCompletionChunk:
         """See ``AnswerFormat.usage_chunk``."""
@@ -86,7 +89,7 @@ class ChatFormat:
             model=self._model,
             choices=[self._choice(index, answer) for index, answer in enumerate(answers)],
             usage=usage,
-            service_tier=self._service_tier,
+            **self._said,
         )
 
     def _choice(self, index: int, answer: Answer) -> ChatChoice:
@@ -104,15 +107,28 @@ class ChatFormat:
         )
         return ChatChoice(index, message, logprobs, self._finish_of(answer.finish or FinishReason.STOP, reader))
 
-    def _delta(self, parts: AnswerParts, *, first: bool, last: bool) -> Delta:
-        """Without any of its own a delta has an empty content, unless it is the last."""
-        others = parts.reasoning or parts.calls
+    def _delta(self, index: int, parts: AnswerParts, *, first: bool, last: bool) -> Delta:
         return Delta(
             role="assistant" if first else UNSET,
-            content=parts.content if parts.content or not (others or (last and not first)) else UNSET,
+            content=self._content(index, parts, last=last),
             reasoning_content=parts.reasoning or UNSET,
             tool_calls=[self._call(call) for call in parts.calls] or UNSET,
         )
+
+    def _content(self, index: int, parts: AnswerParts, *, last: bool) -> str | UnsetType:
+        """What a delta has of the content: empty text where it has nothing else, as an answer without calls has some.
+
+        Where the answer may turn out to be nothing but calls, and so to have none, empty text waits for its end.
+        """
+        reader, begun = self._readers[index], index in self._with_content
+        if last:
+            is_there = bool(parts.content) or not (begun or reader.num_calls)
+        else:
+            is_there = bool(parts.content) or not (parts.reasoning or parts.calls or (reader.may_call and not begun))
+        if not is_there:
+            return UNSET
+        self._with_content.add(index)
+        return parts.content
 
     def _call(self, call: CallDelta) -> ToolCallDelta:
         if call.name is None:
@@ -123,13 +139,14 @@ class ChatFormat:
     def _chunk(
         self, choices: list[ChunkChoice], usage: CompletionUsage | UnsetType | None = UNSET
     ) -> ChatCompletionChunk:
+        said, self._said = self._said, without_metadata(self._said)
         return ChatCompletionChunk(
             id=self._id,
             created=self._created,
             model=self._model,
             choices=choices,
             usage=usage if choices == [] else self._no_usage,
-            service_tier=self._service_tier,
+            **said,
         )
 
     def _finish_of(self, finish: FinishReason, reader: AnswerReader) -> str:

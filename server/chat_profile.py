@@ -32,6 +32,7 @@ class ChatProfile:
         family_name: of ``FAMILIES``, how the model calls tools; None if that is not known.
         thoughts: what stands around its thoughts; None if it has none.
         arguments_as_text: the template wants the arguments of earlier calls as a string, not as an object.
+        has_template: whether there is one; without it a model has no chats.
         call_form: of ``tools.grammar.SHAPES``, how it is made to call tools; "" if that is not known.
     """
 
@@ -39,6 +40,7 @@ class ChatProfile:
     family_name: str | None = None
     thoughts: Markers | None = None
     arguments_as_text: bool = False
+    has_template: bool = True
     call_form: str = ""
 
     @property

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from engine.errors import InvalidRequest
 from server.chat_schemas import ChatRequest, Message, ToolChoice
-from server.schemas import ContentPart, ResponseFormat
+from server.schemas import ContentPart, Prediction, ResponseFormat
 
 _ASSISTANTS = ("tool_calls", "refusal", "reasoning_content")
 """Fields of the assistant's messages alone."""
@@ -124,6 +124,16 @@ def check_response_format(answer_format: ResponseFormat | None) -> None:
             )
     if answer_format.json_schema is not None and answer_format.json_schema.schema is None:
         raise _missing("response_format.json_schema.schema")
+
+
+def check_prediction(prediction: Prediction | None) -> None:
+    """Parts of text.
+
+    Raises:
+        InvalidRequest: a field of a part that is missing or has no place there.
+    """
+    if prediction is not None and isinstance(prediction.content, list):
+        _check_parts(prediction.content, "prediction.content", is_assistants=False)
 
 
 def _missing(param: str) -> InvalidRequest:

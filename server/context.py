@@ -6,8 +6,9 @@ Built once by the command line (or by a test) and handed to ``app.create_app``. 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from engine.errors import InvalidRequest
@@ -18,17 +19,20 @@ from server.conversation import Conversation
 from server.engine_client import EngineClient
 from server.grammar.trial import GrammarTrial
 from server.metrics import Histogram, loop_lag_histogram
+from server.reasoning import Markers
+from server.thoughts import MarkerTokens, marker_tokens
 
 
 class ChatPrompt(NamedTuple):
     """A conversation as the model reads it.
 
     Attributes:
-        is_thinking: it ends amid thoughts, which the answer goes on with.
+        is_thinking: whether the answer goes on with thoughts, amid which the prompt ends; False if it comes after them,
+            and has none of its own; None if it may begin with some.
     """
 
     token_ids: list[int]
-    is_thinking: bool = False
+    is_thinking: bool | None = None
 
 
 class PromptEncoder(Protocol):
@@ -38,6 +42,10 @@ class PromptEncoder(Protocol):
     def profile(self) -> ChatProfile:
         """What the model can do in a chat."""
 
+    @property
+    def markers(self) -> MarkerTokens:
+        """The tokens of what means something in its answers."""
+
     def chat(self, conversation: Conversation) -> ChatPrompt:
         """The ids of a conversation, by the model's chat template, up to where the answer begins.
 
@@ -45,8 +53,11 @@ class PromptEncoder(Protocol):
             InvalidRequest: the model has no chat template, or the template refuses these messages.
         """
 
-    def text(self, prompt: str) -> list[int]:
-        """The ids of a plain text, with the control tokens that the model begins a text with."""
+    def text(self, prompt: str, *, add_special: bool = True) -> list[int]:
+        """The ids of a plain text, with the control tokens that the model begins a text with if ``add_special``."""
+
+    def prediction(self, answer: str) -> list[int]:
+        """The ids of a text that an answer may be, without what models put around texts."""
 
 
 class Vocabulary(Protocol):
@@ -65,20 +76,34 @@ class Vocabulary(Protocol):
 class ModelPrompts:
     """Prompts by a model's own tokenizer and chat template.
 
-    In a conversation only the template's own control tokens count: what a client writes never becomes one. A plain text
+    In a conversation only the template's own control tokens count, and the other tokens that it, or the model's
+    profile, gives a meaning: what a client writes never becomes one. A plain text
     is the whole prompt, written by whoever knows the model, so control tokens written in it do count; otherwise a
     client that renders its own template would get an answer to another prompt than it sent.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, profile: ChatProfile | None = None) -> None:
-        self._tokenizer = tokenizer
         self._template = template
-        self._profile = profile or ChatProfile()
+        self._profile = profile or ChatProfile(has_template=template is not None)
+        self._markers = MarkerTokens()
+        if template is not None:
+            tokenizer = tokenizer.guarding("\n".join([template.source, *self._profile.markers]))
+            self._markers = marker_tokens(self._profile, template, tokenizer)
+        self._tokenizer = tokenizer
+
+    def prepare(self) -> None:
+        """Build what is otherwise built when it is first needed."""
+        self._tokenizer.prepare()
 
     @property
     def profile(self) -> ChatProfile:
         """See ``PromptEncoder.profile``."""
         return self._profile
+
+    @property
+    def markers(self) -> MarkerTokens:
+        """See ``PromptEncoder.markers``."""
+        return self._markers
 
     def chat(self, conversation: Conversation) -> ChatPrompt:
         """See ``PromptEncoder.chat``."""
@@ -90,16 +115,39 @@ class ModelPrompts:
             )
         guarded = self._tokenizer.guard({"messages": conversation.messages, "variables": conversation.variables})
         messages, variables = guarded.value["messages"], guarded.value["variables"]
-        rendered = self._template.render(messages, add_generation_prompt=not conversation.continues, **variables)
+        render = partial(self._template.render, messages, **variables)
+        rendered = render(add_generation_prompt=conversation.opens_answer and not conversation.continues)
+        is_thinking: bool | None = False
         if conversation.continues:
             rendered = _cut_after(rendered, messages[-1]["content"])
-        thoughts = self._profile.thoughts
-        is_thinking = thoughts is not None and rendered.rstrip().endswith(thoughts.start)
+        elif self._profile.thoughts is not None:
+            is_thinking = _is_thinking(rendered, self._profile.thoughts, render)
         return ChatPrompt(self._tokenizer.encode_rendered(rendered, guarded.mark), is_thinking)
 
-    def text(self, prompt: str) -> list[int]:
+    def text(self, prompt: str, *, add_special: bool = True) -> list[int]:
         """See ``PromptEncoder.text``."""
-        return self._tokenizer.encode(prompt, add_special=True)
+        return self._tokenizer.encode(prompt, add_special=add_special)
+
+    def prediction(self, answer: str) -> list[int]:
+        """See ``PromptEncoder.prediction``."""
+        return self._tokenizer.encode(answer, add_special=False)
+
+
+def _is_thinking(rendered: str, thoughts: Markers, render: Callable[..., str]) -> bool | None:
+    """See ``ChatPrompt``.
+
+    Args:
+        rendered: ends with what opens the answer; clients cannot write markers, so those in it are the template's.
+        thoughts: their markers.
+        render: gives the same without what opens the answer, which is rarely needed.
+    """
+    if rendered.rstrip().endswith(thoughts):
+        return rendered.rstrip().endswith(thoughts.start)
+    started = rendered.rfind(thoughts.start)
+    if started <= rendered.rfind(thoughts.end):
+        return None
+    # Thoughts begun by the template, or markers that it speaks of, say in a system message of its own.
+    return True if started >= len(render(add_generation_prompt=False)) else None
 
 
 def control_tokens(vocabulary: Vocabulary, vocab_size: int, texts: Sequence[str]) -> dict[str, int]:

@@ -12,6 +12,7 @@ from typing import Any
 from engine.errors import InvalidRequest
 from server.chat_profile import BUDGET, EFFORT, ChatProfile
 from server.chat_schemas import ChatRequest, Message, Thinking, Tool
+from server.reasoning import Markers
 from server.strict_json import parse_json
 from server.tools.written_out import written_out
 
@@ -29,11 +30,15 @@ class Conversation:
         messages: as templates know them.
         variables: all others that it reads.
         continues: the last message is to be gone on with, not answered.
+        thinks: whether the model is to think before it answers; None where that is for it to decide.
+        opens_answer: the prompt ends with what opens an answer, unless it continues.
     """
 
     messages: list[dict[str, Any]]
     variables: dict[str, Any]
     continues: bool = False
+    thinks: bool | None = None
+    opens_answer: bool = True
 
     @property
     def num_chars(self) -> int:
@@ -52,14 +57,14 @@ def conversation_of(request: ChatRequest, profile: ChatProfile) -> Conversation:
     Raises:
         InvalidRequest: a field that this model's template has no place for, or text that is not the JSON it wants.
     """
-    variables = _thinking(request, profile)
+    thinks, variables = _thinking(request, profile)
     messages = [_message(message, f"messages[{i}]", profile) for i, message in enumerate(request.messages)]
     tools = [_tool(tool) for tool in request.tools or ()] if request.tool_choice != "none" else []
     if not profile.takes_tools:
-        return Conversation(written_out(messages, tools), variables, bool(request.continue_final_message))
+        messages, tools = written_out(messages, tools), []
     if tools:
         variables["tools"] = tools
-    return Conversation(messages, variables, bool(request.continue_final_message))
+    return Conversation(messages, variables, bool(request.continue_final_message), thinks)
 
 
 def _message(message: Message, path: str, profile: ChatProfile) -> dict[str, Any]:
@@ -68,6 +73,8 @@ def _message(message: Message, path: str, profile: ChatProfile) -> dict[str, Any
     for name in ("name", "reasoning_content", "tool_call_id"):
         if getattr(message, name) is not None:
             made[name] = getattr(message, name)
+    if message.role == "assistant" and message.reasoning_content is None and profile.thoughts is not None:
+        made |= _thoughts_apart(message.text, profile.thoughts)
     if message.tool_calls:
         made["tool_calls"] = [
             {
@@ -83,6 +90,18 @@ def _message(message: Message, path: str, profile: ChatProfile) -> dict[str, Any
             for i, call in enumerate(message.tool_calls)
         ]
     return made
+
+
+def _thoughts_apart(text: str, markers: Markers) -> dict[str, str]:
+    """An earlier answer that a client kept whole; nothing if it does not begin with thoughts that end.
+
+    Its markers mean nothing where a client writes them, so the template could not tell its thoughts.
+    """
+    begun = text.lstrip()
+    if not begun.startswith(markers.start) or markers.end not in begun:
+        return {}
+    thoughts, _, content = begun.removeprefix(markers.start).partition(markers.end)
+    return {"reasoning_content": thoughts.strip(), "content": content.lstrip()}
 
 
 def _arguments(text: str, path: str, profile: ChatProfile) -> object:
@@ -108,22 +127,42 @@ def _tool(tool: Tool) -> dict[str, Any]:
     }
 
 
-def _thinking(request: ChatRequest, profile: ChatProfile) -> dict[str, Any]:
-    """Variables of the template by which the model thinks, or does not."""
+def _thinking(request: ChatRequest, profile: ChatProfile) -> tuple[bool | None, dict[str, Any]]:
+    """Whether the model is to think, and variables of the template by which it does, or does not."""
+    budget = _budget(request.thinking, profile)
     wanted = _is_to_think(request.thinking, request.reasoning_effort)
     variables: dict[str, Any] = {}
     if wanted is not None and profile.switch is not None:
         variables[profile.switch] = wanted
     elif wanted and profile.thoughts is None:
         raise _cannot("thinking" if request.thinking else EFFORT, "does not think before it answers")
-    elif wanted is False and profile.thoughts is not None:
+    elif wanted is False and profile.thoughts is not None and BUDGET not in profile.variables:
         raise _cannot("thinking" if request.thinking else EFFORT, "always thinks before it answers")
     if request.reasoning_effort not in {None, "none"} and EFFORT in profile.variables:
         variables[EFFORT] = request.reasoning_effort
-    if BUDGET in profile.variables and wanted is not None:
-        budget = request.thinking.budget_tokens if request.thinking else None
+    if BUDGET in profile.variables and (wanted is not None or budget is not None):
         variables[BUDGET] = 0 if wanted is False else budget or UNLIMITED
-    return variables | _kwargs(request.chat_template_kwargs or {}, profile, variables)
+    variables |= _kwargs(request.chat_template_kwargs or {}, profile, variables)
+    switched = variables.get(profile.switch) if profile.switch else wanted
+    return switched if isinstance(switched, bool) else None, variables
+
+
+def _budget(thinking: Thinking | None, profile: ChatProfile) -> int | None:
+    """How many tokens thoughts may have.
+
+    Raises:
+        InvalidRequest: there are none.
+    """
+    if thinking is None or thinking.budget_tokens is None:
+        return None
+    if thinking.type == "disabled":
+        raise InvalidRequest(
+            "thinking.budget_tokens goes with thoughts, which thinking.type disables; send one of them.",
+            param="thinking.budget_tokens",
+        )
+    if profile.thoughts is None:
+        raise _cannot("thinking.budget_tokens", "does not think before it answers")
+    return thinking.budget_tokens
 
 
 def _is_to_think(thinking: Thinking | None, effort: str | None) -> bool | None:

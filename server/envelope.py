@@ -36,17 +36,22 @@ class RequestRecord:
     """What is known about one HTTP request, for the log and for the layers below.
 
     Attributes:
+        arrived_at_s: when its head was there, monotonic seconds.
         tenant: whose key it came with; "" without keys.
         status: of the response, 0 before it has begun.
         error: code of the error it ended with.
+        user, safety_identifier: for whom it is, as its client says.
     """
 
     request_id: str
+    arrived_at_s: float
     tenant: str = ""
     status: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     error: str = ""
+    user: str = ""
+    safety_identifier: str = ""
 
 
 def record_of(scope: Scope) -> RequestRecord:
@@ -66,8 +71,7 @@ class Envelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began_s = time.monotonic()
-        record = RequestRecord(_request_id(Headers(scope=scope)))
+        record = RequestRecord(_request_id(Headers(scope=scope)), time.monotonic())
         scope["upwell.record"] = record
 
         async def send_in_envelope(message: Message) -> None:
@@ -83,7 +87,7 @@ class Envelope:
         except Exception as error:
             await _answer_error(error, record, send_in_envelope)
         finally:
-            _log_request(scope, record, time.monotonic() - began_s)
+            _log_request(scope, record, time.monotonic() - record.arrived_at_s)
 
 
 async def _answer_error(error: Exception, record: RequestRecord, send: Send) -> None:
@@ -123,7 +127,7 @@ def _response_headers(record: RequestRecord) -> list[tuple[bytes, bytes]]:
 
 def _log_request(scope: Scope, record: RequestRecord, seconds: float) -> None:
     log.info(
-        "id=%s method=%s path=%s status=%d error=%s prompt_tokens=%d completion_tokens=%d ms=%.0f",
+        "id=%s method=%s path=%s status=%d error=%s prompt_tokens=%d completion_tokens=%d%s ms=%.0f",
         record.request_id,
         _escaped(scope["method"]),
         _escaped(scope["path"]),
@@ -131,8 +135,14 @@ def _log_request(scope: Scope, record: RequestRecord, seconds: float) -> None:
         record.error or "-",
         record.prompt_tokens,
         record.completion_tokens,
+        _for_whom(record),
         1000 * seconds,
     )
+
+
+def _for_whom(record: RequestRecord) -> str:
+    named = {"user": record.user, "safety_identifier": record.safety_identifier}
+    return "".join(f" {name}={_escaped(value)}" for name, value in named.items() if value)
 
 
 def _escaped(text: str) -> str:

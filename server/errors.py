@@ -12,6 +12,7 @@
     │   ├── MisdirectedHost   421
     │   └── MalformedRequest  400
     ├── Overloaded            429, before any work was done
+    ├── DeadlineExceeded      504, the time that the client gave is up
     ├── GenerationFailed      500, the engine gave up on this request alone
     └── the rest of the tree in ``engine.errors``
 
@@ -103,6 +104,16 @@ class Overloaded(UpwellError):
         super().__init__("The server has as many open requests as it admits; send the request again a little later.")
 
 
+class DeadlineExceeded(UpwellError):
+    """The client's own time-out has passed, in the queue or while the answer was generated."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(
+            f"The answer was not complete within the {timeout_s:g} s of X-Request-Timeout; it was ended. "
+            "Allow more time, or ask for less."
+        )
+
+
 class GenerationFailed(UpwellError):
     """The engine ended this request with an error that is not the client's.
 
@@ -139,6 +150,7 @@ ERROR_TABLE: dict[type[Exception], ErrorKind] = {
     UnsupportedMedia: ErrorKind(415, _INVALID, "unsupported_media_type"),
     MisdirectedHost: ErrorKind(421, _INVALID, "misdirected_host"),
     Overloaded: ErrorKind(429, "rate_limit_error", "overloaded"),
+    DeadlineExceeded: ErrorKind(504, "timeout_error", "deadline_exceeded"),
     EngineUnavailable: ErrorKind(503, "service_unavailable_error", "engine_unavailable"),
     EngineDead: ErrorKind(503, "service_unavailable_error", "engine_restarted"),
     GenerationFailed: ErrorKind(500, "server_error", None),
@@ -209,7 +221,7 @@ def _headers(error: Exception) -> dict[str, str]:
         return error.headers
     if isinstance(error, EngineUnavailable):
         return {"Retry-After": str(max(1, error.retry_after_s))}
-    if isinstance(error, Overloaded | EngineDead):
+    if isinstance(error, Overloaded | EngineDead | DeadlineExceeded):
         # Spread out, so that the clients refused together do not come back together.
         return {"Retry-After": str(1 + secrets.randbelow(4))}
     return {}

@@ -14,8 +14,9 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from engine.types import FinishReason, GenerateRequest, SamplingParams, TokenDelta, TokenLogprobs, Usage
-from server.answers import CompletionUsage, PromptTokensDetails
+from engine.types import FinishReason, GenerateRequest, SamplingParams, Thoughts, TokenDelta, TokenLogprobs, Usage
+from server.answers import CompletionUsage
+from server.cost import account, usage_of
 from server.engine_client import TokenStream
 from server.errors import from_error_info
 from server.metrics import Metrics
@@ -33,6 +34,8 @@ class Call:
     Attributes:
         requests: one for each choice of each prompt, in the order of the answer's indices.
         choices_per_prompt: the request's n.
+        include_usage: whether a stream ends with its usage.
+        explain_usage: whether the usage says where the time went.
     """
 
     id: str
@@ -40,6 +43,7 @@ class Call:
     choices_per_prompt: int
     stream: bool
     include_usage: bool
+    explain_usage: bool = False
 
 
 @dataclass
@@ -73,10 +77,15 @@ def build_requests(
     tenant: str,
     arrived_at_s: float,
     grammar: str = "",
+    keep_cached: bool = False,
+    prediction_ids: Sequence[int] = (),
+    shown_ids: tuple[int, ...] = (),
+    thoughts: Thoughts | None = None,
 ) -> list[GenerateRequest]:
     """``n`` engine requests for each prompt. A choice depends on its prompt, its seed and its index among the n."""
     requests: list[GenerateRequest] = []
     for prompt_ids, sampling in prompts:
+        group = f"{call_id}-{len(requests)}" if n > 1 else ""
         for choice in range(n):
             requests.append(
                 GenerateRequest(
@@ -87,6 +96,11 @@ def build_requests(
                     tenant,
                     arrived_at_s,
                     grammar,
+                    shown_ids,
+                    thoughts,
+                    tuple(prediction_ids),
+                    keep_cached,
+                    group,
                 )
             )
     return requests
@@ -100,7 +114,10 @@ async def off_loop_if_long(num_chars: int, encode: Callable[[], T]) -> T:
 
 
 class CallProgress:
-    """Takes a call's deltas: raises its errors, measures it, and knows which choice each belongs to."""
+    """Takes a call's deltas: raises its errors, measures it, and knows which choice each belongs to.
+
+    Made when the call is handed to the engine.
+    """
 
     def __init__(self, call: Call, metrics: Metrics) -> None:
         self._call = call
@@ -108,8 +125,10 @@ class CallProgress:
         self._index = {request.request_id: i for i, request in enumerate(call.requests)}
         self._last_at_s: list[float | None] = [None] * len(call.requests)
         self._usages: list[Usage | None] = [None] * len(call.requests)
+        self._last_usage: Usage | None = None
         self._num_open = len(call.requests)
         self._arrived_at_s = call.requests[0].arrived_at_s
+        self._submitted_at_s = time.monotonic()
 
     def take(self, delta: TokenDelta) -> int:
         """Count ``delta`` in; returns the index of its choice.
@@ -130,9 +149,8 @@ class CallProgress:
             self._last_at_s[index] = now_s
         if delta.finish is not None:
             self._num_open -= 1
-            self._usages[index] = delta.usage
-            queue_s = delta.usage.queue_s if delta.usage else 0.0
-            self._metrics.finished(delta.finish.value, time.monotonic() - self._arrived_at_s, queue_s)
+            self._usages[index] = self._last_usage = delta.usage
+            self._metrics.finished(delta.finish.value, time.monotonic() - self._arrived_at_s, delta.usage)
         return index
 
     def give_up(self, reason: str) -> None:
@@ -141,12 +159,20 @@ class CallProgress:
         self._num_open = 0
 
     def usage(self) -> CompletionUsage:
-        """Tokens over all choices so far; what the engine found cached is told by each prompt's first choice."""
-        firsts = [usage for usage in self._usages[:: self._call.choices_per_prompt] if usage]
-        num_prompt = sum(usage.prompt_tokens for usage in firsts)
-        num_answer = sum(usage.completion_tokens for usage in self._usages if usage)
-        cached = PromptTokensDetails(sum(usage.cached_tokens for usage in firsts))
-        return CompletionUsage(num_prompt, num_answer, num_prompt + num_answer, cached)
+        """What the call has cost so far; where its time went is told up to now, if it was asked for."""
+        n = self._call.choices_per_prompt
+        usage = usage_of(self._usages, n)
+        if not self._call.explain_usage or self._last_usage is None:
+            return usage
+        explained = account(
+            self._usages,
+            n,
+            self._last_usage,
+            arrived_at_s=self._arrived_at_s,
+            submitted_at_s=self._submitted_at_s,
+            now_s=time.monotonic(),
+        )
+        return msgspec.structs.replace(usage, upwell=explained)
 
 
 async def collect(deltas: TokenStream, progress: CallProgress, num_choices: int) -> list[Answer]:

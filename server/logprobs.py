@@ -1,11 +1,11 @@
-"""Log probabilities in the two formats of the API.
+"""Tokens as the API shows them: as text, and with log probabilities in its two formats.
 
 Called by the routes' formats with what the engine reports. Both formats name tokens by ``token_string``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from engine.types import TokenLogprobs
 from server.answers import ChatLogprobs, ChatTokenLogprob, TextLogprobs, TopLogprob
@@ -24,6 +24,11 @@ def token_string(vocabulary: Vocabulary, token_id: int) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def text_of(token_ids: Iterable[int], vocabulary: Vocabulary) -> str:
+    """The text of tokens, control tokens by their names; what is not valid UTF-8 becomes U+FFFD."""
+    return b"".join(map(vocabulary.token_bytes, token_ids)).decode(errors="replace")
 
 
 def chat_logprobs(entries: Sequence[TokenLogprobs], vocabulary: Vocabulary) -> ChatLogprobs:

@@ -7,13 +7,13 @@ never goes back. Label values are fixed sets, so the number of series does not d
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from engine.types import GAP_BOUNDS_S, EngineStats
+from engine.types import GAP_BOUNDS_S, CacheMiss, EngineStats, Usage
 from server.engine_client import EngineClient
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -48,6 +48,9 @@ class Metrics:
         self._loop_lag = loop_lag
         self._counters = MonotonicCounters()
         self._finished = dict.fromkeys(FINISH_REASONS, 0)
+        self._reasoning = 0
+        self._predicted = {"accepted": 0, "rejected": 0}
+        self._misses = dict.fromkeys(map(str, CacheMiss), 0)
         self._first_token = Histogram("time_to_first_token", "From arrival to the first token.", _LONG_S)
         self._inter_token = Histogram("inter_token", "Between two tokens of a request.", _SHORT_S)
         self._queue = Histogram("queue", "From arrival to the first step.", _LONG_S)
@@ -63,12 +66,18 @@ class Metrics:
         """``num_tokens`` came together, ``seconds`` after the ones before; observed once, as their mean."""
         self._inter_token.observe(seconds / num_tokens)
 
-    def finished(self, reason: str, seconds: float, queue_s: float) -> None:
+    def finished(self, reason: str, seconds: float, usage: Usage | None) -> None:
         """A request is complete, ``seconds`` after its arrival."""
         self._finished[reason] += 1
         self._end_to_end.observe(seconds)
-        self._queue.observe(queue_s)
+        self._queue.observe(usage.queue_s if usage else 0.0)
         self._counters.observe(self._engine.stats, self._engine.restarts)
+        if usage is not None:
+            self._reasoning += usage.reasoning_tokens
+            self._predicted["accepted"] += usage.accepted_tokens
+            self._predicted["rejected"] += usage.rejected_tokens
+            if usage.cache_miss is not None:
+                self._misses[usage.cache_miss] += 1
 
     def ended_early(self, reason: str, num_requests: int) -> None:
         """Requests ended by the client's leaving (``abort``) or by an ``error``."""
@@ -99,10 +108,7 @@ class Metrics:
             spelled = name.removesuffix("_s") + "_seconds" if name.endswith("_s") else name
             yield CounterMetricFamily(f"upwell_{spelled}", text, self._counters.totals[name])
         yield CounterMetricFamily("upwell_engine_restarts", "Engines started anew.", self._engine.restarts)
-        finished = CounterMetricFamily("upwell_requests_finished", "Requests that ended, by reason.", labels=["reason"])
-        for reason, number in self._finished.items():
-            finished.add_metric([reason], number)
-        yield finished
+        yield from self._of_requests()
         yield _histogram_family(
             "upwell_between_steps_seconds",
             "From one step's native code to the next step's, while there are requests.",
@@ -112,6 +118,21 @@ class Metrics:
         )
         for histogram in (self._first_token, self._inter_token, self._queue, self._end_to_end, self._loop_lag):
             yield histogram.family()
+
+    def _of_requests(self) -> Iterator[Metric]:
+        """Counters of what requests said when they ended."""
+        yield CounterMetricFamily("upwell_reasoning_tokens", "Tokens of answers that were thoughts.", self._reasoning)
+        yield _labelled("prediction_tokens", "Tokens of predictions, by what became of them.", "fate", self._predicted)
+        yield _labelled("cache_misses", "Requests whose prompt was not all cached, by why.", "reason", self._misses)
+        yield _labelled("requests_finished", "Requests that ended, by reason.", "reason", self._finished)
+
+
+def _labelled(name: str, text: str, label: str, numbers: Mapping[str, float]) -> Metric:
+    """A counter for each value of one label."""
+    family = CounterMetricFamily(f"upwell_{name}", text, labels=[label])
+    for value, number in numbers.items():
+        family.add_metric([value], number)
+    return family
 
 
 class Histogram:

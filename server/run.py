@@ -112,15 +112,16 @@ async def _serve(
 ) -> None:
     loading = asyncio.create_task(bridge.start())
     tokenizer = await asyncio.to_thread(load_tokenizer, Path(model.path))
-    await asyncio.to_thread(tokenizer.prepare)
-    return_freed_memory()
     source = tokenizer.chat_template
     template = None if source is None else ChatTemplate(source, tokenizer.special_tokens)
-    profile = ChatProfile() if template is None else _profile(template, settings)
+    profile = ChatProfile(has_template=False) if template is None else _profile(template, settings)
+    prompts = ModelPrompts(tokenizer, template, profile)
+    await asyncio.to_thread(prompts.prepare)
+    return_freed_memory()
     names = settings.served_names or (model.name,)
     context = ServerContext(
         engine=bridge,
-        prompts=ModelPrompts(tokenizer, template, profile),
+        prompts=prompts,
         vocabulary=tokenizer,
         model_names=names,
         max_chars_per_token=NORMALISED_CHARS * tokenizer.longest_token_bytes,

@@ -14,7 +14,9 @@ from server.chat_schemas import ChatRequest
 from server.schemas import SamplingFields
 
 
-def check_text_length(num_chars: int, ready: EngineReady, max_chars_per_token: int, param: str) -> None:
+def check_text_length(
+    num_chars: int, ready: EngineReady, max_chars_per_token: int, param: str, what: str = "prompt"
+) -> None:
     """Refuse a text that cannot fit, without tokenising it.
 
     Raises:
@@ -22,7 +24,7 @@ def check_text_length(num_chars: int, ready: EngineReady, max_chars_per_token: i
     """
     if num_chars > max_chars_per_token * ready.max_model_len:
         raise ContextLengthExceeded(
-            f"The prompt has {num_chars} characters, more than can fit the model's context of "
+            f"The {what} has {num_chars} characters, more than can fit the model's context of "
             f"{ready.max_model_len} tokens; shorten it.",
             param=param,
         )

@@ -63,6 +63,12 @@ class StreamOptions(RequestStruct, frozen=True, kw_only=True):
     include_usage: bool | None = None
 
 
+class UpwellOptions(RequestStruct, frozen=True, kw_only=True):
+    """What Upwell is asked for beyond OpenAI's API."""
+
+    usage: bool | None = None
+
+
 class ContentPart(RequestStruct, frozen=True, kw_only=True):
     """One part of a message's content; a refusal is the assistant's, and has its text in another field."""
 
@@ -117,6 +123,13 @@ class Prediction(RequestStruct, frozen=True, kw_only=True):
     type: Literal["content"]
     content: str | list[ContentPart]
 
+    @property
+    def text(self) -> str:
+        """The content as one string."""
+        if isinstance(self.content, list):
+            return "".join(part.text or "" for part in self.content)
+        return self.content
+
 
 class SamplingFields(RequestStruct, frozen=True, kw_only=True):
     """The fields that chat and text completions share.
@@ -151,6 +164,17 @@ class SamplingFields(RequestStruct, frozen=True, kw_only=True):
     safety_identifier: Opaque | None = None
     user: Opaque | None = None
     metadata: Annotated[dict[MetadataKey, Opaque], Meta(max_length=MAX_METADATA)] | None = None
+    upwell: UpwellOptions | None = None
+
+    @property
+    def explain_usage(self) -> bool:
+        """Whether the usage says where the time went."""
+        return bool(self.upwell and self.upwell.usage)
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with its usage."""
+        return self.explain_usage or bool(self.stream_options and self.stream_options.include_usage)
 
 
 class CompletionRequest(SamplingFields, frozen=True, kw_only=True):

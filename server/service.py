@@ -17,10 +17,10 @@ from server.disconnect import ClientDisconnected
 from server.engine_client import EngineUnavailable, TokenStream
 from server.envelope import record_of
 from server.errors import UnknownModel, answer_for
-from server.generation import AnswerFormat, Call, CallProgress, collect
+from server.generation import AnswerFormat, Call, CallProgress, collect, off_loop_if_long
 from server.guard import read_json_body
 from server.metrics import Metrics
-from server.sampling import check_vocabulary
+from server.sampling import check_text_length, check_vocabulary
 from server.schemas import SamplingFields
 from server.sse import EventWriter, StreamLimits, event, stream_answer
 
@@ -56,13 +56,31 @@ class CompletionService:
             EngineUnavailable: no model has been loaded yet.
             InvalidRequest: a token id that the model does not have.
         """
-        if request.model not in self.context.model_names:
-            raise UnknownModel(request.model)
+        ready = self.check_model(request.model)
+        check_vocabulary(request, ready)
+        return ready
+
+    def check_model(self, name: str | None) -> EngineReady:
+        """Hold a model's name, None for any, against what is served; raises as ``check``."""
+        if name is not None and name not in self.context.model_names:
+            raise UnknownModel(name)
         ready = self.context.engine.ready
         if ready is None:
             raise EngineUnavailable("The model is still loading; try again shortly.", retry_after_s=5)
-        check_vocabulary(request, ready)
         return ready
+
+    async def prediction_ids(self, request: SamplingFields, ready: EngineReady) -> list[int]:
+        """Tokens of the request's prediction; none without one. An answer can have no more than the context has.
+
+        Raises:
+            ContextLengthExceeded: it is longer than any answer.
+        """
+        if request.prediction is None:
+            return []
+        text, prompts = request.prediction.text, self.context.prompts
+        check_text_length(len(text), ready, self.context.max_chars_per_token, "prediction", "prediction")
+        token_ids = await off_loop_if_long(len(text), lambda: prompts.prediction(text))
+        return token_ids[: ready.max_model_len]
 
     async def answer(self, call: Call, answer_format: AnswerFormat, scope: Scope, send: Send) -> None:
         """Generate, and send the answer as the call wants it.
@@ -78,7 +96,7 @@ class CompletionService:
                 await self._stream(call, deltas, progress, answer_format, scope, send)
             else:
                 answers = await collect(deltas, progress, len(call.requests))
-                await _send_json(answer_format.whole(answers, progress.usage()), send)
+                await send_json(msgspec.json.encode(answer_format.whole(answers, progress.usage())), send)
         except Exception as error:
             progress.give_up("abort" if isinstance(error, ClientDisconnected) else "error")
             raise
@@ -118,8 +136,8 @@ def new_id(prefix: str) -> str:
     return prefix + secrets.token_hex(16)
 
 
-async def _send_json(body: msgspec.Struct, send: Send) -> None:
-    encoded = msgspec.json.encode(body)
+async def send_json(encoded: bytes, send: Send) -> None:
+    """Answer with JSON."""
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(encoded))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": encoded})

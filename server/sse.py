@@ -23,8 +23,10 @@ from server.patience import Patience
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+
 _HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"content-type", EVENT_STREAM.encode()),
     (b"x-accel-buffering", b"no"),
 ]
 
@@ -54,10 +56,10 @@ class EventWriter:
         writing: whether events are being sent at this moment.
     """
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send, *, started: bool = False) -> None:
         self._connection = connection_of(scope)
         self._send = send
-        self.started = False
+        self.started = started
         self.writing = False
 
     @property

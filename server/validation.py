@@ -13,13 +13,14 @@ from typing import Any, TypeVar
 import msgspec
 
 from engine.errors import InvalidRequest
-from server.chat_rules import check_messages, check_response_format, check_tools
+from server.chat_rules import check_messages, check_prediction, check_response_format, check_tools
 from server.chat_schemas import ChatRequest
 from server.request_fields import checked
-from server.schemas import CompletionRequest, SamplingFields
+from server.schemas import CompletionRequest, RequestStruct
 from server.strict_json import parse_json
+from server.tokenize_schemas import CHAT_FIELDS, DetokenizeRequest, TokenizeRequest
 
-R = TypeVar("R", ChatRequest, CompletionRequest)
+R = TypeVar("R", bound=RequestStruct)
 
 _PROBLEM = re.compile(r"(?P<what>.*?)(?: - at (?:`key` in )?`\$(?P<path>.*)`)?", re.DOTALL)
 _JSON_TYPES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean"}
@@ -33,6 +34,18 @@ def parse_chat(body: bytes) -> ChatRequest:
             fields that do not go together.
     """
     request = _convert(_members(body, ChatRequest), ChatRequest)
+    check_response_format(request.response_format)
+    check_prediction(request.prediction)
+    check_chat(request)
+    return request
+
+
+def check_chat(request: ChatRequest) -> None:
+    """What goes with what in a chat.
+
+    Raises:
+        InvalidRequest: fields that do not go together.
+    """
     check_messages(request.messages)
     check_tools(request)
     if request.top_logprobs is not None and not request.logprobs:
@@ -41,7 +54,6 @@ def parse_chat(body: bytes) -> ChatRequest:
         raise InvalidRequest(
             "continue_final_message needs the last message to be the assistant's.", param="continue_final_message"
         )
-    return request
 
 
 def parse_completion(body: bytes) -> CompletionRequest:
@@ -51,14 +63,60 @@ def parse_completion(body: bytes) -> CompletionRequest:
         InvalidRequest: as ``parse_chat``.
     """
     request = _convert(_members(body, CompletionRequest), CompletionRequest)
+    check_response_format(request.response_format)
+    check_prediction(request.prediction)
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise InvalidRequest(
             "best_of is supported only where it equals n.", param="best_of", code="unsupported_parameter"
         )
+    if request.echo and request.logprobs is not None:
+        raise InvalidRequest(
+            "echo cannot go with logprobs: tokens of a prompt have none here. Leave one of them out.",
+            param="echo",
+            code="unsupported_parameter",
+        )
     return request
 
 
-def _members(body: bytes, target: type[SamplingFields]) -> dict[str, Any]:
+def parse_tokenize(body: bytes) -> TokenizeRequest:
+    """The body of POST /tokenize.
+
+    Raises:
+        InvalidRequest: as ``parse_chat``.
+    """
+    request = _convert(_members(body, TokenizeRequest), TokenizeRequest)
+    if request.messages is None:
+        if request.prompt is None:
+            message = "prompt is required, or messages."
+            raise InvalidRequest(message, param="prompt", code="missing_required_parameter")
+        for name in CHAT_FIELDS:
+            if getattr(request, name) is not None:
+                raise InvalidRequest(f"{name} needs messages.", param=name)
+    elif request.prompt is not None:
+        raise InvalidRequest("prompt cannot go with messages; send one of them.", param="prompt")
+    elif request.add_special_tokens:
+        raise InvalidRequest(
+            "add_special_tokens cannot go with messages: a chat template has its own.",
+            param="add_special_tokens",
+            code="unsupported_parameter",
+        )
+    if request.continue_final_message and request.add_generation_prompt:
+        raise InvalidRequest(
+            "add_generation_prompt contradicts continue_final_message; send one of them.", param="add_generation_prompt"
+        )
+    return request
+
+
+def parse_detokenize(body: bytes) -> DetokenizeRequest:
+    """The body of POST /detokenize.
+
+    Raises:
+        InvalidRequest: as ``parse_chat``.
+    """
+    return _convert(_members(body, DetokenizeRequest), DetokenizeRequest)
+
+
+def _members(body: bytes, target: type[RequestStruct]) -> dict[str, Any]:
     value = parse_json(body)
     if not isinstance(value, dict):
         raise InvalidRequest("The body must be a JSON object.", code="invalid_json")
@@ -70,11 +128,9 @@ def _members(body: bytes, target: type[SamplingFields]) -> dict[str, Any]:
 
 def _convert(members: dict[str, Any], target: type[R]) -> R:
     try:
-        request = msgspec.convert(members, target)
+        return msgspec.convert(members, target)
     except msgspec.ValidationError as error:
         raise _explained(str(error)) from None
-    check_response_format(request.response_format)
-    return request
 
 
 def _explained(problem: str) -> InvalidRequest:

@@ -109,7 +109,8 @@ def _info(platform: Platform, dtype: str, options: BackendOptions) -> BackendInf
         arithmetic = Arithmetic(cache="i8")
     if options.parallel is not None:
         said.append(f"tensor parallel over {options.parallel.size}")
-    return BackendInfo("ascend", ", ".join(said), arithmetic)
+    description = ", ".join(said)
+    return BackendInfo("ascend", description, arithmetic, build=description)
 
 
 def _memory(platform: Platform, attention: Attention, linears: Linears, spare: SpareBytes) -> Memory:

@@ -2,7 +2,8 @@
 
 Graphs are for steps in which each sequence has one query, one for each bucket of so many sequences. A step with fewer
 is padded out by rows that decode the token 0 in a block of the cache that belongs to no sequence: they are computed as
-all rows are, and as all rows they change no other. What is no such step, or too long for a graph's plan, runs eagerly.
+all rows are, and as all rows they change no other. A step that only tries drafts is made one of them: each token is the
+query of a sequence of its own. What is no such step, or too long for a graph's plan, runs eagerly.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from kernels.ascend.attention import DevicePlan, PlannedBatch, plan_arrays
 from kernels.ascend.plan import BLOCK_SIZE, SPLIT, plan_attention
 from kernels.ascend.platform import Graph, Platform
 from kernels.ascend.sampling import DeviceScores, best_tokens, fetched
-from kernels.ops import I32, Scores, StepInputs, StepLimits
+from kernels.ops import I32, AttentionBatch, Scores, StepInputs, StepLimits
 
 Tensor = Any
 BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512)
@@ -60,6 +61,17 @@ def uploaded(device: Any, inputs: StepInputs) -> StepInputs:
     at = upload.device
     batch = PlannedBatch(q_starts, kv_lens, at["block_table"])
     return StepInputs(at["token_ids"], at["positions"], at["slots"], batch, at["logit_rows"])
+
+
+def one_query_each(inputs: StepInputs) -> StepInputs:
+    """A step whose every token's logits are wanted, with each token as the one query of a sequence.
+
+    All keys and values of a layer are written before any is read, so a token finds those of the step before it.
+    """
+    q_starts, _, block_table = inputs.attention
+    ends = np.arange(len(inputs.positions) + 1, dtype=np.int32)
+    tables = np.repeat(block_table, np.diff(q_starts), axis=0)
+    return inputs._replace(attention=AttentionBatch(ends, inputs.positions + np.int32(1), tables))
 
 
 def most_captured(limits: StepLimits) -> int:
@@ -155,6 +167,8 @@ class RecordedStep:
         num_tokens, num_seqs = len(inputs.token_ids), len(inputs.attention.kv_lens)
         if num_tokens > self._limits.max_tokens or max(num_seqs, len(inputs.logit_rows)) > self._limits.max_rows:
             raise ValueError(f"a step of {num_tokens} tokens and {num_seqs} sequences is larger than {self._limits}")
+        if len(inputs.logit_rows) == num_tokens > num_seqs:
+            inputs = one_query_each(inputs)
         with self._torch.inference_mode():
             bucket = self._filled(inputs)
             if bucket is None:

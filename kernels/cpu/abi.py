@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import hashlib
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -215,6 +216,9 @@ class Library:
 
     They raise a ValueError that names the argument they refuse, but ``use`` gives 0 and ``pool_new`` None instead.
 
+    Attributes:
+        digest: of the file.
+
     Raises:
         OSError: it cannot be loaded, or is not whole, or lacks a function, or is not of this version, or has other
             sizes or limits than this module.
@@ -222,6 +226,7 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         _check_whole(path)
+        self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
         self._dll = ctypes.CDLL(str(path))
         i32, i64, pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
         version = self._function("upwell_abi", i32)()

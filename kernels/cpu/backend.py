@@ -120,6 +120,7 @@ class CpuBackend:
             "cpu",
             f"native, {isa}, {threads}, {kind} cache",
             Arithmetic("int8 blocks of 32", kind),
+            build=self._library.digest,
         )
 
     def alloc_cache(self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> LayerCache:

@@ -20,6 +20,10 @@ DOT = r"[^\n\r\x{2028}\x{2029}]"
 SPACE = r"\t\n\x{0b}\f\r \x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
 """What is white space to all; and what it is to any."""
 ANY_SPACE = SPACE + r"\x{1c}-\x{1f}\x{85}\x{feff}"
+NUL = r"\x{0}"
+"""No answer can hold it: it would have to be escaped by its number, and no such escape is allowed (``forms``). And a
+class that has it allows, to the library, every escape there is, so quotes and backslashes too."""
+NO_NUL = "has the character NUL, which no answer can hold"
 MAX_CHARS = 4096
 
 _TOKEN = re.compile(
@@ -137,6 +141,8 @@ class _Reader:
             return self._brackets()
         if text == ".":
             return DOT
+        if text == "\0":
+            raise NotKept(NO_NUL)
         if text in "{}]":
             return "\\" + text
         if text.startswith("\\"):
@@ -168,7 +174,7 @@ class _Reader:
             if text == "]":
                 if self._pattern[start : match.start()] in _EVERYTHING:
                     return "(?s:.)"
-                return "".join([*parts, "]"])
+                return self._without_nul(parts, negated=negated)
             if text == "-" and may_begin_range and self._range_goes_on():
                 parts.append("-")
                 match = self._next()
@@ -178,6 +184,14 @@ class _Reader:
             if match is not None:
                 parts.append(self._inside(match, negated))
         raise NotKept("has a bracket without an end")
+
+    def _without_nul(self, parts: list[str], *, negated: bool) -> str:
+        """Brackets, whole, that do not match it."""
+        if negated:
+            return "".join([*parts, NUL, "]"])
+        brackets = "".join([*parts, "]"])
+        has_nul = NUL in parts or any(part.startswith(("\\p", "\\P")) for part in parts)
+        return f"[{brackets}&&[^{NUL}]]" if has_nul else brackets
 
     def _range_goes_on(self) -> bool:
         """Whether a single character follows, and not the end or a class."""
@@ -194,9 +208,11 @@ class _Reader:
         if (code := _code(match)) is not None:
             if code > 0x10FFFF or 0xD800 <= code < 0xE000:
                 raise NotKept("has an escape of half of a surrogate pair, or of no character")
+            if code == 0 and not inside:
+                raise NotKept(NO_NUL)
             return f"\\x{{{code:x}}}"
         if match["property"]:
-            return f"\\{match['property']}"
+            return f"\\{match['property']}" if inside else f"[\\{match['property']}&&[^{NUL}]]"
         char = match["escaped"]
         if char is None:
             raise NotKept("ends within an escape")

@@ -69,7 +69,8 @@ class GrammarTrial:
         """What is said against it; None if the child did not live to say it."""
         child = self._idle.pop() if self._idle else await self._new_child()
         try:
-            said = await asyncio.wait_for(_ask(child, grammar), self._seconds + GRACE_S)
+            async with asyncio.timeout(self._seconds + GRACE_S):
+                said = await _ask(child, grammar)
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
             await _end(child)
             return None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 from starlette.types import Receive, Scope, Send
 
-from engine.types import SamplingParams
+from engine.types import SamplingParams, Thoughts
 from server.answer_reader import AnswerReader
 from server.chat_format import ChatFormat
 from server.chat_profile import ChatProfile
@@ -16,14 +14,14 @@ from server.conversation import conversation_of
 from server.disconnect import DisconnectWatch
 from server.envelope import record_of
 from server.generation import Call, build_requests, off_loop_if_long
-from server.reasoning import ThoughtSplitter
+from server.reasoning import Markers, ThoughtSplitter
+from server.request_effects import note_who, priority_of, said_with_answer
 from server.sampling import check_text_length, completion_budget, requested_max_tokens, sampling_params, seed_of
 from server.service import CompletionService, new_id
+from server.thoughts import thoughts_of
 from server.tools.families import parser
 from server.tools.parts import Tool
 from server.validation import parse_chat
-
-_PRIORITIES = {"priority": -1, "auto": 0, "default": 0, "flex": 1}
 
 
 class ChatCompletions:
@@ -34,10 +32,11 @@ class ChatCompletions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        service, arrived_at_s = self._service, time.monotonic()
+        service, arrived_at_s = self._service, record_of(scope).arrived_at_s
         body = await service.read_body(scope, receive)
         request = await off_loop_if_long(len(body), lambda: parse_chat(body))
         ready = service.check(request)
+        note_who(request, record_of(scope))
         profile = service.context.prompts.profile
         conversation = conversation_of(request, profile)
         check_text_length(conversation.num_content_chars, ready, service.context.max_chars_per_token, "messages")
@@ -50,28 +49,52 @@ class ChatCompletions:
                 prompt = await off_loop_if_long(
                     conversation.num_chars, lambda: service.context.prompts.chat(conversation)
                 )
+                thoughts = thoughts_of(
+                    profile,
+                    service.context.prompts.markers,
+                    is_thinking=prompt.is_thinking,
+                    wanted=conversation.thinks,
+                    budget=request.thinking.budget_tokens if request.thinking else None,
+                    has_form=bool(grammar),
+                )
                 budget = completion_budget(len(prompt.token_ids), requested, ready, "messages")
-                call = _call(request, prompt.token_ids, _sampling(request, budget, seed), grammar, scope, arrived_at_s)
+                call = _call(
+                    request,
+                    prompt.token_ids,
+                    _sampling(request, budget, seed),
+                    grammar,
+                    await service.prediction_ids(request, ready),
+                    scope,
+                    arrived_at_s,
+                    thoughts=thoughts,
+                    shown_ids=service.context.prompts.markers.shown_ids if thoughts or _is_told(request) else (),
+                )
                 answer_format = ChatFormat(
                     call.id,
                     request,
                     service.context.vocabulary,
-                    lambda: _reader(request, profile, is_thinking=prompt.is_thinking),
+                    lambda: _reader(request, profile, thoughts),
                     profile.new_call_id,
+                    said_with_answer(request, ready.fingerprint),
                 )
                 await service.answer(call, answer_format, scope, send)
 
 
-def _reader(request: ChatRequest, profile: ChatProfile, *, is_thinking: bool) -> AnswerReader:
+def _reader(request: ChatRequest, profile: ChatProfile, thoughts: Thoughts | None) -> AnswerReader:
     """What reads one choice; calls are looked for only where the model was told of tools."""
     tools = [Tool(tool.function.name, tool.function.parameters) for tool in request.tools or ()]
-    told = bool(tools) and request.tool_choice != "none"
     calls = None
-    if profile.family_name and told:
+    if profile.family_name and _is_told(request):
         known = [] if profile.family_name == "llama3_json" and calls_are_marked(request) else tools
         calls = parser(profile.family_name, known, only_first=has_form(request))
-    thoughts = ThoughtSplitter(profile.thoughts, is_open=is_thinking) if profile.thoughts else None
-    return AnswerReader(thoughts, calls)
+    if thoughts is None:
+        return AnswerReader(None, calls)
+    return AnswerReader(ThoughtSplitter(Markers(thoughts.start, thoughts.end), is_open=thoughts.is_open), calls)
+
+
+def _is_told(request: ChatRequest) -> bool:
+    """Whether the model is told of tools."""
+    return bool(request.tools) and request.tool_choice != "none"
 
 
 def _sampling(request: ChatRequest, max_tokens: int, seed: int) -> SamplingParams:
@@ -84,20 +107,32 @@ def _call(
     prompt_ids: list[int],
     sampling: SamplingParams,
     grammar: str,
+    prediction_ids: list[int],
     scope: Scope,
     arrived_at_s: float,
+    *,
+    thoughts: Thoughts | None,
+    shown_ids: tuple[int, ...],
 ) -> Call:
     call_id, n = new_id("chatcmpl-"), request.n or 1
     requests = build_requests(
         call_id,
         [(prompt_ids, sampling)],
         n=n,
-        priority=_PRIORITIES[request.service_tier or "default"],
+        priority=priority_of(request),
         tenant=record_of(scope).tenant,
         arrived_at_s=arrived_at_s,
         grammar=grammar,
+        keep_cached=bool(request.prompt_cache_key),
+        prediction_ids=prediction_ids,
+        shown_ids=shown_ids,
+        thoughts=thoughts,
     )
-    include_usage = bool(request.stream_options and request.stream_options.include_usage)
     return Call(
-        id=call_id, requests=requests, choices_per_prompt=n, stream=bool(request.stream), include_usage=include_usage
+        id=call_id,
+        requests=requests,
+        choices_per_prompt=n,
+        stream=bool(request.stream),
+        include_usage=request.include_usage,
+        explain_usage=request.explain_usage,
     )

@@ -15,7 +15,9 @@ from server.context import PromptEncoder, Vocabulary
 from server.disconnect import DisconnectWatch
 from server.envelope import record_of
 from server.generation import Answer, Call, build_requests, off_loop_if_long
-from server.logprobs import TextLogprobsWriter
+from server.grammar.answers import grammar_of
+from server.logprobs import TextLogprobsWriter, text_of
+from server.request_effects import SaidWithAnswer, note_who, priority_of, said_with_answer, without_metadata
 from server.sampling import (
     check_text_length,
     check_token_ids,
@@ -38,19 +40,24 @@ class Completions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        service, arrived_at_s = self._service, time.monotonic()
+        service, arrived_at_s = self._service, record_of(scope).arrived_at_s
         body = await service.read_body(scope, receive)
         request = await off_loop_if_long(len(body), lambda: parse_completion(body))
         ready = service.check(request)
+        note_who(request, record_of(scope))
         prompts = prompts_of(request)
         for prompt in prompts:
             _check_prompt(prompt, ready, service.context.max_chars_per_token)
         num_chars = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
         with service.admission.reserve(len(prompts) * (request.n or 1)):
             async with DisconnectWatch(receive):
+                grammar = await grammar_of(request.response_format, service.context.grammars)
                 token_ids = await off_loop_if_long(num_chars, lambda: _encode_all(prompts, service.context.prompts))
-                call = _call(request, _with_sampling(request, token_ids, ready), scope, arrived_at_s)
-                answer_format = TextFormat(call.id, request, service.context.vocabulary)
+                foretold = await service.prediction_ids(request, ready)
+                asked = _with_sampling(request, token_ids, ready)
+                call = _call(request, asked, foretold, grammar, scope, arrived_at_s)
+                said = said_with_answer(request, ready.fingerprint)
+                answer_format = TextFormat(call.id, request, service.context.vocabulary, prompts, said)
                 await service.answer(call, answer_format, scope, send)
 
 
@@ -102,30 +109,58 @@ def _with_sampling(
 def _call(
     request: CompletionRequest,
     prompts: Sequence[tuple[list[int], SamplingParams]],
+    prediction_ids: list[int],
+    grammar: str,
     scope: Scope,
     arrived_at_s: float,
 ) -> Call:
     call_id, n = new_id("cmpl-"), request.n or 1
-    tenant = record_of(scope).tenant
-    requests = build_requests(call_id, prompts, n=n, priority=0, tenant=tenant, arrived_at_s=arrived_at_s)
-    include_usage = bool(request.stream_options and request.stream_options.include_usage)
+    requests = build_requests(
+        call_id,
+        prompts,
+        n=n,
+        priority=priority_of(request),
+        tenant=record_of(scope).tenant,
+        arrived_at_s=arrived_at_s,
+        grammar=grammar,
+        keep_cached=bool(request.prompt_cache_key),
+        prediction_ids=prediction_ids,
+    )
     return Call(
-        id=call_id, requests=requests, choices_per_prompt=n, stream=bool(request.stream), include_usage=include_usage
+        id=call_id,
+        requests=requests,
+        choices_per_prompt=n,
+        stream=bool(request.stream),
+        include_usage=request.include_usage,
+        explain_usage=request.explain_usage,
     )
 
 
 class TextFormat:
-    """Text answers and chunks; one for each request."""
+    """Text answers and chunks; one for each request.
 
-    def __init__(self, call_id: str, request: CompletionRequest, vocabulary: Vocabulary) -> None:
+    With ``echo`` each answer begins with its prompt: in a stream, in the first chunk.
+    """
+
+    def __init__(
+        self,
+        call_id: str,
+        request: CompletionRequest,
+        vocabulary: Vocabulary,
+        prompts: Sequence[Prompt],
+        said: SaidWithAnswer,
+    ) -> None:
         self._id = call_id
         self._created = int(time.time())
         self._model = request.model
         self._vocabulary = vocabulary
         self._logprobs = request.logprobs is not None
+        self._said = said
+        n = request.n or 1
+        shown = [_shown(prompt, vocabulary) for prompt in prompts for _ in range(n)] if request.echo else []
+        self._echoes = dict(enumerate(shown))
         self._writers: dict[int, TextLogprobsWriter] = {}
-        include_usage = request.stream_options and request.stream_options.include_usage
-        self._no_usage: UnsetType | None = None if include_usage else UNSET
+        self._no_usage: UnsetType | None = None if request.include_usage else UNSET
 
     def chunk(self, index: int, delta: TokenDelta) -> TextCompletion | None:
         """See ``AnswerFormat.chunk``."""
@@ -134,7 +169,10 @@ class TextFormat:
             return None
         logprobs = None if entries is None else self._writer(index).write(entries)
         finish = delta.finish.value if delta.finish else None
-        return self._completion([TextChoice(index, delta.text, logprobs, finish)], self._no_usage)
+        text = self._echoes.pop(index, "") + delta.text
+        completion = self._completion([TextChoice(index, text, logprobs, finish)], self._no_usage)
+        self._said = without_metadata(self._said)
+        return completion
 
     def usage_chunk(self, usage: CompletionUsage) -> TextCompletion:
         """See ``AnswerFormat.usage_chunk``."""
@@ -147,10 +185,17 @@ class TextFormat:
     def _choice(self, index: int, answer: Answer) -> TextChoice:
         logprobs = self._writer(index).write(answer.logprobs) if self._logprobs else None
         finish = answer.finish.value if answer.finish else "stop"
-        return TextChoice(index, "".join(answer.text), logprobs, finish)
+        return TextChoice(index, self._echoes.pop(index, "") + "".join(answer.text), logprobs, finish)
 
     def _writer(self, index: int) -> TextLogprobsWriter:
         return self._writers.setdefault(index, TextLogprobsWriter(self._vocabulary))
 
     def _completion(self, choices: list[TextChoice], usage: CompletionUsage | UnsetType | None) -> TextCompletion:
-        return TextCompletion(id=self._id, created=self._created, model=self._model, choices=choices, usage=usage)
+        return TextCompletion(
+            id=self._id, created=self._created, model=self._model, choices=choices, usage=usage, **self._said
+        )
+
+
+def _shown(prompt: Prompt, vocabulary: Vocabulary) -> str:
+    """A prompt as text; sent as a text, that of token ids is the same prompt where the tokenizer gives these ids."""
+    return prompt if isinstance(prompt, str) else text_of(prompt, vocabulary)

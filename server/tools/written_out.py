@@ -20,7 +20,7 @@ What it gives comes back between <tool_response> tags. The functions, each with 
 
 
 def written_out(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Messages of the roles system, user and assistant alone, with contents alone, that say the same.
+    """Messages of the roles system, user and assistant alone, of contents and thoughts alone, that say the same.
 
     Args:
         messages: as templates know them; arguments of calls as objects.
@@ -38,6 +38,8 @@ def written_out(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[s
             continue
         calls = [_call(call["function"]) for call in message.get("tool_calls", ())]
         made.append({"role": role, "content": "\n".join([*([content] if content or not calls else []), *calls])})
+        if "reasoning_content" in message:
+            made[-1]["reasoning_content"] = message["reasoning_content"]
     for message in made:
         message.pop("answers", None)
     return _introduced(made, tools) if tools else made

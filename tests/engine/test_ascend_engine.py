@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 import transformers
 
@@ -18,7 +19,9 @@ from engine.engine import Engine
 from engine.loading import load_engine
 from engine.process import failure_of
 from engine.types import GenerateRequest, SamplingParams
+from kernels.ascend import recorded
 from kernels.ascend.attention import Attention
+from kernels.ascend.recorded import one_query_each
 from tests.kernels.test_ascend_errors import FUSED
 from tests.support.ascend_backend import emulated_ascend
 from tests.support.ascend_links import link
@@ -70,6 +73,17 @@ REQUESTS = [
     for params in [SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True, logprobs=2)]
 ]
 """Some share a beginning of a whole block, which the prefix cache finds; some go from one block into the next."""
+
+
+def foretold(wanted):
+    """The requests with predictions of what is wanted: right ones, one but for a token, and a wrong one."""
+    predictions = [wanted[request.request_id][0] for request in REQUESTS]
+    predictions[1] = [*predictions[1][:4], 5, *predictions[1][5:]]
+    predictions[2] = predictions[3]
+    return [
+        msgspec.structs.replace(request, prediction_ids=tuple(prediction))
+        for request, prediction in zip(REQUESTS, predictions, strict=True)
+    ]
 
 
 def engine_of(folder, device, **options) -> Engine:
@@ -145,11 +159,15 @@ def test_tokens_are_those_of_the_reference(model, alone):
     ],
     ids=["graphs", "eager", "small chunks", "preemption", "more at once"],
 )
-def test_nothing_else_changes_a_bit(model, alone, options):
-    """Logprobs too, to the last bit; the second time around prefixes are in the cache."""
+def test_nothing_else_changes_a_bit(model, alone, options, monkeypatch):
+    """Logprobs too, to the last bit; the second time around prefixes are in the cache, and then there are drafts."""
     engine = engine_of(model, "ascend", **options)
     assert answers(engine, REQUESTS) == alone
     assert answers(engine, REQUESTS) == alone, "with the prefixes of the first time in the cache"
+    drafts = []
+    monkeypatch.setattr(recorded, "one_query_each", lambda step: drafts.append(step) or one_query_each(step))
+    assert answers(engine, foretold(alone)) == alone
+    assert drafts, "steps that try drafts alone, which have one query a sequence as graphs have"
     if options.get("num_blocks") == 4:
         assert engine.scheduler.num_preemptions > 0
 

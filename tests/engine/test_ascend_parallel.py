@@ -20,7 +20,7 @@ from engine.parallel import Followers
 from kernels.ascend.parallel import Ranks
 from kernels.ascend.platform import npu_platform
 from kernels.ops import BackendUnavailable, Parallel
-from tests.engine.test_ascend_engine import BLUR, MODELS, REQUESTS, agreeing, answers, engine_of
+from tests.engine.test_ascend_engine import BLUR, MODELS, REQUESTS, agreeing, answers, engine_of, foretold
 from tests.support.ascend_backend import emulated_ascend
 from tests.support.ascend_links import link
 from tests.support.emulated_rank import ENVIRONMENT, FOLLOWER
@@ -100,6 +100,7 @@ def test_nothing_else_changes_a_bit(model, alone, two, options):
     engine = two(model, **options)
     assert answers(engine, REQUESTS) == alone
     assert answers(engine, REQUESTS) == alone, "with the prefixes of the first time in the cache"
+    assert answers(engine, foretold(alone)) == alone, "with drafts"
     assert engine.stats().prefix_hit_tokens > 0
     if options.get("num_blocks") == 4:
         assert engine.scheduler.num_preemptions > 0

@@ -6,6 +6,7 @@ for bit, with every kind of cache.
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from engine.config import EngineConfig
@@ -93,3 +94,9 @@ def test_answers_do_not_depend_on_threads_chunks_or_company(path, alone, threads
     engine = engine_of(path, threads, kind, chunk)
     assert answers(engine, REQUESTS, threads) == wanted
     assert answers(engine, REQUESTS, threads) == wanted, "with the prefixes of the first time in the cache"
+    others = [*REQUESTS[:2], REQUESTS[3], *REQUESTS[3:]]  # one is foretold another's answer
+    predicted = [
+        msgspec.structs.replace(request, prediction_ids=tuple(wanted[other.request_id][0]))
+        for request, other in zip(REQUESTS, others, strict=True)
+    ]
+    assert answers(engine, predicted, threads) == wanted, "several tokens a step"

@@ -153,3 +153,22 @@ def test_the_worst_stop_strings_cost_a_bounded_number_of_steps(stop):
     for byte in text:
         detokenizer.push(byte)
     assert comparisons <= 4 * len(text)
+
+
+def test_control_tokens_that_are_shown_are_text():
+    """Those that are asked for alone: their text can hold a stop string, or part of one."""
+    end_id = TOKENIZER.encode("<|end|>", add_special=False)[0]
+    other_id = min(TOKENIZER.special_ids - {end_id})
+    a_id = TOKENIZER.encode("a", add_special=False)[0]
+    ids = [a_id, end_id, other_id, a_id]
+
+    def text(stop=(), shown=(end_id,)):
+        detokenizer = IncrementalDetokenizer(TOKENIZER, stop, shown)
+        pieces = [detokenizer.push(i) for i in ids]
+        return "".join(pieces) + detokenizer.flush()
+
+    assert text() == "a<|end|>a"
+    assert text(shown=()) == "aa"
+    assert text(stop=("end|>a",)) == "a<|"
+    assert text(stop=("end|>a",), shown=()) == "aa"
+    assert [IncrementalDetokenizer(TOKENIZER, (), (end_id,)).bytes_of(i) for i in ids] == [b"a", b"<|end|>", b"", b"a"]

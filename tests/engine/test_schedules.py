@@ -13,6 +13,7 @@ import engine.batch
 import engine.block_pool
 import engine.engine
 from engine.block_pool import BlockPool, BlockPoolCorrupt
+from engine.eviction import EvictionOrder
 from engine.scheduler import Scheduler
 from tests.support.workloads import WrongAnswer, random_workload, run_workload
 
@@ -98,11 +99,28 @@ def committed_before_computed(monkeypatch):
 
 def evicted_but_still_named(monkeypatch):
     def allocate(self):
-        block = self._free.pop() if self._free else self._cached.popitem(last=False)[0]
+        block = self._free.pop() if self._free else self._cached.pop()
         self._ref_counts[block] = 1
         return block
 
     monkeypatch.setattr(BlockPool, "_allocate", allocate)
+
+
+def more_kept_than_half(monkeypatch):
+    monkeypatch.setattr(engine.block_pool, "EvictionOrder", lambda _: EvictionOrder(max_kept=10**9))
+
+
+def named_for_more_than_was_computed(monkeypatch):
+    real = BlockPool._offer
+
+    def eager(self, seq, index, name):
+        computed, seq.num_computed = seq.num_computed, len(seq.token_ids) + 1
+        seq.token_ids.append(0)
+        real(self, seq, index, name)
+        seq.token_ids.pop()
+        seq.num_computed = computed
+
+    monkeypatch.setattr(BlockPool, "_offer", eager)
 
 
 def preempted_keeps_its_progress(monkeypatch):
@@ -126,6 +144,8 @@ def preempted_keeps_its_progress(monkeypatch):
         hash_without_tenant,
         committed_before_computed,
         evicted_but_still_named,
+        more_kept_than_half,
+        named_for_more_than_was_computed,
         preempted_keeps_its_progress,
     ],
 )

@@ -15,7 +15,7 @@ from engine.errors import InvalidRequest
 from engine.special_guard import SpecialGuard
 from engine.tokenizer import load_tokenizer
 from server.chat_template import ChatTemplate
-from tests.support.tiny_bpe import encode_client_text, tiny_tokenizer, with_control_tokens
+from tests.support.tiny_bpe import USER_DEFINED, encode_client_text, tiny_tokenizer, with_control_tokens
 
 CHAT = ["<|im_start|>", "<|im_end|>", "</s>", "[INST]", "<|"]
 HUMAN = "\n\nHuman:"
@@ -218,3 +218,50 @@ def test_many_threads_encode_alike():
     fresh = with_control_tokens(CHAT)
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(partial(encode_client_text, fresh), texts)) == alone
+
+
+TOOL = "<tool>"
+"""An added token of the tiny vocabulary that is no control token."""
+
+
+def test_tokens_that_the_template_gives_a_meaning_are_no_text_of_clients(tokenizer):
+    """And only those: other added tokens are text, which clients may write as anyone."""
+    tool_id = tokenizer.encode(TOOL, add_special=False)[0]
+    assert not tokenizer.is_special(tool_id)
+    meant, other = tokenizer.guarding(f"{{{{ m.content }}}}{TOOL}"), tokenizer.guarding("tool <to")
+    assert tool_id not in encode_client_text(meant, f"x {TOOL} y")
+    assert meant.decode(encode_client_text(meant, f"x {TOOL} y")) == f"x {TOOL} y"
+    assert tool_id in encode_client_text(other, f"x {TOOL} y")
+    guarded = meant.guard(f"x {TOOL} y")
+    assert meant.encode_rendered(TOOL + guarded.value, guarded.mark).count(tool_id) == 1
+    assert meant.encode(TOOL, add_special=False) == [tool_id], "a plain text is whole the client's own"
+
+
+@settings(max_examples=150)
+@given(
+    texts=st.lists(st.one_of(st.sampled_from(["<to", "ol>", TOOL, "<|im_end|>", "a"]), st.text(max_size=3)), max_size=6)
+)
+def test_no_client_text_becomes_a_token_that_has_a_meaning(tokenizer, texts):
+    meant = tokenizer.guarding(TOOL)
+    template = ChatTemplate("{% for m in messages %}" + TOOL + "{{ m.content }}{% endfor %}", {})
+    guarded = meant.guard([{"role": "user", "content": text} for text in texts])
+    ids = meant.encode_rendered(template.render(guarded.value), guarded.mark)
+    assert ids.count(tokenizer.encode(TOOL, add_special=False)[0]) == len(texts)
+    assert meant.decode(ids, skip_special=False) == "".join(TOOL + text for text in texts)
+
+
+def test_a_token_that_has_a_meaning_is_not_reached_by_merges_either():
+    """In this vocabulary a word that is a token is that token, whatever it could be merged from."""
+    tokenizer = with_control_tokens(["<|>", "<<"], "llama-bpe", USER_DEFINED)
+    (token_id,) = tokenizer.encode("<|>", add_special=False)
+    meant = tokenizer.guarding("<|>")
+    for text in ("<|>", "x <|> y", "<<|>"):
+        ids = encode_client_text(meant, text)
+        assert token_id not in ids
+        assert meant.decode(ids) == text
+
+
+def test_runs_of_blanks_and_words_stay_what_they_are(tokenizer):
+    """A template is full of them."""
+    source = "naïve {{ '   ' }} " + TOOL
+    assert encode_client_text(tokenizer.guarding(source), "naïve") == encode_client_text(tokenizer, "naïve")

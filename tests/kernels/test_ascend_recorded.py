@@ -39,7 +39,7 @@ class TinyModel:
             attended = ops.paged_attention(q, cache, inputs.attention, HEAD_DIM**-0.5, None)[:, :HEADS]
             return ops.logits(attended.reshape(-1, width), inputs.logit_rows, embedding)
 
-        self.run = ops.record(forward, StepLimits(max(max_rows, 64), max_rows, max_model_len))
+        self.run = ops.record(forward, StepLimits(max(max_rows, 128), max_rows, max_model_len))
 
 
 def step(lengths, counts, seed=0):
@@ -68,6 +68,24 @@ def logits(model, *steps):
 
 
 STEPS = (step([40, 3, 1], [40, 3, 1]), step([41, 4, 2], [1, 1, 1], seed=1), step([42, 5, 3], [1, 1, 1], seed=2))
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_drafts_are_rows_like_any(eager, monkeypatch):
+    """The bits of one token after the other, from one block into the next, and by a graph where there are graphs."""
+    prompts, ids = step([2, 126], [2, 126]), np.array([7, 11, 12, 13, 14], dtype=np.int32)
+    singles = [step([3, 127 + i], [1, 1])._replace(token_ids=ids[[0, 1 + i]]) for i in range(4)]
+    drafts = step([3, 130], [1, 4])._replace(token_ids=ids, logit_rows=np.arange(5, dtype=np.int32))
+    _, *wanted = logits(TinyModel(eager=True, max_rows=6), prompts, *singles)
+    model = TinyModel(eager=eager, max_rows=6)
+    logits(model, prompts)
+    monkeypatch.setattr("kernels.ascend.attention.PROMPT_ROWS", None)  # no prompt is read from here on
+    if not eager:
+        monkeypatch.setattr(model.run, "_forward", lambda _: pytest.fail("not by a graph"))
+    got = logits(model, drafts)[0]
+    assert np.array_equal(got[0], wanted[0][0])
+    for i, each in enumerate(wanted):
+        assert np.array_equal(got[1 + i], each[1])
 
 
 def test_more_sequences_than_a_block_has_slots():

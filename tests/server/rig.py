@@ -20,6 +20,8 @@ from tests.support.fake_engine import MODEL, BytePrompts, ByteVocabulary, FakeEn
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
+TOKENIZE = "/tokenize"
+DETOKENIZE = "/detokenize"
 
 
 class Rig:

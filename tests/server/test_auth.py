@@ -29,7 +29,7 @@ def refused(response: httpx.Response) -> bool:
 async def test_every_route_but_two_needs_a_key() -> None:
     rig = Rig(api_keys=(KEY,))
     paths = {route.path: route for route in rig.app.routes if isinstance(route, Route)}
-    assert len(paths) == 8
+    assert len(paths) == 11
     async with rig.client() as client:
         for path, route in paths.items():
             for method in route.methods or ():

@@ -52,6 +52,7 @@ async def test_a_whole_answer() -> None:
             "prompt_tokens_details": {"cached_tokens": num_prompt // 2},
             "completion_tokens_details": NO_DETAILS,
         },
+        "system_fingerprint": READY.fingerprint,
     }
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from engine.types import FinishReason, GenerateRequest, TokenDelta, TokenLogprobs
-from tests.server.rig import TEXT, Rig, error_of, events_of, text
-from tests.support.fake_engine import MODEL, NO_DETAILS, READY, BytePrompts, deltas_for, says
+from tests.server.rig import CHAT, TEXT, Rig, chat, error_of, events_of, text
+from tests.support.fake_engine import BOS, MODEL, NO_DETAILS, READY, BytePrompts, deltas_for, says
 
 
 async def test_a_whole_answer() -> None:
@@ -26,6 +26,7 @@ async def test_a_whole_answer() -> None:
             "prompt_tokens_details": {"cached_tokens": 2},
             "completion_tokens_details": NO_DETAILS,
         },
+        "system_fingerprint": READY.fingerprint,
     }
 
 
@@ -129,3 +130,104 @@ async def test_the_longest_text_is_bounded_by_the_longest_token() -> None:
     tokens_of_64.text = lambda prompt: [1] * -(-len(prompt) // 64)
     rig = Rig(max_chars_per_token=64, prompts=tokens_of_64)
     assert (await rig.post(TEXT, text(prompt=" " * (60 * READY.max_model_len), max_tokens=1))).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("prompt", "shown"),
+    [
+        ("Once", ["Once"]),
+        (["Zwölf", ""], ["Zwölf", ""]),
+        ([97, 98], ["ab"]),
+        ([[97], [0xC3, 0xA9], [0xFF]], ["a", "é", "\ufffd"]),
+    ],
+)
+async def test_echo_puts_the_prompt_before_its_answers(prompt: Any, shown: list[str]) -> None:
+    rig = Rig(says(" upon"), prompts=BeginsWithBos())
+    body = (await rig.post(TEXT, text(prompt, echo=True, n=2))).json()
+    assert [choice["text"] for choice in body["choices"]] == [f"{one} upon" for one in shown for _ in range(2)]
+    assert body["usage"]["completion_tokens"] == 5 * 2 * len(shown)
+
+
+class BeginsWithBos(BytePrompts):
+    """A text has a control token before it, as with most models; an echo does not show it."""
+
+    def text(self, prompt: str, *, add_special: bool = True) -> list[int]:
+        return [BOS, *super().text(prompt)]
+
+
+async def test_echo_in_a_stream_is_in_the_first_chunk_of_each_choice() -> None:
+    *chunks, done = events_of((await Rig(says("xy")).post(TEXT, text("Once", echo=True, n=2, stream=True))).text)
+    assert done == "[DONE]"
+    texts: dict[int, list[str]] = {0: [], 1: []}
+    for chunk in chunks:
+        (choice,) = chunk["choices"]
+        texts[choice["index"]].append(choice["text"])
+    assert texts == {0: ["Oncex", "y"], 1: ["Oncex", "y"]}
+
+
+@pytest.mark.parametrize("fields", [{"echo": False}, {"echo": None}, {}])
+async def test_without_echo_the_answer_is_alone(fields: dict[str, Any]) -> None:
+    assert (await Rig(says("x")).post(TEXT, text("Once", **fields))).json()["choices"][0]["text"] == "x"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"echo": True, "logprobs": 0}, "echo"),
+        ({"echo": True, "logprobs": 3}, "echo"),
+        ({"echo": True, "max_tokens": 0}, "max_tokens"),
+        ({"echo": 1}, "echo"),
+        ({"suffix": "x"}, "suffix"),
+    ],
+)
+async def test_what_echo_cannot_be(fields: dict[str, Any], param: str) -> None:
+    assert error_of(await Rig().post(TEXT, text(**fields)), 400)["param"] == param
+
+
+async def test_logprobs_without_echo_are_given() -> None:
+    body = (await Rig(says("a")).post(TEXT, text(logprobs=1, echo=False))).json()
+    assert body["choices"][0]["logprobs"]["tokens"] == ["a"]
+
+
+FORMATS: list[dict[str, Any]] = [
+    {"type": "json_object"},
+    {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "integer"}, "strict": True}},
+    {"type": "regex", "regex": "a+"},
+    {"type": "choice", "choice": ["a", "b"]},
+    {"type": "lark", "lark": 'start: "a"'},
+]
+
+
+@pytest.mark.parametrize("answer_format", FORMATS, ids=lambda f: f["type"])
+async def test_every_answer_is_held_to_the_format_as_in_a_chat(answer_format: dict[str, Any]) -> None:
+    rig = Rig()
+    assert (await rig.post(TEXT, text(["a", "b"], n=2, response_format=answer_format))).status_code == 200
+    assert (await rig.post(CHAT, chat(response_format=answer_format))).status_code == 200
+    grammars = {request.grammar for request in rig.engine.submitted}
+    assert len(rig.engine.submitted) == 5
+    assert len(grammars) == 1
+    assert grammars != {""}
+
+
+async def test_text_is_any_text() -> None:
+    rig = Rig()
+    await rig.post(TEXT, text(response_format={"type": "text"}))
+    assert rig.engine.submitted[0].grammar == ""
+
+
+@pytest.mark.parametrize(
+    ("answer_format", "param"),
+    [
+        ({"type": "regex"}, "response_format.regex"),
+        ({"type": "regex", "regex": "("}, "response_format.regex"),
+        ({"type": "xml"}, "response_format.type"),
+        (
+            {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}},
+            "response_format.json_schema.schema.not",
+        ),
+    ],
+)
+async def test_a_format_that_cannot_be_kept(answer_format: dict[str, Any], param: str) -> None:
+    rig = Rig()
+    assert error_of(await rig.post(TEXT, text(response_format=answer_format)), 400)["param"] == param
+    assert rig.engine.submitted == []

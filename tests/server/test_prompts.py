@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 from msgspec.structs import replace
 
+from server.chat_profile import profile_of
 from server.chat_template import ChatTemplate
 from server.context import ModelPrompts
 from tests.server.rig import CHAT, TEXT, Rig, chat, error_of, text
@@ -75,3 +76,24 @@ async def test_a_template_that_refuses_is_the_clients_mistake() -> None:
     error = error_of(await rig_with("{{ raise_exception('Roles must alternate.') }}").post(CHAT, chat()), 400)
     assert (error["param"], error["code"]) == ("messages", "chat_template_error")
     assert "Roles must alternate." in error["message"]
+
+
+HERMES = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.arguments | tojson }}</tool_call>{% endfor %}"
+    "<|im_end|>\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(("choice", "shows"), [("auto", True), ("none", False)])
+async def test_the_tokens_of_calls_are_shown_to_their_parser(choice: str, shows: bool) -> None:
+    """Control tokens as they are; where no calls are looked for, they stay hidden."""
+    vocabulary = with_control_tokens([*CONTROL, "<tool_call>", "</tool_call>"])
+    prompts = ModelPrompts(vocabulary, ChatTemplate(HERMES, vocabulary.special_tokens), profile_of(HERMES))
+    rig = Rig(prompts=prompts, vocabulary=vocabulary)
+    rig.engine.ready = replace(READY, vocab_size=vocabulary.vocab_size)
+    tool = {"type": "function", "function": {"name": "f"}}
+    assert (await rig.post(CHAT, chat(tools=[tool], tool_choice=choice))).status_code == 200
+    (request,) = rig.engine.submitted
+    (start,), (end,) = (vocabulary.encode(text, add_special=False) for text in ("<tool_call>", "</tool_call>"))
+    assert request.shown_ids == ((start, end) if shows else ())

@@ -1,14 +1,11 @@
-"""Streams: the same answer in pieces, and every way in which one can end."""
+"""Streams: how an answer comes in pieces, and every way in which one can end."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from engine.types import GenerateRequest, TokenDelta
 from tests.server.rig import CHAT, TEXT, AsgiCall, Rig, chat, error_of, events_of, text
@@ -49,66 +46,6 @@ async def test_an_empty_answer_has_its_role_and_its_end() -> None:
     assert done == "[DONE]"
     assert [chunk["choices"][0]["delta"] for chunk in chunks] == [{"role": "assistant", "content": ""}]
     assert chunks[0]["choices"][0]["finish_reason"] == "stop"
-
-
-CUTS = st.lists(st.lists(st.integers(1, 40), max_size=8), min_size=3, max_size=3)
-
-
-@settings(max_examples=60, derandomize=True, deadline=None)
-@example(answer="", cuts=[[], [], []], n=1, logprobs=True, limit=1)
-@given(answer=st.text(max_size=12), cuts=CUTS, n=st.integers(1, 3), logprobs=st.booleans(), limit=st.integers(1, 60))
-@pytest.mark.parametrize("path", [CHAT, TEXT])
-def test_the_stream_adds_up_to_the_whole_answer(
-    path: str, answer: str, cuts: list[list[int]], n: int, logprobs: bool, limit: int
-) -> None:
-    def script(request: GenerateRequest) -> Iterator[TokenDelta]:
-        choice = request.sampling.choice
-        yield from deltas_for(request, answer + "é" * choice, cuts[choice])
-
-    fields: dict[str, Any] = {"n": n, "max_tokens": limit}
-    if logprobs:
-        fields |= {"logprobs": True, "top_logprobs": 2} if path == CHAT else {"logprobs": 2}
-    body = chat(**fields) if path == CHAT else text(**fields)
-
-    async def both() -> tuple[Any, list[Any]]:
-        rig = Rig(script)
-        whole = (await rig.post(path, body)).json()
-        streamed = await rig.post(path, body | {"stream": True, "stream_options": {"include_usage": True}})
-        return whole, events_of(streamed.text)
-
-    whole, (*chunks, usage, done) = asyncio.run(both())
-    assert done == "[DONE]"
-    assert usage["usage"] == whole["usage"]
-    assert added_up(chunks, n, path) == whole["choices"]
-
-
-def added_up(chunks: list[Any], n: int, path: str) -> list[Any]:
-    """The choices that the chunks of a stream amount to, as an answer that is not streamed has them."""
-    texts, entries, finish = [""] * n, [list[Any]() for _ in range(n)], [None] * n
-    roles = [0] * n
-    for chunk in chunks:
-        (choice,) = chunk["choices"]
-        index = choice["index"]
-        assert finish[index] is None, "nothing follows the end of a choice"
-        delta = choice["delta"] if path == CHAT else {"content": choice["text"]}
-        roles[index] += delta.get("role") == "assistant"
-        texts[index] += delta.get("content", "")
-        if choice["logprobs"]:
-            entries[index].append(choice["logprobs"])
-        finish[index] = choice["finish_reason"]
-    assert path == TEXT or roles == [1] * n
-    return [_choice(i, texts[i], entries[i], finish[i], path) for i in range(n)]
-
-
-def _choice(index: int, shown: str, entries: list[Any], finish: Any, path: str) -> Any:
-    if path == CHAT:
-        content = [token for entry in entries for token in entry["content"]]
-        logprobs: Any = {"content": content, "refusal": None} if entries else None
-        message = {"role": "assistant", "content": shown, "refusal": None}
-        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish}
-    names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
-    logprobs = {name: [item for entry in entries for item in entry[name]] for name in names} if entries else None
-    return {"index": index, "text": shown, "logprobs": logprobs, "finish_reason": finish}
 
 
 async def test_nothing_is_sent_before_the_first_delta() -> None:

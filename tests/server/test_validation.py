@@ -222,6 +222,7 @@ async def test_out_of_bounds_or_of_the_wrong_type(path: str, field: str, value: 
         ({"tools": [_tool(f"f{i}") for i in range(129)]}, "tools", INVALID),
         ({"tool_choice": "required"}, "tool_choice", INVALID),
         ({"tools": [], "tool_choice": "required"}, "tool_choice", INVALID),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice", INVALID),
         ({"parallel_tool_calls": False}, "parallel_tool_calls", INVALID),
         ({"tools": [_tool("f")], "tool_choice": "any"}, "tool_choice", INVALID),
         ({"tools": [_tool("f")], "tool_choice": {"type": "function"}}, "tool_choice.function", MISSING),

@@ -86,11 +86,13 @@ def check_response(method: str, path: str, status: int, headers: Any, body: byte
     if media_type == "application/json":
         check(json.loads(body), content["schema"])
     elif media_type == "text/event-stream":
-        check_events(body.decode(), content["x-event-data"])
+        check_events(body.decode(), content["itemSchema"])
 
 
-def check_events(stream: str, data_schema: Any) -> None:
+def check_events(stream: str, item_schema: Any) -> None:
     """Assert that every event is as the contract has it, and that the stream ends in one of its two ways."""
+    _, data = resolve(item_schema)["properties"]["data"]["anyOf"]
+    data_schema, _ = data["contentSchema"]["anyOf"]
     assert stream.endswith("\n\n")
     events = [block for block in stream.removesuffix("\n\n").split("\n\n") if not block.startswith(":")]
     *chunks, last = [event.removeprefix("data: ") for event in events]

@@ -24,6 +24,7 @@ from server.chat_profile import ChatProfile
 from server.context import ChatPrompt
 from server.conversation import Conversation
 from server.engine_client import EngineState, EngineUnavailable, TokenStream
+from server.thoughts import MarkerTokens
 
 BOS, EOS = 256, 257
 VOCAB_SIZE = 258
@@ -51,6 +52,7 @@ READY = EngineReady(
     provenance={"attention": "fake"},
     weights_bytes=0,
     kv_cache_bytes=0,
+    fingerprint="fp_0123456789ab",
 )
 
 
@@ -183,6 +185,8 @@ class ByteVocabulary:
 class BytePrompts:
     """Prompts as UTF-8 bytes; a conversation as lines 'role: content'."""
 
+    markers = MarkerTokens()
+
     def __init__(self, profile: ChatProfile | None = None) -> None:
         self.profile = profile or ChatProfile(family_name="hermes", call_form="hermes")
 
@@ -190,6 +194,10 @@ class BytePrompts:
         """See ``PromptEncoder.chat``."""
         return ChatPrompt(list("".join(f"{m['role']}: {m['content']}\n" for m in conversation.messages).encode()))
 
-    def text(self, prompt: str) -> list[int]:
-        """See ``PromptEncoder.text``."""
+    def text(self, prompt: str, *, add_special: bool = True) -> list[int]:
+        """See ``PromptEncoder.text``; there are no control tokens around a text."""
         return list(prompt.encode())
+
+    def prediction(self, answer: str) -> list[int]:
+        """See ``PromptEncoder.prediction``."""
+        return list(answer.encode())

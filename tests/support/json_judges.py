@@ -1,13 +1,16 @@
-"""Whether JSON is valid by a schema, as the ``jsonschema`` package says, put right where it and the drafts differ."""
+"""Whether JSON is valid against a schema: two packages as judges, of schemas as all drafts have them."""
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from datetime import datetime, time
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Any
 
+import jsonschema_rs
 from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
@@ -72,3 +75,31 @@ def pattern(_validator: Any, pattern: str, value: Any, _schema: Any) -> Any:
 
 
 Judge = extend(Draft202012Validator, {"multipleOf": multiple_of, "pattern": pattern})
+
+
+def second_judge(schema: Any) -> Any:
+    """Another one, which knows more formats; None where it does not know a pattern."""
+    if isinstance(schema, dict) and schema.get("pattern") in PYTHON_PATTERNS:
+        return None
+    return jsonschema_rs.Draft202012Validator(schema, validate_formats=True)
+
+
+def overflows(value: Any) -> bool:
+    """Whether a number is too large for a double, such as 1e999: JSON, but not to the second judge."""
+    if isinstance(value, dict):
+        return any(map(overflows, value.values()))
+    return any(map(overflows, value)) if isinstance(value, list) else isinstance(value, float) and math.isinf(value)
+
+
+class Judges:
+    """Both, for one schema."""
+
+    def __init__(self, schema: Any) -> None:
+        known = as_judges_know_it(schema)
+        self._first, self._second = Judge(exact(known), format_checker=CHECKER), second_judge(known)
+
+    def validate(self, text: str) -> None:
+        """Raise what a judge raises unless ``text`` is JSON that is valid."""
+        self._first.validate(json.loads(text, parse_float=decimal))
+        if self._second is not None and not overflows(json.loads(text)):
+            self._second.validate(json.loads(text))

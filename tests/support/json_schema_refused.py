@@ -29,6 +29,8 @@ NO_PATTERNS = {
     "reversed range": "^[z-a]$",
     "reversed bounds": "^a{3,2}$",
     "nothing to repeat": "^*a$",
+    "NUL": "^a\0$",
+    "NUL by its number": r"^a\x00$",
 }
 
 NO_FORMATS = ("regex", "uri-template", "phone", "color", "ipv4network", "datetime", "int32", "double", "unknown")

@@ -40,14 +40,18 @@ def tiny_tokenizer(pre: str = "gpt-2") -> Tokenizer:
     return Tokenizer.from_gguf(metadata(pre))
 
 
-def with_control_tokens(texts: list[str], pre: str = "gpt-2") -> Tokenizer:
-    """The tiny tokenizer with more control tokens at the end of its vocabulary."""
+CONTROL, USER_DEFINED = 3, 4
+"""Kinds of tokens in GGUF files."""
+
+
+def with_control_tokens(texts: list[str], pre: str = "gpt-2", kind: int = CONTROL) -> Tokenizer:
+    """The tiny tokenizer with more control tokens, or tokens of another kind, at the end of its vocabulary."""
     data = metadata(pre)
     tokens, kinds = data["tokenizer.ggml.tokens"], data["tokenizer.ggml.token_type"]
     assert isinstance(tokens, list)
     assert isinstance(kinds, memoryview)
     data["tokenizer.ggml.tokens"] = [*tokens, *texts]
-    data["tokenizer.ggml.token_type"] = np.array([*kinds, *[3] * len(texts)], dtype=np.int32).data
+    data["tokenizer.ggml.token_type"] = np.array([*kinds, *[kind] * len(texts)], dtype=np.int32).data
     return Tokenizer.from_gguf(data)
 
 

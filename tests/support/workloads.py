@@ -1,9 +1,14 @@
-"""Random workloads, run through the real scheduler, block pool and batch on the echo model, and checked exactly."""
+"""Random workloads, run through the real scheduler, block pool and batch on the echo model, and checked exactly.
+
+Predictions come with some: they say what the answer will be, or something more or less like it.
+"""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+
+import msgspec
 
 from engine.config import CacheConfig, SchedulerConfig
 from engine.engine import Engine
@@ -41,16 +46,20 @@ class Outcome:
     last: dict[str, TokenDelta] = field(default_factory=dict)
     preemptions: int = 0
     prefix_hits: int = 0
+    steps: int = 0
+    accepted: int = 0
+    rejected: int = 0
 
 
-def random_workload(seed: int) -> Workload:
-    """Few blocks, many shared prefixes, mixed priorities and tenants, clients that leave."""
+def random_workload(seed: int, predicted: float = 0.4) -> Workload:
+    """Few blocks, many shared prefixes, mixed priorities and tenants, clients that leave; so many have predictions."""
     rng = random.Random(seed)
     block_size = rng.choice([1, 2, 4, 8])
     longest = rng.randint(12, 48)
     num_blocks = -(-longest // block_size) + rng.randint(0, 12)
     max_num_seqs = rng.randint(1, 6)
-    limits = SchedulerConfig(max_num_seqs, max_num_seqs + rng.randint(0, 12), longest)
+    max_rows = max_num_seqs + rng.randint(0, 20)
+    limits = SchedulerConfig(max_num_seqs, max_num_seqs + rng.randint(0, 12), longest, max_rows=max_rows)
     stems = [[rng.randrange(256) for _ in range(rng.randint(1, longest // 2))] for _ in range(2)]
     arrivals = []
     for index in range(rng.randint(1, 8)):
@@ -58,12 +67,40 @@ def random_workload(seed: int) -> Workload:
         prompt = (stem + [rng.randrange(256) for _ in range(rng.randint(1, 6))])[: longest - 1]
         max_tokens = rng.randint(1, min(16, longest - len(prompt)))
         sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=rng.random() < 0.5)
-        request = GenerateRequest(f"r{index}", prompt, sampling, rng.choice([0, 0, 1, -1]), rng.choice(["", "", "t"]))
+        tenant, keep_cached = rng.choice(["", "", "t"]), rng.random() < 0.4
+        request = GenerateRequest(
+            f"r{index}",
+            prompt,
+            sampling,
+            rng.choice([0, 0, 1, -1]),
+            tenant,
+            prediction_ids=edited(rng, expected_tokens(prompt, max_tokens + 4)) if rng.random() < predicted else (),
+            keep_cached=keep_cached,
+        )
         step = rng.randint(0, 12)
-        leaves_at = step + rng.randint(0, 20) if rng.random() < 0.2 else None
-        arrivals.append(Arrival(step, request, leaves_at))
+        for choice in _choices(request, rng.choice([1, 1, 1, 2, 3])):
+            leaves_at = step + rng.randint(0, 20) if rng.random() < 0.2 else None
+            arrivals.append(Arrival(step, choice, leaves_at))
     cache = CacheConfig(num_blocks, block_size, enable_prefix_caching=rng.random() < 0.8)
     return Workload(cache, limits, arrivals)
+
+
+def _choices(request: GenerateRequest, count: int) -> list[GenerateRequest]:
+    """What the server makes of a request with ``n``."""
+    if count == 1:
+        return [request]
+    ids = [f"{request.request_id}-{index}" for index in range(count)]
+    return [msgspec.structs.replace(request, request_id=name, group=request.request_id) for name in ids]
+
+
+def edited(rng: random.Random, tokens: list[int]) -> tuple[int, ...]:
+    """The tokens with none of them changed, some, or all: replaced, left out or preceded by others."""
+    rate, out = rng.choice([0.0, 0.1, 0.1, 0.3, 1.0]), []
+    for token in tokens:
+        kind = rng.choice("rld") if rng.random() < rate else ""
+        out += [rng.randrange(256) for _ in range(rng.randint(1, 3))] if kind in {"r", "l"} else []
+        out += [token] if kind in {"", "l"} else []
+    return tuple(out)
 
 
 def new_engine(workload: Workload) -> Engine:
@@ -81,6 +118,7 @@ def run_workload(workload: Workload) -> Outcome:
             if arrival.leaves_at == step:
                 engine.abort(arrival.request.request_id)
         _record(engine.step().deltas, outcome)
+        outcome.steps = step
         _check_books(engine)
         if not engine.has_work and step > max(arrival.step for arrival in workload.arrivals):
             break
@@ -101,6 +139,9 @@ def _record(deltas: list[TokenDelta], outcome: Outcome) -> None:
         outcome.tokens.setdefault(delta.request_id, []).extend(delta.token_ids)
         if delta.finish is not None:
             outcome.last[delta.request_id] = delta
+            if delta.usage is not None:
+                outcome.accepted += delta.usage.accepted_tokens
+                outcome.rejected += delta.usage.rejected_tokens
 
 
 def _check_books(engine: Engine) -> None:
