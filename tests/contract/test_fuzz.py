@@ -22,12 +22,12 @@ READY_FOR_MUCH = replace(READY, max_model_len=1 << 16, vocab_size=1 << 31)
 _PARTS = "text|refusal|json_schema|regex|choice|lark|function|allowed_tools|schema|content|tool_call_id"
 SEMANTIC = {
     "context_length_exceeded": "messages|prompt",
-    "invalid_value": r"stream_options|stop_token_ids|top_logprobs|min_tokens|max_tokens|prompt|n|logit_bias|thinking"
+    "invalid_value": r"stream_options|stop_token_ids|top_logprobs|min_tokens|max_tokens|prompt|n|logit_bias|thinking.*"
     rf"|tool_choice(\..*)?|parallel_tool_calls|continue_final_message|tools.*name|messages.*arguments"
     rf"|messages.*tool_calls|add_special_tokens|add_generation_prompt|tokens"
     rf"|tools|reasoning_effort|chat_template_kwargs|.*\.({_PARTS}|reasoning_content|type)",
     "missing_required_parameter": rf"prompt|.*\.({_PARTS})",
-    "unsupported_parameter": "best_of|reasoning_effort|thinking|chat_template_kwargs.*|echo|add_special_tokens",
+    "unsupported_parameter": "best_of|reasoning_effort|thinking.*|chat_template_kwargs.*|echo|add_special_tokens",
     "invalid_grammar": "response_format.*",
     "invalid_json": "None",  # half of a surrogate pair
 }
