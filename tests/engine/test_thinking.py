@@ -52,11 +52,11 @@ def shared_engine():
     return new_engine()
 
 
-def ended(engine, thoughts=None, grammar="", **sampling):
+def ended(engine, thoughts=None, grammar="", prediction_ids=(), **sampling):
     """(token ids, text, the last delta, logprobs) of one request."""
     given = {"max_tokens": 60, "temperature": 0.0, **sampling}
-    request = GenerateRequest("r", PROMPT, SamplingParams(**given), grammar=grammar, shown_ids=SHOWN, thoughts=thoughts)
-    engine.submit(request)
+    more = {"grammar": grammar, "shown_ids": SHOWN, "thoughts": thoughts, "prediction_ids": tuple(prediction_ids)}
+    engine.submit(GenerateRequest("r", PROMPT, SamplingParams(**given), **more))
     ids, text, logprobs, last = [], "", [], None
     while engine.has_work:
         for last in engine.step().deltas:
@@ -240,6 +240,29 @@ def test_a_grammar_waits_for_the_end_of_the_thoughts(make, how, budget, bias, te
         assert last.usage.reasoning_tokens <= most
     if how == "free" and last.usage.reasoning_tokens:
         assert ids[0] == CONTROL[THINK][0]
+
+
+@given(
+    make=st.sampled_from([plain, control]),
+    how=st.sampled_from(["open", "forced", "free"]),
+    budget=st.sampled_from([None, 0, 3, 12]),
+    bias=biases,
+    grammar=st.sampled_from(["", GRAMMAR]),
+    temperature=st.sampled_from([0.0, 1.5]),
+    wrong_at=st.sampled_from([None, 0, 5, 15]),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_prediction_changes_nothing(make, how, budget, bias, grammar, temperature, wrong_at):
+    """Thoughts that are foretold too, and the tokens that begin and end them."""
+    thoughts = make(is_open=how == "open", is_forced=how == "forced", budget=budget)
+    options = {"thoughts": thoughts, "grammar": grammar, "logit_bias": bias, "temperature": temperature, "logprobs": 2}
+    ids, text, last, logprobs = ended(shared_engine(), **options)
+    foretold = [i ^ (place == wrong_at) for place, i in enumerate(ids)]
+    same = ended(shared_engine(), **options, prediction_ids=foretold)
+    assert (same[0], same[1], same[3]) == (ids, text, logprobs)
+    assert same[2].usage.reasoning_tokens == last.usage.reasoning_tokens
+    if wrong_at is None and len(ids) > 20:
+        assert same[2].usage.accepted_tokens > 10
 
 
 def test_before_a_grammar_the_model_decides_whether_it_thinks():

@@ -322,3 +322,17 @@ def test_markers_that_a_vocabulary_cannot_write() -> None:
     with pytest.raises(InvalidRequest) as refused:
         asked(MarkerTokens(), budget=7)
     assert (refused.value.param, refused.value.code) == ("thinking.budget_tokens", "unsupported_parameter")
+
+
+async def test_a_call_that_must_be_comes_after_the_thoughts(new: New) -> None:
+    rig = new(OPENED)
+    parameters = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
+    tools = [
+        {"type": "function", "function": {"name": "f", "parameters": {**parameters, "additionalProperties": False}}}
+    ]
+    fields = {"tools": tools, "tool_choice": "required", "thinking": {"type": "enabled", "budget_tokens": 6}, "n": 1}
+    answer = await message_of(rig, **fields, parallel_tool_calls=False, max_tokens=200)
+    assert answer["finish"] == "tool_calls"
+    assert answer["reasoning_content"]
+    assert json.loads(answer["tool_calls"][0]["function"]["arguments"])["a"] in {1, 2}
+    assert answer["content"] is None

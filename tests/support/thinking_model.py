@@ -30,7 +30,7 @@ OPENED = TURNS + "{% if add_generation_prompt %}assistant: <think>\n{% endif %}"
 def thinking_model(folder: Path, markers: str) -> tuple[Tokenizer, Engine, EngineReady]:
     """The model that ``write_thinking_model`` writes."""
     write_thinking_model(folder, markers, SWITCHED)
-    config = EngineConfig(model_path=str(folder), device="reference", max_model_len=400)
+    config = EngineConfig(model_path=str(folder), device="reference", max_model_len=1000)
     engine, ready = load_engine(config, lambda *_: None)
     return load_tokenizer(folder), engine, ready
 
