@@ -18,8 +18,11 @@ from engine.types import FinishReason, GenerateRequest, SamplingParams, Thoughts
 from server.answers import CompletionUsage
 from server.cost import account, usage_of
 from server.engine_client import TokenStream
+from server.envelope import RequestRecord
 from server.errors import from_error_info
 from server.metrics import Metrics
+from server.request_effects import priority_of
+from server.schemas import SamplingFields
 
 T = TypeVar("T")
 
@@ -68,42 +71,48 @@ class AnswerFormat(Protocol):
         """The body of an answer that is not streamed."""
 
 
-def build_requests(
+def build_call(
     call_id: str,
+    request: SamplingFields,
+    record: RequestRecord,
     prompts: Sequence[tuple[list[int], SamplingParams]],
     *,
-    n: int,
-    priority: int,
-    tenant: str,
-    arrived_at_s: float,
-    grammar: str = "",
-    keep_cached: bool = False,
-    prediction_ids: Sequence[int] = (),
+    grammar: str,
+    prediction_ids: Sequence[int],
     shown_ids: tuple[int, ...] = (),
     thoughts: Thoughts | None = None,
-) -> list[GenerateRequest]:
-    """``n`` engine requests for each prompt. A choice depends on its prompt, its seed and its index among the n."""
-    requests: list[GenerateRequest] = []
-    for prompt_ids, sampling in prompts:
-        group = f"{call_id}-{len(requests)}" if n > 1 else ""
-        for choice in range(n):
-            requests.append(
-                GenerateRequest(
-                    f"{call_id}-{len(requests)}",
-                    prompt_ids,
-                    msgspec.structs.replace(sampling, choice=choice),
-                    priority,
-                    tenant,
-                    arrived_at_s,
-                    grammar,
-                    shown_ids,
-                    thoughts,
-                    tuple(prediction_ids),
-                    keep_cached,
-                    group,
-                )
-            )
-    return requests
+) -> Call:
+    """A call with n engine requests for each prompt, as ``engine.types.GenerateRequest`` has them.
+
+    A choice depends on its prompt, its seed and its index among the n.
+    """
+    n = request.n or 1
+    requests = [
+        GenerateRequest(
+            f"{call_id}-{n * place + choice}",
+            prompt_ids,
+            msgspec.structs.replace(sampling, choice=choice),
+            priority_of(request),
+            record.tenant,
+            record.arrived_at_s,
+            grammar,
+            shown_ids,
+            thoughts,
+            tuple(prediction_ids),
+            keep_cached=bool(request.prompt_cache_key),
+            group=f"{call_id}-{n * place}" if n > 1 else "",
+        )
+        for place, (prompt_ids, sampling) in enumerate(prompts)
+        for choice in range(n)
+    ]
+    return Call(
+        id=call_id,
+        requests=requests,
+        choices_per_prompt=n,
+        stream=bool(request.stream),
+        include_usage=request.include_usage,
+        explain_usage=request.explain_usage,
+    )
 
 
 async def off_loop_if_long(num_chars: int, encode: Callable[[], T]) -> T:

@@ -13,9 +13,9 @@ from server.chosen_tools import calls_are_marked, grammar_of_request, has_form
 from server.conversation import conversation_of
 from server.disconnect import DisconnectWatch
 from server.envelope import record_of
-from server.generation import Call, build_requests, off_loop_if_long
+from server.generation import build_call, off_loop_if_long
 from server.reasoning import Markers, ThoughtSplitter
-from server.request_effects import note_who, priority_of, said_with_answer
+from server.request_effects import note_who, said_with_answer
 from server.sampling import check_text_length, completion_budget, requested_max_tokens, sampling_params, seed_of
 from server.service import CompletionService, new_id
 from server.thoughts import thoughts_of
@@ -32,7 +32,7 @@ class ChatCompletions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        service, arrived_at_s = self._service, record_of(scope).arrived_at_s
+        service = self._service
         body = await service.read_body(scope, receive)
         request = await off_loop_if_long(len(body), lambda: parse_chat(body))
         ready = service.check(request)
@@ -58,16 +58,15 @@ class ChatCompletions:
                     has_form=bool(grammar),
                 )
                 budget = completion_budget(len(prompt.token_ids), requested, ready, "messages")
-                call = _call(
+                call = build_call(
+                    new_id("chatcmpl-"),
                     request,
-                    prompt.token_ids,
-                    _sampling(request, budget, seed),
-                    grammar,
-                    await service.prediction_ids(request, ready),
-                    scope,
-                    arrived_at_s,
-                    thoughts=thoughts,
+                    record_of(scope),
+                    [(prompt.token_ids, _sampling(request, budget, seed))],
+                    grammar=grammar,
+                    prediction_ids=await service.prediction_ids(request, ready),
                     shown_ids=service.context.prompts.markers.shown_ids if thoughts or _is_told(request) else (),
+                    thoughts=thoughts,
                 )
                 answer_format = ChatFormat(
                     call.id,
@@ -100,39 +99,3 @@ def _is_told(request: ChatRequest) -> bool:
 def _sampling(request: ChatRequest, max_tokens: int, seed: int) -> SamplingParams:
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     return sampling_params(request, max_tokens=max_tokens, logprobs=logprobs, seed=seed)
-
-
-def _call(
-    request: ChatRequest,
-    prompt_ids: list[int],
-    sampling: SamplingParams,
-    grammar: str,
-    prediction_ids: list[int],
-    scope: Scope,
-    arrived_at_s: float,
-    *,
-    thoughts: Thoughts | None,
-    shown_ids: tuple[int, ...],
-) -> Call:
-    call_id, n = new_id("chatcmpl-"), request.n or 1
-    requests = build_requests(
-        call_id,
-        [(prompt_ids, sampling)],
-        n=n,
-        priority=priority_of(request),
-        tenant=record_of(scope).tenant,
-        arrived_at_s=arrived_at_s,
-        grammar=grammar,
-        keep_cached=bool(request.prompt_cache_key),
-        prediction_ids=prediction_ids,
-        shown_ids=shown_ids,
-        thoughts=thoughts,
-    )
-    return Call(
-        id=call_id,
-        requests=requests,
-        choices_per_prompt=n,
-        stream=bool(request.stream),
-        include_usage=request.include_usage,
-        explain_usage=request.explain_usage,
-    )

@@ -14,10 +14,10 @@ from server.answers import CompletionUsage, TextChoice, TextCompletion
 from server.context import PromptEncoder, Vocabulary
 from server.disconnect import DisconnectWatch
 from server.envelope import record_of
-from server.generation import Answer, Call, build_requests, off_loop_if_long
+from server.generation import Answer, build_call, off_loop_if_long
 from server.grammar.answers import grammar_of
 from server.logprobs import TextLogprobsWriter, text_of
-from server.request_effects import SaidWithAnswer, note_who, priority_of, said_with_answer, without_metadata
+from server.request_effects import SaidWithAnswer, note_who, said_with_answer, without_metadata
 from server.sampling import (
     check_text_length,
     check_token_ids,
@@ -40,7 +40,7 @@ class Completions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        service, arrived_at_s = self._service, record_of(scope).arrived_at_s
+        service = self._service
         body = await service.read_body(scope, receive)
         request = await off_loop_if_long(len(body), lambda: parse_completion(body))
         ready = service.check(request)
@@ -55,7 +55,8 @@ class Completions:
                 token_ids = await off_loop_if_long(num_chars, lambda: _encode_all(prompts, service.context.prompts))
                 foretold = await service.prediction_ids(request, ready)
                 asked = _with_sampling(request, token_ids, ready)
-                call = _call(request, asked, foretold, grammar, scope, arrived_at_s)
+                record = record_of(scope)
+                call = build_call(new_id("cmpl-"), request, record, asked, grammar=grammar, prediction_ids=foretold)
                 said = said_with_answer(request, ready.fingerprint)
                 answer_format = TextFormat(call.id, request, service.context.vocabulary, prompts, said)
                 await service.answer(call, answer_format, scope, send)
@@ -104,36 +105,6 @@ def _with_sampling(
         sampling = sampling_params(request, max_tokens=budget, logprobs=request.logprobs, seed=seed)
         pairs.append((prompt_ids, sampling))
     return pairs
-
-
-def _call(
-    request: CompletionRequest,
-    prompts: Sequence[tuple[list[int], SamplingParams]],
-    prediction_ids: list[int],
-    grammar: str,
-    scope: Scope,
-    arrived_at_s: float,
-) -> Call:
-    call_id, n = new_id("cmpl-"), request.n or 1
-    requests = build_requests(
-        call_id,
-        prompts,
-        n=n,
-        priority=priority_of(request),
-        tenant=record_of(scope).tenant,
-        arrived_at_s=arrived_at_s,
-        grammar=grammar,
-        keep_cached=bool(request.prompt_cache_key),
-        prediction_ids=prediction_ids,
-    )
-    return Call(
-        id=call_id,
-        requests=requests,
-        choices_per_prompt=n,
-        stream=bool(request.stream),
-        include_usage=request.include_usage,
-        explain_usage=request.explain_usage,
-    )
 
 
 class TextFormat:
