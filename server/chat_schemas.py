@@ -45,6 +45,7 @@ class Message(RequestStruct, frozen=True, kw_only=True):
 
     refused_words: ClassVar = {"role": {"function": "Send role 'tool' with a tool_call_id instead."}}
     refused_fields: ClassVar = frozenset({"audio", "annotations", "function_call"})
+    as_absent: ClassVar = {"annotations": [], "tool_calls": []}
 
     role: Role
     content: str | list[ContentPart] | None = None
@@ -131,6 +132,7 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
             "prompt_cache_retention", "store", "verbosity", "web_search_options",
         }
     )  # fmt: skip
+    as_absent: ClassVar = {"modalities": ["text"], "store": False}
 
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Count | None = None

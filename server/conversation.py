@@ -13,8 +13,9 @@ from engine.errors import InvalidRequest
 from server.chat_profile import BUDGET, EFFORT, ChatProfile
 from server.chat_schemas import ChatRequest, Message, Thinking, Tool
 from server.reasoning import Markers
+from server.schemas import ResponseFormat
 from server.strict_json import parse_json
-from server.tools.written_out import written_out
+from server.tools.written_out import introduced, written_out
 
 KWARGS = frozenset({"enable_thinking", "thinking", BUDGET, EFFORT})
 """What ``chat_template_kwargs`` may hold, if the template reads it."""
@@ -64,7 +65,15 @@ def conversation_of(request: ChatRequest, profile: ChatProfile) -> Conversation:
         messages, tools = written_out(messages, tools), []
     if tools:
         variables["tools"] = tools
+    if described := _described(request.response_format):
+        messages = introduced(messages, described)
     return Conversation(messages, variables, bool(request.continue_final_message), thinks)
+
+
+def _described(answer_format: ResponseFormat | None) -> str:
+    """What a client says of the schema that the answer keeps to."""
+    schema = answer_format.json_schema if answer_format else None
+    return f"Answer with {schema.name} as JSON: {schema.description}" if schema and schema.description else ""
 
 
 def _message(message: Message, path: str, profile: ChatProfile) -> dict[str, Any]:

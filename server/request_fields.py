@@ -1,6 +1,7 @@
 """A client's JSON object held against a struct, field by field, before msgspec sees it.
 
-Invariants: nulls are left out, since null means absent for every optional field; a field that the struct does not have
+Invariants: nulls are left out, since null means absent for every optional field, and so are values that ask for what is
+done anyway; a field that the struct does not have
 is refused, by its path, as unknown or as one of those that are known and refused; a word that a field cannot be is
 refused with those that it can. Types and bounds are msgspec's, afterwards.
 """
@@ -43,8 +44,9 @@ def checked(value: Any, path: str, struct: type[RequestStruct]) -> Any:
     fields = _fields(struct)
     _refuse_words(value, path, struct, fields)
     found = {}
-    for name, member in value.items():
+    for name, given in value.items():
         param = f"{path}.{name}" if path else name
+        member = None if _is_as_absent(given, name, struct) else given
         if name in fields:
             if member is not None:
                 found[name] = _nested(member, param, fields[name])
@@ -53,6 +55,11 @@ def checked(value: Any, path: str, struct: type[RequestStruct]) -> Any:
         elif member is not None:
             raise InvalidRequest(f"{param} is not supported by this server.", param=param, code="unsupported_parameter")
     return found
+
+
+def _is_as_absent(given: Any, name: str, struct: type[RequestStruct]) -> bool:
+    wanted = struct.as_absent.get(name)
+    return wanted is not None and type(given) is type(wanted) and given == wanted
 
 
 def _refuse_words(value: dict[str, Any], path: str, struct: type[RequestStruct], fields: dict[str, _Field]) -> None:

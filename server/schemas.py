@@ -49,16 +49,19 @@ class RequestStruct(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     Attributes:
         refused_fields: names that are known, and refused as such.
         refused_words: of a field, words that it cannot be here, and why or what else to send.
+        as_absent: of a field, the value that asks for what is done anyway; it counts as null.
     """
 
     refused_fields: ClassVar[frozenset[str]] = frozenset()
     refused_words: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    as_absent: ClassVar[Mapping[str, object]] = {}
 
 
 class StreamOptions(RequestStruct, frozen=True, kw_only=True):
     """How a stream looks."""
 
     refused_fields: ClassVar = frozenset({"include_obfuscation"})
+    as_absent: ClassVar = {"include_obfuscation": False}
 
     include_usage: bool | None = None
 

@@ -65,6 +65,13 @@ def parse_completion(body: bytes) -> CompletionRequest:
     request = _convert(_members(body, CompletionRequest), CompletionRequest)
     check_response_format(request.response_format)
     check_prediction(request.prediction)
+    schema = request.response_format.json_schema if request.response_format else None
+    if schema is not None and schema.description is not None:
+        raise InvalidRequest(
+            "response_format.json_schema.description is told to the model in a chat; here, put it into the prompt.",
+            param="response_format.json_schema.description",
+            code="unsupported_parameter",
+        )
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise InvalidRequest(
             "best_of is supported only where it equals n.", param="best_of", code="unsupported_parameter"

@@ -42,7 +42,11 @@ def written_out(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[s
             made[-1]["reasoning_content"] = message["reasoning_content"]
     for message in made:
         message.pop("answers", None)
-    return _introduced(made, tools) if tools else made
+    if not tools:
+        return made
+    return introduced(
+        made, _INTRODUCTION + "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
+    )
 
 
 def _call(function: Mapping[str, Any]) -> str:
@@ -50,9 +54,8 @@ def _call(function: Mapping[str, Any]) -> str:
     return f"<tool_call>\n{text}\n</tool_call>"
 
 
-def _introduced(messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """With the tools at the end of the system message, or in one of their own."""
-    told = _INTRODUCTION + "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
+def introduced(messages: list[dict[str, Any]], told: str) -> list[dict[str, Any]]:
+    """With a text at the end of the system message, or in one of its own."""
     if messages and messages[0]["role"] == "system":
         first = {"role": "system", "content": f"{messages[0]['content']}\n\n{told}"}
         return [first, *messages[1:]]

@@ -119,6 +119,14 @@ async def test_no_tools_are_shown_where_none_may_be_called(profile: ChatProfile)
     assert (conversation.messages, conversation.variables) == ([USER], {})
 
 
+async def test_a_schema_is_described_to_the_model() -> None:
+    schema = {"name": "ages", "schema": {"type": "array"}, "description": "How old each of them is."}
+    answer_format = {"type": "json_schema", "json_schema": schema}
+    conversation = await given([USER], TAKES_TOOLS, response_format=answer_format)
+    told = {"role": "system", "content": "Answer with ages as JSON: How old each of them is."}
+    assert conversation.messages == [told, USER]
+
+
 @pytest.mark.parametrize("arguments", ["{", "[]", "1", '{"a": NaN}', '{"a": 1, "a": 2}', "{'a': 1}"])
 async def test_arguments_that_are_no_object_are_refused_by_their_path(arguments: str) -> None:
     call = {**CALL, "function": {"name": "f", "arguments": arguments}}

@@ -46,6 +46,10 @@ def _allowed(*tools: Any) -> dict[str, Any]:
     return {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": list(tools)}}
 
 
+def _schema_format(**fields: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "ages", "schema": {"type": "array"}, **fields}}
+
+
 CALLS = _calls()
 
 
@@ -154,7 +158,7 @@ async def test_out_of_bounds_or_of_the_wrong_type(path: str, field: str, value: 
         ({"messages": [_called("{")]}, "messages[0].tool_calls[0].function.arguments", INVALID),
         ({"messages": [_called("[]")]}, "messages[0].tool_calls[0].function.arguments", INVALID),
         ({"messages": [{"role": "user", "content": "x", "contnt": ""}]}, "messages[0].contnt", UNKNOWN),
-        ({"messages": [{"role": "assistant", "content": "", "tool_calls": []}]}, "messages[0].tool_calls", INVALID),
+        ({"messages": [{"role": "user", "content": "x", "annotations": [1]}]}, "messages[0].annotations", UNSUPPORTED),
         ({"messages": [{"role": "user", "content": "x"}] * 4097}, "messages", INVALID),
         ({"messages": [{"role": "user", "content": [1]}]}, "messages[0].content[0]", INVALID),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text", MISSING),
@@ -263,7 +267,7 @@ async def test_out_of_bounds_or_of_the_wrong_type(path: str, field: str, value: 
         ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage", INVALID),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", UNKNOWN),
         (
-            {"stream": True, "stream_options": {"include_obfuscation": False}},
+            {"stream": True, "stream_options": {"include_obfuscation": 0}},
             "stream_options.include_obfuscation",
             UNSUPPORTED,
         ),
@@ -309,6 +313,11 @@ async def test_chat_refuses(fields: dict[str, Any], param: str, code: str) -> No
         ({"logprobs": 21}, "logprobs", INVALID),
         ({"logprobs": 10**6}, "logprobs", INVALID),
         ({"best_of": 2}, "best_of", UNSUPPORTED),
+        (
+            {"response_format": _schema_format(description="Ages.")},
+            "response_format.json_schema.description",
+            UNSUPPORTED,
+        ),
         ({"best_of": 10**9}, "best_of", INVALID),
         ({"n": 3, "best_of": 4}, "best_of", UNSUPPORTED),
         ({"prompt": ["a"] * 100, "n": 16}, "n", INVALID),
@@ -398,6 +407,34 @@ async def test_null_means_absent(path: str, names: set[str]) -> None:
 
 def _fields(struct: Any) -> dict[str, Any]:
     return {name: getattr(struct, name) for name in struct.__struct_fields__}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"store": False},
+        {"modalities": ["text"]},
+        {"stream": True, "stream_options": {"include_obfuscation": False}},
+        {"messages": [{"role": "assistant", "content": "x", "tool_calls": [], "annotations": []}]},
+    ],
+    ids=repr,
+)
+async def test_what_is_done_anyway_may_be_asked_for(fields: dict[str, Any]) -> None:
+    assert (await Rig().post(CHAT, chat() | fields)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"store": True}, "store"),
+        ({"store": 0}, "store"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
+    ],
+)
+async def test_and_nothing_beside_it(fields: dict[str, Any], param: str) -> None:
+    error = await refused(CHAT, chat(**fields))
+    assert (error["param"], error["code"]) == (param, UNSUPPORTED)
 
 
 async def test_null_does_not_make_a_typo_right() -> None:
