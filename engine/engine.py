@@ -131,8 +131,11 @@ class Engine:
         """Forget a request; unknown ids are ignored."""
         seq = self.sequences.pop(request_id, None)
         if seq is not None:
-            if self._compiling.pop(seq, None) is None:
+            compiling = self._compiling.pop(seq, None)
+            if compiling is None:
                 self.scheduler.remove(seq)
+            else:
+                compiling.cancel()
             self._next_stats_s = 0.0  # the next step says what has become free
 
     def step(self) -> StepOutput:

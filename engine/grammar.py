@@ -3,12 +3,14 @@
 Grammars are llguidance's, in its own JSON form; the server writes them, and has tried each in a process that it can
 kill before one comes here. They are compiled on a thread, and masks are computed on another while the model runs: the
 library lets go of the interpreter for both. Tokens are told to it as bytes, so an answer may be cut into tokens in any
-way that the model likes. A mask depends on the grammar and on the answer so far alone.
+way that the model likes. A mask depends on the grammar and on the answer so far alone: each answer has a grammar compiled
+for it. Copies of one would share what its lexer has come to know, so that answers could fail by what others had said,
+and its memory would grow without end.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -17,15 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.detokenizer import Vocabulary
+from engine.grammar_limits import limits
 from engine.thinking import Border, border_of
 from kernels.ops import F32
 
-CACHE_BYTES = 64 << 20
-"""Of compiled grammars that are kept for requests to come."""
+SLACK_S, TOKEN_S = 2.0, 5e-3
+"""CPU time that an answer's grammar may take, and that for each of its tokens. Usual ones take some 10 us a token.
+Without a limit an ambiguous one, whose time grows with the square of the answer's length, would hold up all others."""
 MAX_BLANKS = 4
 """Tokens of whitespace that may come between thoughts and the answer: two line breaks, in two tokens each."""
-MATCHER_BYTES, TEXT_FACTOR = 64 << 10, 32
-"""A compiled grammar is taken to need so many bytes, and so many for each of its text's: the library does not say."""
 _BLANKS = r"[\x20\x0A\x0D\x09]+"
 _TEXT = r"[^\"\\\x00-\x1F\x7F\x{85}\x{2028}\x{2029}\x{feff}]"
 _WORD = r"[^\"\\\x00-\x20\x7F\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}\x{feff}]"
@@ -84,6 +86,7 @@ class AnswerGrammar:
     def __init__(self, matcher: Any, border: Border | None = None) -> None:
         self._matcher = matcher
         self._num_blanks = 0
+        self._left_s = SLACK_S
         self.border = border
         self.besides: frozenset[int] = frozenset()
         self.is_complete = False
@@ -97,7 +100,9 @@ class AnswerGrammar:
     def allowed(self, vocab_size: int) -> Allowed | None:
         """What may come next; None after a failure."""
         words = np.zeros(-(-vocab_size // 32), dtype=np.uint32)
+        began_s = time.thread_time()
         self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+        self._left_s -= time.thread_time() - began_s
         if self._has_failed():
             return None
         allowed = Allowed(words)
@@ -112,12 +117,16 @@ class AnswerGrammar:
                 self.besides = frozenset()
             return
         self.besides = frozenset()
+        began_s = time.thread_time()
         self._matcher.consume_token(token_id)
+        self._left_s += TOKEN_S - (time.thread_time() - began_s)
         self.is_complete = not self._has_failed() and self._matcher.is_stopped()
 
     def _has_failed(self) -> bool:
         if self.failure is None and self._matcher.is_error():  # it looks as if it had stopped, too
             self.failure = _first_line(self._matcher.get_error())
+        elif self.failure is None and self._left_s < 0:
+            self.failure = "it takes too much time"
         return self.failure is not None
 
 
@@ -132,8 +141,6 @@ class Grammars:
         self._tokenizer: Any = None
         self._compiling = ThreadPoolExecutor(1, thread_name_prefix="grammars")
         self._masking = ThreadPoolExecutor(1, thread_name_prefix="masks")
-        self._kept: OrderedDict[str, Any] = OrderedDict()
-        self._kept_bytes = 0
         self._borders: dict[str, Border] = {}
 
     def open(self, text: str, end: str | None = None) -> Future[AnswerGrammar]:
@@ -155,11 +162,8 @@ class Grammars:
         self._masking.shutdown(wait=False, cancel_futures=True)
 
     def _opened(self, text: str, end: str | None) -> AnswerGrammar:
-        if text not in self._kept:
-            self._keep(text, self._compiled(text))
-        self._kept.move_to_end(text)
-        border = None if end is None else self._border(end)
-        return AnswerGrammar(self._kept[text].deep_copy(), border)
+        matcher = self._compiled(text)
+        return AnswerGrammar(matcher, None if end is None else self._border(end))
 
     def _border(self, end: str) -> Border:
         """Kept for ever: a model has one end marker, or few."""
@@ -168,22 +172,15 @@ class Grammars:
         return self._borders[end]
 
     def _compiled(self, text: str) -> Any:
-        from llguidance import LLMatcher, LLParserLimits, LLTokenizer  # noqa: PLC0415
+        from llguidance import LLMatcher, LLTokenizer  # noqa: PLC0415
 
         if self._tokenizer is None:
             tokens: Any = _Tokens(self._vocabulary, self._vocab_size, self._eos_ids)
             self._tokenizer = LLTokenizer(tokens, eos_token=self._eos_ids, slices=list(SLICES))
-        matcher = LLMatcher(self._tokenizer, text, log_level=0, limits=LLParserLimits(verbose_errors=False))
+        matcher = LLMatcher(self._tokenizer, text, log_level=0, limits=limits())
         if matcher.is_error():
             raise GrammarFailed(_first_line(matcher.get_error()))
         return matcher
-
-    def _keep(self, text: str, matcher: Any) -> None:
-        self._kept[text] = matcher
-        self._kept_bytes += MATCHER_BYTES + TEXT_FACTOR * len(text)
-        while self._kept_bytes > CACHE_BYTES and len(self._kept) > 1:
-            oldest, _ = self._kept.popitem(last=False)
-            self._kept_bytes -= MATCHER_BYTES + TEXT_FACTOR * len(oldest)
 
     def _masks(self, grammars: Sequence[AnswerGrammar]) -> list[Allowed | None]:
         return [grammar.allowed(self._vocab_size) for grammar in grammars]

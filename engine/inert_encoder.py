@@ -20,14 +20,20 @@ _BRACKET = "\U0001fffe"
 """A noncharacter around the secret names, and none of those that serve as marks."""
 
 
+LONG_CHARS = 4096
+
+
 def encode_ids(backend: Tokenizer, text: str) -> list[int]:
-    """The library's ids of ``text``, with nothing put around them.
+    """The library's ids of ``text``, with nothing put around them. Other threads go on meanwhile if it is long.
 
     Raises:
         InvalidRequest: the text holds a lone surrogate.
     """
     try:
-        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+        if len(text) > LONG_CHARS:  # a batch of one: ``encode`` keeps the interpreter to itself
+            ids: list[int] = backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        else:
+            ids = backend.encode(text, add_special_tokens=False).ids
     except TypeError:  # what the library says of a str that is not valid Unicode
         raise InvalidRequest(
             "The text holds half of a surrogate pair, which is not a character; send valid Unicode.",

@@ -64,6 +64,30 @@ def _check_parts(parts: Sequence[ContentPart], path: str, *, is_assistants: bool
                 )
 
 
+def check_continued(request: ChatRequest) -> None:
+    """An answer that goes on with a text of the assistant's, and nothing in the request that holds for whole answers.
+
+    Raises:
+        InvalidRequest: it is another's message, or has calls; or a field holds for whole answers alone.
+    """
+    if not request.continue_final_message:
+        return
+    last, param = request.messages[-1], "continue_final_message"
+    if last.role != "assistant" or last.tool_calls or not last.text:
+        raise InvalidRequest(f"{param} needs the last message to be a text of the assistant's.", param=param)
+    thinks = request.thinking is not None and request.thinking.type == "enabled"
+    for name, is_given in (
+        ("response_format", request.response_format is not None and request.response_format.type != "text"),
+        ("tool_choice", request.tool_choice not in (None, "none", "auto")),
+        ("thinking", thinks),
+        ("reasoning_effort", request.reasoning_effort not in {None, "none"}),
+    ):
+        if is_given:
+            raise InvalidRequest(
+                f"{name} holds for a whole answer, but {param} asks for the rest of one; send one of them.", param=name
+            )
+
+
 def check_tools(request: ChatRequest) -> None:
     """Names that differ, and a choice among them.
 

@@ -44,7 +44,7 @@ async def grammar_of_request(
         InvalidRequest: what cannot be kept, by the path of the field or keyword.
     """
     is_required = must_call(request)
-    answer = "" if is_required else await grammar_of(request.response_format, trial)
+    answer = "" if is_required else await grammar_of(request.response_format, trial, num_chars)
     if not request.tools or request.tool_choice == "none" or not _needs_grammar(request, answer):
         return answer
     if profile.family_name is None:

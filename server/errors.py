@@ -157,7 +157,7 @@ ERROR_TABLE: dict[type[Exception], ErrorKind] = {
     Exception: ErrorKind(500, "server_error", "internal_error"),
 }
 
-_CLIENT_CODES = frozenset({"invalid_value", "unsupported_parameter"})
+_CLIENT_CODES = frozenset({"invalid_value", "unsupported_parameter", "invalid_grammar", "grammar_failed"})
 
 
 class ErrorObject(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from engine.errors import InvalidRequest
-from server.chat_rules import check_messages, check_prediction, check_response_format, check_tools
+from server.chat_rules import check_continued, check_messages, check_prediction, check_response_format, check_tools
 from server.chat_schemas import ChatRequest
 from server.request_fields import checked
 from server.schemas import CompletionRequest, RequestStruct
@@ -50,10 +50,7 @@ def check_chat(request: ChatRequest) -> None:
     check_tools(request)
     if request.top_logprobs is not None and not request.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs to be true.", param="top_logprobs")
-    if request.continue_final_message and request.messages[-1].role != "assistant":
-        raise InvalidRequest(
-            "continue_final_message needs the last message to be the assistant's.", param="continue_final_message"
-        )
+    check_continued(request)
 
 
 def parse_completion(body: bytes) -> CompletionRequest:

@@ -45,7 +45,7 @@ def of_regex(regex: str) -> str:
 
 def of_choice(texts: Sequence[str]) -> str:
     """A grammar for one of some texts."""
-    return _lark("start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts) + "\n")
+    return _lark("start: TEXT\nTEXT: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts) + "\n")
 
 
 def of_lark(grammar: str) -> str:

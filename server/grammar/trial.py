@@ -13,14 +13,15 @@ import os
 import signal
 import sys
 from collections import OrderedDict
+from weakref import WeakValueDictionary
 
 from engine.errors import InvalidRequest
 from server.grammar.child import LENGTH
 
 TRIAL_S = 5.0
 TRIAL_BYTES = 512 << 20
-GRACE_S = 0.5
-"""What a child's own alarm may be late before it is killed."""
+PATIENCE = 3
+"""How often its CPU time a child may take on a busy machine before it is killed."""
 MAX_CHILDREN = 4
 CACHE_BYTES = 64 << 20
 ENTRY_BYTES = 256
@@ -35,6 +36,7 @@ class GrammarTrial:
         self._idle: list[asyncio.subprocess.Process] = []
         self._verdicts: OrderedDict[str, str | None] = OrderedDict()
         self._kept_bytes = 0
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._is_closed = False
 
     async def verdict(self, grammar: str, param: str) -> str:
@@ -43,12 +45,12 @@ class GrammarTrial:
         Raises:
             InvalidRequest: it takes too long or too much memory; ``param`` is to blame.
         """
-        if grammar not in self._verdicts:
-            async with self._places:
+        async with self._locks.setdefault(grammar, asyncio.Lock()):  # others who send the same wait for its verdict
+            if grammar in self._verdicts:
+                self._verdicts.move_to_end(grammar)
+                said = self._verdicts[grammar]
+            else:
                 said = await self._tried(grammar)
-            self._keep(grammar, said)
-        self._verdicts.move_to_end(grammar)
-        said = self._verdicts[grammar]
         if said is None:
             raise InvalidRequest(
                 f"The grammar of {param} takes more than {self._seconds:g} seconds or {self._num_bytes >> 20} MB to "
@@ -66,10 +68,20 @@ class GrammarTrial:
         self._idle.clear()
 
     async def _tried(self, grammar: str) -> str | None:
-        """What is said against it; None if the child did not live to say it."""
-        child = self._idle.pop() if self._idle else await self._new_child()
+        """What is said against it; None if the child did not live to say it.
+
+        That is kept too, unless it may be the machine's doing: a child that got no processor, or was killed by others.
+        """
+        async with self._places:
+            child = self._idle.pop() if self._idle else await self._new_child()
+            said = await self._asked(child, grammar)
+        if said is not None or child.returncode not in {-signal.SIGKILL, None}:
+            self._keep(grammar, said)
+        return said
+
+    async def _asked(self, child: asyncio.subprocess.Process, grammar: str) -> str | None:
         try:
-            async with asyncio.timeout(self._seconds + GRACE_S):
+            async with asyncio.timeout(PATIENCE * self._seconds):
                 said = await _ask(child, grammar)
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
             await _end(child)
@@ -91,8 +103,6 @@ class GrammarTrial:
         )  # fmt: skip
 
     def _keep(self, grammar: str, said: str | None) -> None:
-        if grammar in self._verdicts:  # another request had the same tried out meanwhile
-            return
         self._kept_bytes += ENTRY_BYTES + len(grammar) + len(said or "")
         self._verdicts[grammar] = said
         while self._kept_bytes > CACHE_BYTES and len(self._verdicts) > 1:

@@ -51,7 +51,7 @@ class Completions:
         num_chars = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
         with service.admission.reserve(len(prompts) * (request.n or 1)):
             async with DisconnectWatch(receive):
-                grammar = await grammar_of(request.response_format, service.context.grammars)
+                grammar = await grammar_of(request.response_format, service.context.grammars, len(body))
                 token_ids = await off_loop_if_long(num_chars, lambda: _encode_all(prompts, service.context.prompts))
                 foretold = await service.prediction_ids(request, ready)
                 asked = _with_sampling(request, token_ids, ready)

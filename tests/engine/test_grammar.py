@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from engine import grammar as module
 from engine.grammar import Allowed, GrammarFailed, Grammars
 from engine.types import FinishReason, GenerateRequest, SamplingParams
-from tests.support.grammars import GRAMMARS, OBJECT, json_schema, lark
+from tests.support.grammars import GRAMMARS, json_schema, lark
 from tests.support.tiny_models import TINY_VOCAB_SIZE, tiny_engine
 
 PROMPT = [72, 101, 108, 108, 111]
@@ -161,18 +161,16 @@ def test_a_request_that_leaves_while_its_grammar_is_compiled(engine, monkeypatch
     assert engine.step().deltas == []
 
 
-def test_a_grammar_is_compiled_once_and_kept_within_bounds(monkeypatch):
-    engine = tiny_engine("tiny-mistral", max_model_len=200)
-    compiled, real = [], Grammars._compiled
-    monkeypatch.setattr(Grammars, "_compiled", lambda self, text: compiled.append(text) or real(self, text))
-    texts = [json_schema({**OBJECT, "title": str(i)}) for i in range(5)]
-    for text in [texts[0], texts[0], texts[1], texts[0]]:
-        answer(engine, text)
-    assert compiled == [texts[0], texts[1]]
-    monkeypatch.setattr(module, "CACHE_BYTES", 2 * (module.MATCHER_BYTES + module.TEXT_FACTOR * len(texts[0])))
-    for text in [*texts[2:], texts[4], texts[3], texts[0]]:
-        answer(engine, text)
-    assert compiled == [*texts[:5], texts[0]], "the two that were used last stay"
+def test_no_answer_fails_by_what_others_have_said(engine):
+    """A lexer of this pattern comes to know some states with each token; copies of one grammar would share them."""
+    grammar = lark("start: /(?s).*[a-m].{16}x/")
+    options = [{"temperature": 2.0, "seed": seed, "max_tokens": 60} for seed in range(12)]
+    first = answer(engine, grammar, **options[0])
+    for more in options:
+        answer(engine, grammar, **more)
+    again = answer(engine, grammar, **options[0])
+    assert (again[0], again[1].finish) == (first[0], first[1].finish)
+    assert first[1].finish is not FinishReason.ERROR
 
 
 @given(bits=st.lists(st.booleans(), min_size=259, max_size=259), data=st.data())
@@ -187,7 +185,7 @@ def test_a_mask_and_its_row(bits, data):
 
 
 def test_masks_depend_on_the_answer_alone():
-    """As one of several answers of one compiled grammar, which share what the library has worked out."""
+    """As one of several answers that are held to the same."""
 
     class Vocabulary:
         def token_bytes(self, token_id):
@@ -222,3 +220,16 @@ def test_the_vocabulary_is_that_of_the_model(engine):
     assert TINY_VOCAB_SIZE == 259
     text, _ = answer(engine, lark('start: "é" /[à-ü]{2}/'), temperature=1.0)
     assert re.fullmatch("é[à-ü]{2}", text)
+
+
+def test_an_answer_whose_grammar_takes_ever_longer_ends_alone(engine, monkeypatch):
+    """How much longer is the machine's to say, so the limit is put where any machine reaches it."""
+    monkeypatch.setattr(module, "SLACK_S", 0.02)
+    monkeypatch.setattr(module, "TOKEN_S", 0.0)
+    ambiguous = lark('start: a\na: a a a | a a | "x" | "y"')
+    held = GenerateRequest("held", PROMPT, SamplingParams(max_tokens=150, min_tokens=149), grammar=ambiguous)
+    other = GenerateRequest("other", PROMPT, SamplingParams(max_tokens=150, temperature=0.0, ignore_eos=True))
+    out = ended(engine, held, other)
+    assert out["held"][1].error.code == "grammar_failed"
+    assert "too much time" in out["held"][1].error.message
+    assert out["other"][1].finish is FinishReason.LENGTH

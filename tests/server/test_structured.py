@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from engine.grammar import Grammars
 from server.grammar.forms import of_choice, of_lark, of_regex, of_schema
 from tests.server.rig import CHAT, Rig, chat, error_of
+from tests.support.fake_engine import EOS, VOCAB_SIZE, ByteVocabulary, failure
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
 
@@ -64,3 +66,46 @@ async def test_a_schema_is_refused_by_the_path_of_its_keyword() -> None:
     error = error_of(await Rig().post(CHAT, chat(response_format=answer_format)), 400)
     assert error["param"] == "response_format.json_schema.schema.properties.a.not"
     assert "not" in error["message"]
+
+
+@pytest.mark.parametrize("code", ["invalid_grammar", "grammar_failed"])
+async def test_a_grammar_that_fails_in_the_engine_is_the_clients(code: str) -> None:
+    rig = Rig(lambda request: [failure(request, code, "It takes too much time.")])
+    error = error_of(await rig.post(CHAT, chat(response_format={"type": "json_object"})), 400)
+    assert (error["code"], error["type"]) == (code, "invalid_request_error")
+
+
+@pytest.mark.parametrize(
+    "answer_format",
+    [
+        {"type": "choice", "choice": [f"word {i}" for i in range(10_000)]},
+        {
+            "type": "json_schema",
+            "json_schema": {"name": "x", "schema": {"enum": [{"a": i} for i in range(2_400)]}},
+        },
+        {
+            "type": "json_schema",
+            "json_schema": {
+                "name": "x",
+                "schema": {"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(3_000)}},
+            },
+        },
+    ],
+    ids=["choice", "enum", "properties"],
+)
+async def test_forms_as_large_as_they_may_be(answer_format: Any) -> None:
+    """What the trial lets pass, the engine keeps to, on a vocabulary of bytes as well as on any other."""
+    rig = Rig()
+    assert (await rig.post(CHAT, chat(response_format=answer_format))).status_code == 200
+    vocabulary = ByteVocabulary()
+    grammars = Grammars(vocabulary, VOCAB_SIZE, [EOS])
+    held = grammars.open(rig.engine.submitted[0].grammar).result()
+    for _ in range(8):
+        allowed = held.allowed(VOCAB_SIZE)
+        assert held.failure is None
+        assert allowed is not None
+        held.accept(next(token for token in range(256) if token in allowed))
+        assert held.failure is None
+        if held.is_complete:
+            break
+    grammars.close()

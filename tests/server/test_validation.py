@@ -50,6 +50,10 @@ def _schema_format(**fields: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "ages", "schema": {"type": "array"}, **fields}}
 
 
+def _continued(content: str, **fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "assistant", "content": content}], "continue_final_message": True, **fields}
+
+
 CALLS = _calls()
 
 
@@ -253,6 +257,12 @@ async def test_out_of_bounds_or_of_the_wrong_type(path: str, field: str, value: 
         ({"chat_template_kwargs": {"enable_thinking": True}}, "chat_template_kwargs.enable_thinking", UNSUPPORTED),
         ({"chat_template_kwargs": 1}, "chat_template_kwargs", INVALID),
         ({"continue_final_message": True}, "continue_final_message", INVALID),
+        ({"messages": [CALLS], "continue_final_message": True}, "continue_final_message", INVALID),
+        (_continued("", tools=[]), "continue_final_message", INVALID),
+        (_continued("x", response_format={"type": "json_object"}), "response_format", INVALID),
+        (_continued("x", tools=[_tool("f")], tool_choice="required"), "tool_choice", INVALID),
+        (_continued("x", thinking={"type": "enabled"}), "thinking", INVALID),
+        (_continued("x", reasoning_effort="low"), "reasoning_effort", INVALID),
         ({"prediction": {"type": "content"}}, "prediction.content", MISSING),
         ({"prediction": {"type": "draft", "content": ""}}, "prediction.type", INVALID),
         ({"metadata": {"x": 1}}, "metadata", INVALID),
