@@ -4,8 +4,8 @@ Grammars are llguidance's, in its own JSON form; the server writes them, and has
 kill before one comes here. They are compiled on a thread, and masks are computed on another while the model runs: the
 library lets go of the interpreter for both. Tokens are told to it as bytes, so an answer may be cut into tokens in any
 way that the model likes. A mask depends on the grammar and on the answer so far alone: each answer has a grammar that
-was compiled for it. Copies of one would share what its lexer has come to know, so that answers could fail by what others
-had said, and its memory would grow without end.
+was compiled for it. Copies of one would share what its lexer has come to know, so that answers could fail by what
+others had said, and its memory would grow without end.
 """
 
 from __future__ import annotations
