@@ -10,7 +10,7 @@ from typing import Any
 ROW_ITEMS = 50_000
 """Ways in which an answer may go on: as many as an object of some 12,000 optional properties has. By itself the library
 has 2,000, which are 500 properties."""
-LEXER_STATES = 30_000
+LEXER_STATES = 100_000
 """Of one answer, of some 1 to 2 kB each."""
 
 
