@@ -42,15 +42,20 @@ class IncrementalDetokenizer:
         self._undecoded = b""
         self._held = ""
 
-    def push(self, token_id: int) -> str:
-        """Take a token; return the text that may be shown now, which may be none."""
+    def push(self, token_id: int, *, is_forced: bool = False) -> str:
+        """Take a token; return the text that may be shown now, which may be none.
+
+        What the model did not choose is no stop string, nor part of one.
+        """
         shown = self.bytes_of(token_id)
         if not shown:
             return ""
         data = self._undecoded + shown
         text, num_decoded = utf_8_decode(data, "replace", False)
         self._undecoded = data[num_decoded:]
-        return text if self._stops is None else self._filter(text, self._stops)
+        if self._stops is None:
+            return text
+        return self._pass(text, self._stops) if is_forced else self._filter(text, self._stops)
 
     def bytes_of(self, token_id: int) -> bytes:
         """What a token adds to the answer; nothing if it is a control token that is not shown."""
@@ -65,6 +70,12 @@ class IncrementalDetokenizer:
         if self._stops is not None:
             text = self._filter(text, self._stops)
         text, self._held = text + self._held, ""
+        return text
+
+    def _pass(self, text: str, stops: StopMatcher) -> str:
+        """Show ``text``, and what may have been the beginning of a stop string, which it is not any more."""
+        stops.reset()
+        text, self._held = self._held + text, ""
         return text
 
     def _filter(self, text: str, stops: StopMatcher) -> str:
@@ -100,6 +111,11 @@ class StopMatcher:
         self._stops = [(stop, _fallbacks(stop)) for stop in stops]
         self._states = [0] * len(stops)
         self._first = frozenset(stop[0] for stop in stops)
+
+    def reset(self) -> None:
+        """Forget what may have been the beginning of a stop string."""
+        self.num_matched = 0
+        self._states = [0] * len(self._stops)
 
     def feed(self, text: str) -> tuple[int, str] | None:
         """Take the next piece of the text.

@@ -154,9 +154,10 @@ class Sequence:
             self.first_token_at_s = now_s
         self.last_token_at_s = now_s
         sampling = self.request.sampling
-        if token_id in sampling.stop_token_ids or (not sampling.ignore_eos and is_end(token_id)):
+        is_forced = self.thinking is not None and self.thinking.is_forcing
+        if not is_forced and (token_id in sampling.stop_token_ids or (not sampling.ignore_eos and is_end(token_id))):
             return self.detokenizer.flush(), FinishReason.STOP
-        text = self.detokenizer.push(token_id)
+        text = self.detokenizer.push(token_id, is_forced=is_forced)
         if self.thinking is not None and not self.thinking.is_over:
             is_answer = self._think(self.thinking, token_id)
         else:

@@ -146,9 +146,14 @@ class Thinking:
         return self._phase is _Phase.ANSWER and not self._forced
 
     @property
+    def is_forcing(self) -> bool:
+        """Whether the next token is not the model's to choose."""
+        return bool(self._forced)
+
+    @property
     def must_think(self) -> bool:
         """Whether there are thoughts, or will be."""
-        return self.is_thinking or bool(self._forced)
+        return self.is_thinking or self.is_forcing
 
     def decline(self) -> None:
         """The answer has no thoughts."""

@@ -187,8 +187,19 @@ def test_what_is_forced_goes_before_penalties_bias_and_min_tokens():
     more = {"logit_bias": ((end, -100.0),), "frequency_penalty": 2.0, "repetition_penalty": 50.0, "min_tokens": 30}
     for temperature in (0.0, 1.0):
         thoughts = control(is_forced=True, budget=2)
-        ids, *_ = ended(new_engine(), thoughts, temperature=temperature, stop_token_ids=(end,), **more)
-        assert ids[3:] == [end], "a stop token ends the answer, forced or not"
+        ids, *_ = ended(new_engine(), thoughts, temperature=temperature, **more)
+        assert ids[3] == end
+
+
+def test_what_is_forced_stops_nothing():
+    end, thoughts = CONTROL[END_THINK][0], control(is_forced=True, budget=2)
+    _, free, *_ = ended(new_engine(), thoughts, max_tokens=4)
+    assert free.startswith(THINK)
+    for stops in ({"stop": ("think>",)}, {"stop": (THINK,)}, {"stop": (END_THINK[1:],)}, {"stop_token_ids": (end,)}):
+        ids, text, *_ = ended(new_engine(), thoughts, max_tokens=4, **stops)
+        assert (text, ids[3]) == (free, end), stops
+    held = free[: len(THINK)][-3:] + "x"  # begins as the marker ends
+    assert ended(new_engine(), thoughts, max_tokens=4, stop=(held,))[1] == free
 
 
 def test_ends_amid_thoughts():
@@ -199,8 +210,9 @@ def test_ends_amid_thoughts():
     assert last.usage.reasoning_tokens == 1
     ids, text, last, _ = ended(new_engine(), control(is_forced=True), logit_bias=((eos, 100.0),), ignore_eos=True)
     assert (last.finish, last.usage.reasoning_tokens, len(ids)) == (FinishReason.LENGTH, 60, 60)
-    ids, text, last, _ = ended(new_engine(), control(is_forced=True), stop=("think>",))
-    assert (text, last.finish, last.usage.reasoning_tokens) == ("<", FinishReason.STOP, 1)
+    _, free, *_ = ended(new_engine(), control(is_open=True), max_tokens=5)
+    ids, text, last, _ = ended(new_engine(), control(is_open=True), stop=(free[1:3],))
+    assert (text, last.finish) == (free[:1], FinishReason.STOP)
     ids, text, last, _ = ended(new_engine(), control(is_open=True), max_tokens=5)
     assert (last.finish, last.usage.reasoning_tokens) == (FinishReason.LENGTH, 5)
 
