@@ -26,6 +26,8 @@ from server.schemas import SamplingFields
 
 T = TypeVar("T")
 
+JSON_OF_A_TOKEN = 60
+"""Characters that a token and its log probability take, about."""
 LONG_TEXT_CHARS = 20_000
 """Longer bodies are parsed, and longer texts rendered and tokenised, on a thread: the event loop goes on meanwhile."""
 
@@ -56,6 +58,11 @@ class Answer:
     text: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish: FinishReason | None = None
+
+    @property
+    def num_chars(self) -> int:
+        """About as long as its JSON, log probabilities and all."""
+        return sum(map(len, self.text)) + sum(JSON_OF_A_TOKEN * (1 + len(entry.top)) for entry in self.logprobs)
 
 
 class AnswerFormat(Protocol):

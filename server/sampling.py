@@ -30,6 +30,19 @@ def check_text_length(
         )
 
 
+def check_num_tokens(num_tokens: int, ready: EngineReady, param: str) -> None:
+    """Refuse more tokens than any prompt has, without looking at them.
+
+    Raises:
+        ContextLengthExceeded: more than ``max_model_len``.
+    """
+    if num_tokens > ready.max_model_len:
+        raise ContextLengthExceeded(
+            f"The model's context is {ready.max_model_len} tokens; the prompt has {num_tokens}. Shorten it.",
+            param=param,
+        )
+
+
 def check_token_ids(token_ids: Sequence[int], ready: EngineReady, param: str) -> None:
     """Refuse ids outside the model's vocabulary.
 

@@ -96,7 +96,12 @@ class CompletionService:
                 await self._stream(call, deltas, progress, answer_format, scope, send)
             else:
                 answers = await collect(deltas, progress, len(call.requests))
-                await send_json(msgspec.json.encode(answer_format.whole(answers, progress.usage())), send)
+                usage = progress.usage()
+                encoded = await off_loop_if_long(
+                    sum(answer.num_chars for answer in answers),
+                    lambda: msgspec.json.encode(answer_format.whole(answers, usage)),
+                )
+                await send_json(encoded, send)
         except Exception as error:
             progress.give_up("abort" if isinstance(error, ClientDisconnected) else "error")
             raise

@@ -19,6 +19,7 @@ from server.grammar.answers import grammar_of
 from server.logprobs import TextLogprobsWriter, text_of
 from server.request_effects import SaidWithAnswer, note_who, said_with_answer, without_metadata
 from server.sampling import (
+    check_num_tokens,
     check_text_length,
     check_token_ids,
     completion_budget,
@@ -88,6 +89,7 @@ def _check_prompt(prompt: Prompt, ready: EngineReady, max_chars_per_token: int) 
     if isinstance(prompt, str):
         check_text_length(len(prompt), ready, max_chars_per_token, "prompt")
     else:
+        check_num_tokens(len(prompt), ready, "prompt")
         check_token_ids(prompt, ready, "prompt")
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
 
 from engine.types import FinishReason, GenerateRequest, TokenDelta, TokenLogprobs
+from server.answers import TextCompletion
+from server.routes.completions import TextFormat
 from tests.server.rig import CHAT, TEXT, Rig, chat, error_of, events_of, text
-from tests.support.fake_engine import BOS, MODEL, NO_DETAILS, READY, BytePrompts, deltas_for, says
+from tests.support.fake_engine import BOS, MODEL, NO_DETAILS, READY, VOCAB_SIZE, BytePrompts, deltas_for, says
 
 
 async def test_a_whole_answer() -> None:
@@ -231,3 +234,22 @@ async def test_a_format_that_cannot_be_kept(answer_format: dict[str, Any], param
     rig = Rig()
     assert error_of(await rig.post(TEXT, text(response_format=answer_format)), 400)["param"] == param
     assert rig.engine.submitted == []
+
+
+async def test_token_ids_that_cannot_fit_are_counted_before_they_are_looked_at() -> None:
+    error = error_of(await Rig().post(TEXT, text([VOCAB_SIZE] * (READY.max_model_len + 1))), 400)
+    assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
+
+
+async def test_a_long_answer_is_put_together_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+    real = TextFormat.whole
+
+    def watched(*args: Any) -> TextCompletion:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return real(*args)
+
+    monkeypatch.setattr(TextFormat, "whole", watched)
+    for fields in ({}, {"logprobs": 20}):
+        assert (await Rig(says("x" * 50)).post(TEXT, text(n=16, **fields))).status_code == 200
+    assert threads == [True, False]
