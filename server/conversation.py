@@ -42,11 +42,6 @@ class Conversation:
     opens_answer: bool = True
 
     @property
-    def num_chars(self) -> int:
-        """About how much text there is; the template may leave out some of it."""
-        return _num_chars(self.messages) + _num_chars(self.variables)
-
-    @property
     def num_content_chars(self) -> int:
         """Of what is said in the messages, which no prompt is shorter than."""
         return sum(len(message["content"]) for message in self.messages)
@@ -204,12 +199,3 @@ def _kwargs(given: Mapping[str, Any], profile: ChatProfile, variables: Mapping[s
 
 def _cannot(param: str, why: str) -> InvalidRequest:
     return InvalidRequest(f"{param} cannot be honoured: this model {why}.", param=param, code="unsupported_parameter")
-
-
-def _num_chars(value: Any) -> int:
-    """Of all strings in JSON data, names included."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(len(name) + _num_chars(member) for name, member in value.items())
-    return sum(map(_num_chars, value)) if isinstance(value, list) else 1

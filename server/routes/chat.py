@@ -38,7 +38,7 @@ class ChatCompletions:
         ready = service.check(request)
         note_who(request, record_of(scope))
         profile = service.context.prompts.profile
-        conversation = conversation_of(request, profile)
+        conversation = await off_loop_if_long(len(body), lambda: conversation_of(request, profile))
         check_text_length(conversation.num_content_chars, ready, service.context.max_chars_per_token, "messages")
         requested, n, seed = requested_max_tokens(request), request.n or 1, seed_of(request)
         with service.admission.reserve(n):
@@ -46,9 +46,7 @@ class ChatCompletions:
                 grammar = await grammar_of_request(
                     request, profile, service.context.marker_ids, service.context.grammars, len(body)
                 )
-                prompt = await off_loop_if_long(
-                    conversation.num_chars, lambda: service.context.prompts.chat(conversation)
-                )
+                prompt = await off_loop_if_long(len(body), lambda: service.context.prompts.chat(conversation))
                 thoughts = thoughts_of(
                     profile,
                     service.context.prompts.markers,
