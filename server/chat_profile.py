@@ -33,6 +33,7 @@ class ChatProfile:
         thoughts: what stands around its thoughts; None if it has none.
         arguments_as_text: the template wants the arguments of earlier calls as a string, not as an object.
         has_template: whether there is one; without it a model has no chats.
+        shows_names: the template shows the model who speaks, where a message says so.
         call_form: of ``tools.grammar.SHAPES``, how it is made to call tools; "" if that is not known.
     """
 
@@ -41,6 +42,7 @@ class ChatProfile:
     thoughts: Markers | None = None
     arguments_as_text: bool = False
     has_template: bool = True
+    shows_names: bool = False
     call_form: str = ""
 
     @property

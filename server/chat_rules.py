@@ -22,7 +22,7 @@ def check_messages(messages: Sequence[Message]) -> None:
     Raises:
         InvalidRequest: the first that is missing or has no place there.
     """
-    called: set[str] = set()
+    called: dict[str, str] = {}
     for i, message in enumerate(messages):
         path = f"messages[{i}]"
         if message.role != "assistant":
@@ -35,11 +35,15 @@ def check_messages(messages: Sequence[Message]) -> None:
             raise InvalidRequest(
                 f"{path}.tool_call_id is not the id of a tool call in an earlier message.", param=f"{path}.tool_call_id"
             )
+        elif message.name not in {None, called[message.tool_call_id]}:
+            raise InvalidRequest(
+                f"{path}.name is not the name of the function that was called; leave it out.", param=f"{path}.name"
+            )
         if message.content is None and not (message.tool_calls or message.refusal):
             raise _missing(f"{path}.content")
         if isinstance(message.content, list):
             _check_parts(message.content, f"{path}.content", is_assistants=message.role == "assistant")
-        called.update(call.id for call in message.tool_calls or ())
+        called.update((call.id, call.function.name) for call in message.tool_calls or ())
 
 
 def _refuse_given(message: Message, names: Iterable[str], path: str, reason: str) -> None:

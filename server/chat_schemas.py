@@ -57,10 +57,11 @@ class Message(RequestStruct, frozen=True, kw_only=True):
 
     @property
     def text(self) -> str:
-        """The content as one string; what the assistant refused counts as said."""
-        if isinstance(self.content, list):
-            return "".join(part.text or part.refusal or "" for part in self.content)
-        return self.content or self.refusal or ""
+        """The content as one string; what the assistant refused counts as said, too."""
+        content = self.content or ""
+        if isinstance(content, list):
+            content = "".join(part.text or part.refusal or "" for part in content)
+        return content + (self.refusal or "")
 
 
 class Function(RequestStruct, frozen=True, kw_only=True):

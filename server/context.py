@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -21,6 +21,8 @@ from server.grammar.trial import GrammarTrial
 from server.metrics import Histogram, loop_lag_histogram
 from server.reasoning import Markers
 from server.thoughts import MarkerTokens, marker_tokens
+
+_NAME = "upwell-asks-for-names"
 
 
 class ChatPrompt(NamedTuple):
@@ -85,6 +87,8 @@ class ModelPrompts:
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, profile: ChatProfile | None = None) -> None:
         self._template = template
         self._profile = profile or ChatProfile(has_template=template is not None)
+        if template is not None:
+            self._profile = replace(self._profile, shows_names=_shows_names(template))
         self._markers = MarkerTokens()
         if template is not None:
             tokenizer = tokenizer.guarding("\n".join([template.source, *self._profile.markers]))
@@ -131,6 +135,14 @@ class ModelPrompts:
     def prediction(self, answer: str) -> list[int]:
         """See ``PromptEncoder.prediction``."""
         return self._tokenizer.encode(answer, add_special=False)
+
+
+def _shows_names(template: ChatTemplate) -> bool:
+    asked = [{"role": "user", "content": "?", "name": _NAME}]
+    try:
+        return _NAME in template.render(asked, add_generation_prompt=True)
+    except InvalidRequest:
+        return False
 
 
 def _is_thinking(rendered: str, thoughts: Markers, render: Callable[..., str]) -> bool | None:

@@ -74,6 +74,8 @@ def _described(answer_format: ResponseFormat | None) -> str:
 def _message(message: Message, path: str, profile: ChatProfile) -> dict[str, Any]:
     """Templates know the developer under the older name, and calls with what they were made with as an object."""
     made: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": message.text}
+    if message.name is not None and not profile.shows_names and message.role != "tool":
+        made["content"] = f"{message.name}: {message.text}"
     for name in ("name", "reasoning_content", "tool_call_id"):
         if getattr(message, name) is not None:
             made[name] = getattr(message, name)
@@ -141,7 +143,9 @@ def _thinking(request: ChatRequest, profile: ChatProfile) -> tuple[bool | None, 
     elif wanted and profile.thoughts is None:
         raise _cannot("thinking" if request.thinking else EFFORT, "does not think before it answers")
     elif wanted is False and profile.thoughts is not None and BUDGET not in profile.variables:
-        raise _cannot("thinking" if request.thinking else EFFORT, "always thinks before it answers")
+        raise _cannot(
+            "thinking" if request.thinking else EFFORT, "has a template that cannot turn thinking off"
+        )
     if request.reasoning_effort not in {None, "none"} and EFFORT in profile.variables:
         variables[EFFORT] = request.reasoning_effort
     if BUDGET in profile.variables and (wanted is not None or budget is not None):

@@ -85,6 +85,8 @@ def blame_text(said: str, param: str) -> InvalidRequest:
         reason = f"{where['reason'].partition(' (at ')[0]} (line {line}, column {where['column']})"
     else:
         reason = problem.partition("\n")[0]
+    if "panic" in reason:  # the library's own failure, which says nothing to a client
+        reason = "it cannot be compiled; make it simpler"
     return InvalidRequest(f"{param} is not valid: {reason[:300]}.", param=param, code="invalid_grammar")
 
 

@@ -22,7 +22,7 @@ TOOL = {
     "type": "function",
     "function": {"name": "get_weather", "description": "Tells the weather.", "parameters": PARAMETERS},
 }
-TAKES_TOOLS = ChatProfile(variables=frozenset({"tools"}), family_name="hermes")
+TAKES_TOOLS = ChatProfile(variables=frozenset({"tools"}), family_name="hermes", shows_names=True)
 WRITTEN_OUT = ChatProfile(family_name="hermes")
 
 
@@ -53,6 +53,7 @@ async def given(messages: list[dict[str, Any]], profile: ChatProfile = TAKES_TOO
         ({"role": "user", "content": "a", "name": "ann"}, {"role": "user", "content": "a", "name": "ann"}),
         ({"role": "system", "content": "a", "name": "s"}, {"role": "system", "content": "a", "name": "s"}),
         ({"role": "developer", "content": "a"}, {"role": "system", "content": "a"}),
+        ({"role": "assistant", "content": "No", "refusal": "!"}, {"role": "assistant", "content": "No!"}),
         ({"role": "assistant", "refusal": "I won't."}, {"role": "assistant", "content": "I won't."}),
         (
             {"role": "assistant", "content": [{"type": "text", "text": "No: "}, {"type": "refusal", "refusal": "no."}]},
@@ -66,6 +67,19 @@ async def given(messages: list[dict[str, Any]], profile: ChatProfile = TAKES_TOO
 )
 async def test_a_message_as_the_template_knows_it(message: dict[str, Any], shown: dict[str, Any]) -> None:
     assert (await given([message, USER])).messages == [shown, USER]
+
+
+async def test_a_model_that_is_shown_no_names_reads_them() -> None:
+    messages = [{"role": "user", "content": "a", "name": "ann"}, {"role": "user", "content": "b", "name": "bo"}]
+    shown = (await given(messages, WRITTEN_OUT)).messages
+    assert [message["content"] for message in shown] == ["ann: a", "bo: b"]
+
+
+@pytest.mark.parametrize(("source", "shows"), [("{{ messages[0].name }}", True), ("{{ messages[0].content }}", False)])
+def test_which_templates_show_names(source: str, shows: bool) -> None:
+    tokenizer = with_control_tokens([])
+    template = ChatTemplate(source, tokenizer.special_tokens)
+    assert ModelPrompts(tokenizer, template, profile_of(source)).profile.shows_names is shows
 
 
 async def test_calls_and_what_they_gave() -> None:

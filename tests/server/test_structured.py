@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from engine.grammar import Grammars
+from server.grammar.blame import blame_text
 from server.grammar.forms import of_choice, of_lark, of_regex, of_schema
 from tests.server.rig import CHAT, Rig, chat, error_of
 from tests.support.fake_engine import EOS, VOCAB_SIZE, ByteVocabulary, failure
@@ -58,6 +59,10 @@ async def test_a_refusal_says_what_is_wrong_and_where(answer_format: Any, param:
     assert (error["param"], error["code"]) == (f"response_format.{param}", "invalid_grammar")
     assert said in error["message"]
     assert rig.engine.submitted == []
+
+
+def test_the_librarys_own_failures_say_nothing_of_it() -> None:
+    assert "panic" not in str(blame_text("panic: assertion failed: x\n  at y", "response_format.lark"))
 
 
 async def test_a_schema_is_refused_by_the_path_of_its_keyword() -> None:

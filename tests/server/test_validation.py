@@ -135,6 +135,11 @@ async def test_out_of_bounds_or_of_the_wrong_type(path: str, field: str, value: 
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id", MISSING),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages[0].tool_call_id", INVALID),
         ({"messages": [CALLS, {"role": "tool", "tool_call_id": "1"}]}, "messages[1].content", MISSING),
+        (
+            {"messages": [CALLS, {"role": "tool", "tool_call_id": "1", "content": "x", "name": "g"}]},
+            "messages[1].name",
+            INVALID,
+        ),
         ({"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]}, "messages[0].tool_call_id", INVALID),
         ({"messages": [{"role": "user", "content": "x", "name": ""}]}, "messages[0].name", INVALID),
         ({"messages": [{"role": "user", "content": "x", "name": "x" * 65}]}, "messages[0].name", INVALID),
