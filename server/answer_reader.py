@@ -38,8 +38,8 @@ class AnswerReader:
         """Whether tool calls are looked for."""
         return self._calls is not None
 
-    def read(self, text: str, *, is_end: bool) -> AnswerParts:
-        """The next piece, after which there is no other if ``is_end``."""
+    def read(self, text: str, *, is_end: bool, is_cut: bool = False) -> AnswerParts:
+        """The next piece, after which there is no other if ``is_end``, although there would have been if ``is_cut``."""
         if self._thoughts is None and self._calls is None:
             return AnswerParts(content=text)
         parts = AnswerParts(content=text)
@@ -49,14 +49,14 @@ class AnswerReader:
                 more = self._thoughts.finish()
                 parts.reasoning, parts.content = parts.reasoning + more.reasoning, parts.content + more.content
         if self._calls is not None:
-            self._read_calls(parts, self._calls, is_end=is_end)
+            self._read_calls(parts, self._calls, is_end=is_end, is_cut=is_cut)
         return parts
 
-    def _read_calls(self, parts: AnswerParts, calls: CallParser, *, is_end: bool) -> None:
+    def _read_calls(self, parts: AnswerParts, calls: CallParser, *, is_end: bool, is_cut: bool) -> None:
         found = calls.feed(parts.content)
         parts.content, parts.calls = found.content, found.calls
         if is_end:
-            rest = calls.finish()
+            rest = calls.finish(is_cut=is_cut)
             parts.content, parts.calls = parts.content + rest.content, merged([*parts.calls, *rest.calls])
         self.num_calls = max([self.num_calls, *(call.index + 1 for call in parts.calls)])
 

@@ -67,7 +67,7 @@ class ChatFormat:
         first = index not in self._begun
         entries = (delta.logprobs or ()) if self._logprobs else None
         reader = self._readers[index]
-        parts = reader.read(delta.text, is_end=delta.finish is not None)
+        parts = reader.read(delta.text, is_end=delta.finish is not None, is_cut=delta.finish is FinishReason.LENGTH)
         if not (first or parts or entries or delta.finish):
             return None
         self._begun.add(index)
@@ -95,7 +95,7 @@ class ChatFormat:
     def _choice(self, index: int, answer: Answer) -> ChatChoice:
         logprobs = chat_logprobs(answer.logprobs, self._vocabulary) if self._logprobs else None
         reader = self._readers[index]
-        parts = reader.read("".join(answer.text), is_end=True)
+        parts = reader.read("".join(answer.text), is_end=True, is_cut=answer.finish is FinishReason.LENGTH)
         calls = [
             ToolCall(id=self._new_call_id(), function=CalledFunction(call.name or "", call.arguments))
             for call in parts.calls

@@ -143,9 +143,7 @@ def _thinking(request: ChatRequest, profile: ChatProfile) -> tuple[bool | None, 
     elif wanted and profile.thoughts is None:
         raise _cannot("thinking" if request.thinking else EFFORT, "does not think before it answers")
     elif wanted is False and profile.thoughts is not None and BUDGET not in profile.variables:
-        raise _cannot(
-            "thinking" if request.thinking else EFFORT, "has a template that cannot turn thinking off"
-        )
+        raise _cannot("thinking" if request.thinking else EFFORT, "has a template that cannot turn thinking off")
     if request.reasoning_effort not in {None, "none"} and EFFORT in profile.variables:
         variables[EFFORT] = request.reasoning_effort
     if BUDGET in profile.variables and (wanted is not None or budget is not None):

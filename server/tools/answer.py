@@ -15,6 +15,7 @@ class Answer:
     Attributes:
         num_calls: how many there are so far.
         has_content: there has been some that is no whitespace.
+        call_came_last: nothing else has come since, but whitespace.
     """
 
     def __init__(self) -> None:
@@ -23,17 +24,17 @@ class Answer:
         self._calls: list[tuple[int, str | None, list[str]]] = []
         self._blanks: list[str] = []
         self.has_content = False
-        self._call_came_last = False
+        self.call_came_last = False
 
     def content(self, text: str) -> None:
         """More content."""
-        if self._call_came_last and not self.has_content:
+        if self.call_came_last and not self.has_content:
             text = text.lstrip(WHITESPACE)
         end = len(text.rstrip(WHITESPACE))
         if end:
             self._content += [*self._blanks, text[:end]]
             self._blanks.clear()
-            self.has_content, self._call_came_last = True, False
+            self.has_content, self.call_came_last = True, False
         if end < len(text):
             self._blanks.append(text[end:])
 
@@ -41,7 +42,7 @@ class Answer:
         """A call begins; its name is certain."""
         self._calls.append((self.num_calls, name, []))
         self.num_calls += 1
-        self._call_came_last = True
+        self.call_came_last = True
         if not self.has_content:
             self._blanks.clear()
 
@@ -53,7 +54,7 @@ class Answer:
 
     def end(self) -> None:
         """Nothing follows."""
-        if not self._call_came_last:
+        if not self.call_came_last:
             self._content += self._blanks
         self._blanks.clear()
 

@@ -60,12 +60,16 @@ class CallReader:
             next(self._reading)
         return self._answer.take()
 
-    def finish(self) -> Parts:
-        """The answer has ended: what was held back. Nothing may be fed from then on."""
+    def finish(self, *, is_cut: bool = False) -> Parts:
+        """See ``CallParser.finish``."""
+        amid_call = is_cut and self._answer.call_came_last
         self._source.end()
         next(self._reading, None)
         self._answer.end()
-        return self._answer.take()
+        parts = self._answer.take()
+        if amid_call:
+            parts.content = ""
+        return parts
 
     def _read(self) -> Reading[None]:
         source, syntax = self._source, self._syntax

@@ -63,5 +63,9 @@ class CallParser(Protocol):
     def feed(self, text: str) -> Parts:
         """Take the next piece."""
 
-    def finish(self) -> Parts:
-        """The answer has ended: what was held back. Nothing may be fed from then on."""
+    def finish(self, *, is_cut: bool = False) -> Parts:
+        """The answer has ended: what was held back. Nothing may be fed from then on.
+
+        Args:
+            is_cut: it would have gone on. What was held back after a call begins markup then, and is no content.
+        """

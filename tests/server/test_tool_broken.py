@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from server.tools.families import parser
 from server.tools.named_calls import CALL_BEGIN, CALL_END, CALLS_BEGIN, CALLS_END, TOOL_SEP
-from tests.support.tool_texts import every, parsed
+from tests.support.tool_texts import STYLES, TOOLS, every, parsed, written
 
 BEFORE_THE_NAME = {
     "hermes": [
@@ -200,3 +201,14 @@ def test_whitespace_stays_between_texts_and_goes_at_the_ends(size):
         ("\n<tool_call>\n", "\n<tool_call>\n"),
     ):
         assert parsed("hermes", text, every(text, size))[0] == content
+
+
+@pytest.mark.parametrize(("family", "style"), [(name, style) for name in STYLES for style in range(STYLES[name])])
+def test_what_is_cut_amid_calls_leaves_no_markup(family: str, style: int) -> None:
+    """Once a call has begun, nothing of it or of the next is content, wherever the answer is cut."""
+    text = written(family, [("f", {"text": "x"}), ("get_weather", {"count": 2})], style=style)
+    for end in range(1, len(text) + 1):
+        reading = parser(family, TOOLS)
+        begun, rest = reading.feed(text[:end]), reading.finish(is_cut=True)
+        if begun.calls:
+            assert begun.content + rest.content == "", text[:end]
