@@ -29,7 +29,7 @@ from kernels.ops import F32, I32, DrawParams, Scores, StepInputs
 
 NUMERICAL_ERROR = ErrorInfo("numerical_error", "The model's output was not a number; the request cannot be answered.")
 
-GRAMMAR_ERROR = "The answer cannot be held to its grammar any longer ({}); make the grammar simpler."
+GRAMMAR_ERROR = "The answer cannot be held to its grammar ({}); make response_format, or the tools' schemas, simpler."
 
 IDLE_WAIT_S = 0.01
 """How long a step waits for a grammar to be compiled, if there is nothing else to do."""
@@ -231,7 +231,7 @@ class Engine:
                 self.scheduler.add(seq)
             elif isinstance(failure, GrammarFailed):
                 del self.sequences[seq.request.request_id]
-                refused.append(_failed(seq, ErrorInfo("invalid_grammar", str(failure), "response_format")))
+                refused.append(_failed(seq, ErrorInfo("invalid_grammar", GRAMMAR_ERROR.format(failure))))
             else:
                 raise failure
         return refused

@@ -9,11 +9,10 @@ from collections.abc import Iterable, Sequence
 
 from engine.errors import InvalidRequest
 from server.chat_schemas import ChatRequest, Message, ToolChoice
-from server.schemas import ContentPart, Prediction, ResponseFormat
+from server.schemas import ContentPart, Prediction, RequestStruct, ResponseFormat
 
 _ASSISTANTS = ("tool_calls", "refusal", "reasoning_content")
 """Fields of the assistant's messages alone."""
-_FIELD_OF_FORMAT = {"json_schema": "json_schema", "regex": "regex", "choice": "choice", "lark": "lark"}
 
 
 def check_messages(messages: Sequence[Message]) -> None:
@@ -58,14 +57,7 @@ def _check_parts(parts: Sequence[ContentPart], path: str, *, is_assistants: bool
             raise InvalidRequest(
                 f"{path}[{i}].type can be 'refusal' in the assistant's messages alone.", param=f"{path}[{i}].type"
             )
-        for name in ("text", "refusal"):
-            given = getattr(part, name) is not None
-            if name == part.type and not given:
-                raise _missing(f"{path}[{i}].{name}")
-            if name != part.type and given:
-                raise InvalidRequest(
-                    f"{path}[{i}].{name} has no place in a part of type '{part.type}'.", param=f"{path}[{i}].{name}"
-                )
+        _check_variant(part, part.type, ("text", "refusal"), f"{path}[{i}]")
 
 
 def check_continued(request: ChatRequest) -> None:
@@ -116,14 +108,7 @@ def check_tools(request: ChatRequest) -> None:
 
 
 def _check_choice(choice: ToolChoice, names: set[str]) -> None:
-    for name in ("function", "allowed_tools"):
-        given = getattr(choice, name) is not None
-        if name == choice.type and not given:
-            raise _missing(f"tool_choice.{name}")
-        if name != choice.type and given:
-            raise InvalidRequest(
-                f"tool_choice.{name} has no place in a choice of type '{choice.type}'.", param=f"tool_choice.{name}"
-            )
+    _check_variant(choice, choice.type, ("function", "allowed_tools"), "tool_choice")
     chosen = {"tool_choice.function.name": choice.function.name} if choice.function else {}
     if choice.allowed_tools:
         for i, tool in enumerate(choice.allowed_tools.tools):
@@ -141,15 +126,7 @@ def check_response_format(answer_format: ResponseFormat | None) -> None:
     """
     if answer_format is None:
         return
-    for kind, name in _FIELD_OF_FORMAT.items():
-        given = getattr(answer_format, name) is not None
-        if kind == answer_format.type and not given:
-            raise _missing(f"response_format.{name}")
-        if kind != answer_format.type and given:
-            raise InvalidRequest(
-                f"response_format.{name} has no place in a format of type '{answer_format.type}'.",
-                param=f"response_format.{name}",
-            )
+    _check_variant(answer_format, answer_format.type, ("json_schema", "regex", "choice", "lark"), "response_format")
     if answer_format.json_schema is not None and answer_format.json_schema.schema is None:
         raise _missing("response_format.json_schema.schema")
 
@@ -162,6 +139,16 @@ def check_prediction(prediction: Prediction | None) -> None:
     """
     if prediction is not None and isinstance(prediction.content, list):
         _check_parts(prediction.content, "prediction.content", is_assistants=False)
+
+
+def _check_variant(value: RequestStruct, kind: str, names: Iterable[str], path: str) -> None:
+    """Of the fields that are each for the type of its name, there is the one of this type, and no other."""
+    for name in names:
+        given = getattr(value, name) is not None
+        if name == kind and not given:
+            raise _missing(f"{path}.{name}")
+        if name != kind and given:
+            raise InvalidRequest(f"{path}.{name} has no place where the type is '{kind}'.", param=f"{path}.{name}")
 
 
 def _missing(param: str) -> InvalidRequest:

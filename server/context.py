@@ -6,7 +6,7 @@ Built once by the command line (or by a test) and handed to ``app.create_app``. 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -162,15 +162,6 @@ def _is_thinking(rendered: str, thoughts: Markers, render: Callable[..., str]) -
     return True if started >= len(render(add_generation_prompt=False)) else None
 
 
-def control_tokens(vocabulary: Vocabulary, vocab_size: int, texts: Sequence[str]) -> dict[str, int]:
-    """Which of some texts are single control tokens of a vocabulary, with the lowest id of each."""
-    wanted = {text: text.encode() for text in texts}
-    found: dict[bytes, int] = {}
-    for token_id in filter(vocabulary.is_special, range(vocab_size)):
-        found.setdefault(vocabulary.token_bytes(token_id), token_id)
-    return {text: found[as_bytes] for text, as_bytes in wanted.items() if as_bytes in found}
-
-
 def _cut_after(rendered: str, content: str) -> str:
     """A conversation up to the end of its last message's content, with which the answer goes on.
 
@@ -204,7 +195,6 @@ class ServerContext:
         keep_alive_s: silence after which a stream gets a comment, so that nothing on the way takes it for dead.
         write_stall_s: how long a client may leave an event unread before it counts as gone.
         grammars: where grammars are tried out.
-        marker_ids: markers of calls that are single control tokens of the vocabulary, with their ids.
         created: wall clock time shown as the model's ``created``.
         loop_lag: where the HTTP server notes how late its event loop is.
     """
@@ -224,5 +214,4 @@ class ServerContext:
     write_stall_s: float = 60.0
     created: int = field(default_factory=lambda: int(time.time()))
     grammars: GrammarTrial = field(default_factory=GrammarTrial)
-    marker_ids: Mapping[str, int] = field(default_factory=dict)
     loop_lag: Histogram = field(default_factory=loop_lag_histogram)

@@ -34,7 +34,7 @@ from server.app import create_app
 from server.bridge import EngineBridge
 from server.chat_profile import ChatProfile, profile_of
 from server.chat_template import ChatTemplate
-from server.context import ModelPrompts, ServerContext, control_tokens
+from server.context import ModelPrompts, ServerContext
 from server.guard import LOOPBACK_HOSTS
 from server.http_server import HttpServer
 from server.settings import ServeSettings, engine_environment, is_loopback
@@ -128,7 +128,6 @@ async def _serve(
         max_waiting=settings.max_waiting,
         api_keys=settings.api_keys,
         allowed_hosts=LOOPBACK_HOSTS | {settings.host} if is_loopback(settings.host) else None,
-        marker_ids=control_tokens(tokenizer, tokenizer.vocab_size, profile.markers),
     )
     server = HttpServer(create_app(context), context.loop_lag)
     serving = asyncio.create_task(server.serve(sockets=[sock]))

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from engine.errors import InvalidRequest
 from engine.tokenizer import Tokenizer
@@ -27,12 +28,14 @@ class MarkerTokens:
         start_ids: what begins its thoughts, as its template writes that; none if that is not to be had.
         end_ids: what ends them.
         shown_ids: control tokens that are markers, or part of one, so that they have to be shown.
+        ids: of markers that are single control tokens, whole; the lowest of each.
         has_start_token: the start marker is one token, the first of ``start_ids``.
     """
 
     start_ids: tuple[int, ...] = ()
     end_ids: tuple[int, ...] = ()
     shown_ids: tuple[int, ...] = ()
+    ids: Mapping[str, int] = field(default_factory=dict)
     has_start_token: bool = False
 
 
@@ -40,13 +43,14 @@ def marker_tokens(profile: ChatProfile, template: ChatTemplate, tokenizer: Token
     """The tokens of the profile's markers in a tokenizer."""
     texts = {token_id: tokenizer.token_text(token_id) for token_id in tokenizer.special_ids}
     shown = tuple(sorted(i for i, text in texts.items() if text and any(text in marker for marker in profile.markers)))
+    ids = {texts[i]: i for i in reversed(shown) if texts[i] in profile.markers}
     if profile.thoughts is None:
-        return MarkerTokens(shown_ids=shown)
+        return MarkerTokens(shown_ids=shown, ids=ids)
     start, end = _written(profile.thoughts, profile, template)
     start_ids = _encoded(start, profile.thoughts.start, tokenizer)
     end_ids = _encoded(end, profile.thoughts.end, tokenizer)
     has_start_token = bool(start_ids) and tokenizer.token_text(start_ids[0]) == profile.thoughts.start
-    return MarkerTokens(start_ids, end_ids, shown, has_start_token)
+    return MarkerTokens(start_ids, end_ids, shown, ids, has_start_token)
 
 
 def _written(markers: Markers, profile: ChatProfile, template: ChatTemplate) -> Markers:

@@ -44,7 +44,7 @@ class ChatCompletions:
         with service.admission.reserve(n):
             async with DisconnectWatch(receive):
                 grammar = await grammar_of_request(
-                    request, profile, service.context.marker_ids, service.context.grammars, len(body)
+                    request, profile, service.context.prompts.markers.ids, service.context.grammars, len(body)
                 )
                 prompt = await off_loop_if_long(len(body), lambda: service.context.prompts.chat(conversation))
                 thoughts = thoughts_of(

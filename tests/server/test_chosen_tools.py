@@ -8,11 +8,14 @@ import pytest
 
 from engine.types import FinishReason
 from server.chat_profile import profile_of
+from server.chat_template import ChatTemplate
 from server.chosen_tools import calls_are_marked
-from server.context import control_tokens
+from server.context import ModelPrompts
+from server.thoughts import MarkerTokens
 from server.validation import parse_chat
 from tests.server.rig import CHAT, Rig, chat, error_of, events_of
 from tests.support.fake_engine import BytePrompts, deltas_for
+from tests.support.tiny_bpe import with_control_tokens
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 STRICT = {**CITY, "additionalProperties": False}
@@ -37,17 +40,19 @@ def format_of(schema):
 
 
 class Prompts(BytePrompts):
-    def __init__(self, template=HERMES, **how):
-        self.profile = profile_of(template, **how)
+    def __init__(self, template=HERMES, marker_ids=None, **how):
+        super().__init__(profile_of(template, **how))
+        self.markers = MarkerTokens(ids=marker_ids or {})
 
 
-def rig(template=HERMES, said="Hello", **settings):
-    return Rig(lambda request: deltas_for(request, said, range(len(said))), prompts=Prompts(template), **settings)
+def rig(template=HERMES, said="Hello", marker_ids=None):
+    prompts = Prompts(template, marker_ids)
+    return Rig(lambda request: deltas_for(request, said, range(len(said))), prompts=prompts)
 
 
 async def grammar_of(template=HERMES, marker_ids=None, **fields):
     """The grammar that reaches the engine, in lark; and that of an answer beside calls."""
-    made = rig(template, marker_ids=marker_ids or {})
+    made = rig(template, marker_ids=marker_ids)
     response = await made.post(CHAT, chat(**fields))
     await made.context.grammars.close()
     assert response.status_code == 200, response.text
@@ -158,17 +163,10 @@ async def test_markers_that_are_tokens_are_told_by_their_ids():
     assert '"<tool_call>"' not in grammar
 
 
-def test_control_tokens_are_looked_up_by_their_text():
-    class Vocabulary:
-        tokens = (b"a", b"<x>", b"<y>", b"<x>", b"<x>", b"<z>")
-
-        def token_bytes(self, token_id):
-            return self.tokens[token_id]
-
-        def is_special(self, token_id):
-            return token_id >= 2
-
-    assert control_tokens(Vocabulary(), 6, ["<x>", "<y>", "a", "<w>"]) == {"<x>": 3, "<y>": 2}
+def test_markers_are_looked_up_among_the_control_tokens():
+    tokenizer = with_control_tokens(["<tool_call>", "<other>"])
+    prompts = ModelPrompts(tokenizer, ChatTemplate(HERMES, tokenizer.special_tokens), profile_of(HERMES))
+    assert prompts.markers.ids == {"<tool_call>": tokenizer.encode("<tool_call>", add_special=False)[0]}
 
 
 @pytest.mark.parametrize(
