@@ -116,12 +116,8 @@ class CpuBackend:
         threads = ThreadCount(options.threads, "as asked") if options.threads else default_threads()
         self._runner = Runner(self._library, threads.count)
         self._nodes: list[g.Node] | None = None
-        self.info = BackendInfo(
-            "cpu",
-            f"native, {isa}, {threads}, {kind} cache",
-            Arithmetic("int8 blocks of 32", kind),
-            build=self._library.digest,
-        )
+        description, arithmetic = f"native, {isa}, {threads}, {kind} cache", Arithmetic("int8 blocks of 32", kind)
+        self.info = BackendInfo("cpu", description, arithmetic, build=self._library.digest)
 
     def alloc_cache(self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> LayerCache:
         """An empty cache of what the options ask for. Raises as ``memory.alloc_cache`` does."""

@@ -97,6 +97,16 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
     return error
 
 
+async def refused(path: str, body: Any) -> dict[str, Any]:
+    """The error object of a request that must be refused and must not reach the engine."""
+    rig = Rig()
+    response = await rig.post_raw(path, json.dumps(body).encode())
+    error = error_of(response, 400)
+    assert error["type"] == "invalid_request_error"
+    assert rig.engine.submitted == []
+    return error
+
+
 def events_of(body: str) -> list[Any]:
     """Data of all events of a stream, decoded; comments are left out."""
     assert body.endswith("\n\n")
