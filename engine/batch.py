@@ -14,8 +14,7 @@ from kernels.ops import I32, AttentionBatch, StepInputs
 def build_batch(plan: Seq[ScheduledSeq], block_size: int) -> StepInputs:
     """Lay out a non-empty plan, as NumPy arrays, all i32 and of the shapes that ``StepInputs`` says.
 
-    The rows of ``logit_rows`` belong to the plan's sequences that ``completes``, in the plan's order: of each its last
-    token's, and then those of its drafts.
+    The rows of ``logit_rows`` are the ``num_rows`` that each of the plan's sequences takes, in the plan's order.
 
     Plain integers until the end, since most steps have one token of each sequence: that costs less than a dozen calls
     of NumPy, and a step of a prompt's thousand tokens takes a thousand times as long as this.
@@ -31,21 +30,20 @@ def build_batch(plan: Seq[ScheduledSeq], block_size: int) -> StepInputs:
     q_starts = list(accumulate([end - start for _, start, end in spans], initial=0))
     kv_lens = [end for _, _, end in spans]
     logit_rows = [end - 1 for end, each in zip(q_starts[1:], plan, strict=True) if each.completes]
-    if len(token_ids) < q_starts[-1]:  # the others are drafts
-        token_ids, logit_rows = _with_drafts(plan)
+    if len(token_ids) < q_starts[-1] or any(each.num_scored for each in plan):  # the tokens that are missing are drafts
+        token_ids, logit_rows = _with_more_rows(plan)
     where = AttentionBatch(_i32(q_starts), _i32(kv_lens), _block_table(plan))
     return StepInputs(_i32(token_ids), _i32(positions), _i32(slots), where, _i32(logit_rows))
 
 
-def _with_drafts(plan: Seq[ScheduledSeq]) -> tuple[list[int], list[int]]:
+def _with_more_rows(plan: Seq[ScheduledSeq]) -> tuple[list[int], list[int]]:
     """The tokens of a step, each sequence's drafts behind its own, and the rows whose logits are wanted."""
     token_ids: list[int] = []
     logit_rows: list[int] = []
     for each in plan:
         token_ids += each.seq.token_ids[each.start : each.start + each.count]
-        if each.completes:
-            logit_rows += range(len(token_ids) - 1, len(token_ids) + len(each.drafts))
         token_ids += each.drafts
+        logit_rows += range(len(token_ids) - each.num_rows, len(token_ids))
     return token_ids, logit_rows
 
 

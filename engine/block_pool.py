@@ -87,7 +87,8 @@ class BlockPool:
     def admit(self, seq: Sequence) -> bool:
         """Give ``seq``, which holds no block, room for all its tokens; reuse cached blocks for its prefix.
 
-        At least one token is left to compute, since its logits are wanted. Sets ``seq.num_computed`` to what was found.
+        Tokens whose logits are wanted are left to compute, the last one at least. Sets ``seq.num_computed`` to what was
+        found.
 
         Returns:
             False, and nothing has changed, if there is no room.
@@ -112,6 +113,8 @@ class BlockPool:
         """Why no more of ``seq`` was found, which has just been admitted; None if all but its last token was."""
         if seq.num_remaining == 1:
             return None
+        if seq.num_unscored:
+            return CacheMiss.PROMPT_LOGPROBS
         if not self._caching:
             return CacheMiss.PREFIX_CACHING_OFF
         if self._name(seq, seq.num_committed, len(seq.token_ids)) in self._evicted:
@@ -229,8 +232,8 @@ class BlockPool:
         return -(-num_tokens // self.block_size)
 
     def _match(self, seq: Sequence) -> list[int]:
-        """Blocks of the longest cached prefix that leaves a token to compute."""
-        limit = (len(seq.token_ids) - 1) // self.block_size
+        """Blocks of the longest cached prefix that will do."""
+        limit = seq.num_findable // self.block_size
         matched: list[int] = []
         for index in range(limit):
             self._extend_hashes(seq, index + 1)
@@ -243,10 +246,10 @@ class BlockPool:
     def _begins_like(self, seq: Sequence, num_matched: int) -> tuple[int, int]:
         """A block that begins as ``seq`` goes on after its matched blocks, and how many tokens they have in common.
 
-        Of several, one of the latest few; a token is left to compute.
+        Of several, one of the latest few.
         """
         start = num_matched * self.block_size
-        wanted = seq.token_ids[start : min(start + self.block_size, len(seq.token_ids) - 1)]
+        wanted = seq.token_ids[start : min(start + self.block_size, seq.num_findable)]
         if not wanted:
             return -1, 0
         blocks = self._followers.get((self._parent(seq, num_matched), wanted[0]), {})

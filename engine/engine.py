@@ -155,11 +155,12 @@ class Engine:
                 self._note_admission(scheduled.seq, now_s)
         scores = self._scores(plan)
         drafted = [scheduled for scheduled in plan if scheduled.drafts]
-        sampled = iter(self._sampled(scores, plan, drafted))
+        scored = [scheduled for scheduled in plan if scheduled.num_scored]
+        sampled = iter(self._sampled(scores, plan, drafted, is_plain=not (drafted or scored)))
         self._steps += 1
         now_s = self._clock()
         self._gaps.step(now_s, self._runner.native_wall_s())
-        deltas = refused
+        deltas = [*refused, *_score_prompts(scores, plan)] if scored else refused
         for scheduled in plan:
             scheduled.seq.num_computed += scheduled.count
             if scheduled.completes:
@@ -181,12 +182,19 @@ class Engine:
         _set_masks(bound, masks)
         return scores
 
-    def _sampled(self, scores: Scores, plan: list[ScheduledSeq], drafted: list[ScheduledSeq]) -> list[Sampled | None]:
-        """The next token of each sequence that has none left to compute; some may have drafts behind it."""
+    def _sampled(
+        self, scores: Scores, plan: list[ScheduledSeq], drafted: list[ScheduledSeq], *, is_plain: bool
+    ) -> list[Sampled | None]:
+        """The next token of each sequence that has none left to compute; some may have drafts behind it.
+
+        ``is_plain``: there is no other row of logits.
+        """
         states = [each.seq.sampler_state for each in plan if each.completes]
         for each in drafted:
             each.seq.note_tried(len(each.drafts))
-        return self.sampler.sample(PickedScores(scores, [row for row, _ in _rows(plan)]) if drafted else scores, states)
+        return self.sampler.sample(
+            scores if is_plain else PickedScores(scores, [row for row, _ in _rows(plan)]), states
+        )
 
     def _take_drafts(self, scores: Scores, tried: list[_Tried], deltas: list[TokenDelta], now_s: float) -> None:
         """Go on with each sequence for as long as its drafts are the tokens that come, one token of each at a time.
@@ -267,13 +275,17 @@ class Engine:
     def _emit(self, seq: Sequence, token: Sampled | None, now_s: float) -> TokenDelta:
         """Append the token to its sequence; end the sequence if that ends it."""
         request_id = seq.request.request_id
-        if token is None:
+        if token is None or not seq.is_sound:
             self._end(seq, forget=True)
             return _failed(seq, NUMERICAL_ERROR)
         if seq.grammar is not None and seq.grammar.failure is not None:
             self._end(seq)
             return _failed(seq, ErrorInfo("grammar_failed", GRAMMAR_ERROR.format(seq.grammar.failure)))
         self.pool.commit(seq)
+        if not seq.request.sampling.max_tokens:
+            seq.end_unanswered(now_s)
+            self._end(seq)
+            return TokenDelta(request_id, [], "", finish=FinishReason.LENGTH, usage=seq.usage())
         self._generated_tokens += 1
         text, finish = seq.append(token.token_id, now_s, self._eos_ids.__contains__)
         logprobs = None if token.logprobs is None else [token.logprobs]
@@ -307,7 +319,8 @@ class Engine:
         if not all(0 <= token_id < vocab_size for token_id in sampling.stop_token_ids):
             raise InvalidRequest(f"stop_token_ids must be between 0 and {vocab_size - 1}.", param="stop_token_ids")
         longest = len(request.prompt_ids) + sampling.max_tokens
-        if longest > self._max_model_len or not self.pool.fits(longest - 1):  # the last token is never fed back
+        most_fed = max(longest - 1, len(request.prompt_ids))  # an answer's last token is never fed back
+        if longest > self._max_model_len or not self.pool.fits(most_fed):
             raise ContextLengthExceeded(
                 f"The prompt has {len(request.prompt_ids)} tokens and the answer may have {sampling.max_tokens}, but "
                 f"together they may have {self._max_model_len} at most; shorten the prompt or lower max_tokens.",
@@ -343,8 +356,19 @@ class _Tried:
 
 def _rows(plan: list[ScheduledSeq]) -> list[tuple[int, ScheduledSeq]]:
     """The row of the logits behind the last token of each sequence that has none left to compute."""
-    ready = [each for each in plan if each.completes]
-    return list(zip(accumulate((1 + len(each.drafts) for each in ready), initial=0), ready, strict=False))
+    starts = accumulate((each.num_rows for each in plan), initial=0)
+    return [(start + each.num_scored, each) for start, each in zip(starts, plan, strict=False) if each.completes]
+
+
+def _score_prompts(scores: Scores, plan: list[ScheduledSeq]) -> list[TokenDelta]:
+    """Log probabilities of prompts' tokens, where they are asked for, by the logits of a step."""
+    deltas, start = [], 0
+    for each in plan:
+        if each.num_scored and each.seq.prompt_logprobs is not None:
+            found = each.seq.prompt_logprobs.take(scores, range(start, start + each.num_scored))
+            deltas.append(TokenDelta(each.seq.request.request_id, [], "", prompt_logprobs=found))
+        start += each.num_rows
+    return deltas
 
 
 def _tried(plan: list[ScheduledSeq], deltas: list[TokenDelta]) -> list[_Tried]:

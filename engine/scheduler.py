@@ -14,6 +14,7 @@ from operator import attrgetter
 from engine.block_pool import BlockPool
 from engine.config import SchedulerConfig
 from engine.errors import ConfigError
+from engine.prompt_logprobs import MOST_ROWS
 from engine.sequence import Sequence
 
 _order = attrgetter("order")
@@ -34,6 +35,7 @@ class ScheduledSeq:
 
     Attributes:
         completes: this computes the last token known, so its logits give the next one.
+        num_scored: the logits behind so many of these tokens, before the last if it ``completes``, score the prompt.
         drafts: run these behind it, as if they were known; the logits of each tell whether the next one is right.
     """
 
@@ -41,7 +43,13 @@ class ScheduledSeq:
     start: int
     count: int
     completes: bool
+    num_scored: int = 0
     drafts: tuple[int, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of logits that it takes, which are of its last tokens and its drafts."""
+        return self.num_scored + self.completes + len(self.drafts)
 
     @property
     def is_prefill(self) -> bool:
@@ -54,11 +62,13 @@ class _Plan:
 
     Attributes:
         budget: tokens that may still be given to sequences.
+        rows: of logits, that may still be given.
         prompt_tokens: of those given, to sequences in their prompt.
     """
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, rows: int) -> None:
         self.budget = budget
+        self.rows = rows
         self.prompt_tokens = 0
         self.scheduled: dict[Sequence, ScheduledSeq] = {}
 
@@ -66,6 +76,7 @@ class _Plan:
         """Run a sequence that has room for it."""
         self.scheduled[added.seq] = added
         self.budget -= added.count
+        self.rows -= added.num_rows
         if added.is_prefill:
             self.prompt_tokens += added.count
 
@@ -74,6 +85,7 @@ class _Plan:
         dropped = self.scheduled.pop(seq, None)
         if dropped is not None:
             self.budget += dropped.count
+            self.rows += dropped.num_rows
             self.prompt_tokens -= dropped.count if dropped.is_prefill else 0
 
 
@@ -81,9 +93,10 @@ class Scheduler:
     """Continuous batching with chunked prefill under a token budget.
 
     Running sequences that have one token to compute go first, then those in the middle of their prompt, then waiting
-    ones, and then drafts. When a running sequence finds no block, the last in order gives up all of its own and waits
-    again; its tokens are computed anew (or found in the prefix cache) when its turn comes, which cannot change what
-    they are.
+    ones, and then drafts. A prompt that is scored leaves a row of logits to each other sequence, running or waiting.
+
+    When a running sequence finds no block, the last in order gives up all of its own and waits again; its tokens are
+    computed anew (or found in the prefix cache) when its turn comes, which cannot change what they are.
 
     Raises:
         ConfigError: a step may have fewer tokens than sequences.
@@ -119,25 +132,27 @@ class Scheduler:
 
     def schedule(self) -> list[ScheduledSeq]:
         """Plan one step; an empty plan means that there is nothing to do."""
-        plan = _Plan(self._config.max_num_batched_tokens)
+        plan = _Plan(self._config.max_num_batched_tokens, self._config.max_rows or self._config.max_num_seqs)
         preemptions_before = self.num_preemptions
         decoding: list[Sequence] = []
         in_prompt: list[Sequence] = []
         for seq in self.running:
             (decoding if seq.num_remaining == 1 else in_prompt).append(seq)
+        others = len(self.running) + len(self.waiting)
         for seq in decoding + in_prompt:
+            others -= 1
             if plan.budget == 0:
                 break
             if self.num_preemptions > preemptions_before and seq not in self.running:
                 continue
-            next_ = _next_tokens(seq, plan.budget)
+            next_ = _next_tokens(seq, plan.budget, plan.rows - others)
             num_tokens = next_.start + next_.count
             if self._pool.grow(seq, num_tokens) or self._make_room(seq, num_tokens, plan):
                 plan.add(next_)
         if self.num_preemptions == preemptions_before:  # what was just preempted must not come back at once
             self._admit(plan)
         scheduled = list(plan.scheduled.values())
-        self._add_drafts(scheduled, plan.budget)
+        self._add_drafts(scheduled, plan)
         return scheduled
 
     def _admit(self, plan: _Plan) -> None:
@@ -150,7 +165,8 @@ class Scheduler:
         enough = max(self._config.enough_prompt_tokens, ENOUGH_PER_WAITING * len(self.waiting))
         computing = {seq.request.group for seq in self.running if seq.is_in_prompt}
         for seq in self.waiting.copy():
-            if plan.budget == 0 or len(self.running) >= self._config.max_num_seqs or plan.prompt_tokens >= enough:
+            is_full = len(self.running) >= self._config.max_num_seqs
+            if is_full or plan.budget == 0 or plan.rows == 0 or plan.prompt_tokens >= enough:
                 return
             group = seq.request.group
             if group and group in computing:
@@ -159,17 +175,14 @@ class Scheduler:
                 return
             self.waiting.remove(seq)
             insort(self.running, seq, key=_order)
-            plan.add(_next_tokens(seq, plan.budget))
+            plan.add(_next_tokens(seq, plan.budget, plan.rows - len(self.waiting)))
             if seq.is_in_prompt:
                 computing.add(group)
 
-    def _add_drafts(self, plan: list[ScheduledSeq], budget: int) -> None:
+    def _add_drafts(self, scheduled: list[ScheduledSeq], plan: _Plan) -> None:
         """Let sequences try what their predictions have next, in what is left: nobody's tokens, rows or blocks."""
-        hopeful = [each for each in plan if each.seq.prediction is not None and each.completes]
-        if not hopeful:
-            return
-        max_rows = self._config.max_rows or self._config.max_num_seqs
-        budget = min(budget, max_rows - sum(each.completes for each in plan))
+        budget = min(plan.budget, plan.rows)
+        hopeful = [each for each in scheduled if each.seq.prediction is not None and each.completes]
         for each in hopeful:
             length = len(each.seq.token_ids)
             each.drafts = each.seq.drafts(min(budget, self._pool.room_of(each.seq) - length))
@@ -194,8 +207,18 @@ class Scheduler:
         self.add(seq)
 
 
-def _next_tokens(seq: Sequence, budget: int) -> ScheduledSeq:
-    """As many of the sequence's tokens as there are, or as the budget has."""
-    remaining = seq.num_remaining
-    count = min(remaining, budget)
-    return ScheduledSeq(seq, seq.num_computed, count, count == remaining)
+def _next_tokens(seq: Sequence, budget: int, rows: int) -> ScheduledSeq:
+    """As many of the sequence's tokens as there are, or as the budget has, or as can be scored.
+
+    Args:
+        seq: has tokens to compute.
+        budget: tokens it may have.
+        rows: of logits, that it may have if it wants several; one it can always have.
+    """
+    count, known = min(seq.num_remaining, budget), 0
+    if seq.num_unscored:
+        known = seq.num_findable - seq.num_computed
+        count = min(count, known + max(1, min(rows, MOST_ROWS)))
+    completes = count == seq.num_remaining
+    num_scored = max(0, count - known - completes) if seq.num_unscored else 0
+    return ScheduledSeq(seq, seq.num_computed, count, completes, num_scored)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from engine.detokenizer import IncrementalDetokenizer
 from engine.grammar import AnswerGrammar
 from engine.prediction import Prediction
+from engine.prompt_logprobs import PromptLogprobs
 from engine.sampler import SamplerState
 from engine.thinking import Thinking
 from engine.types import CacheMiss, FinishReason, GenerateRequest, Usage
@@ -31,6 +32,7 @@ class Sequence:
         grammar: how far its answer has come in a grammar that holds for the next token; None if none does.
         thinking: how far its answer has come in its thoughts; None if it can have none.
         prediction: how far its answer has come in what it was foretold to be, or None.
+        prompt_logprobs: how far its prompt has been scored, or None.
         cached_tokens: prompt tokens found in the prefix cache at the first admission.
         cache_miss: why they were no more.
         admitted_at_s: first admission, monotonic seconds, as ``first_token_at_s`` and ``last_token_at_s``.
@@ -53,6 +55,7 @@ class Sequence:
         "num_prompt",
         "order",
         "prediction",
+        "prompt_logprobs",
         "request",
         "sampler_state",
         "thinking",
@@ -76,6 +79,9 @@ class Sequence:
         if self.thinking is not None:
             self.sampler_state.allowed = self.thinking.allowed(None)
         self.prediction = Prediction(request.prediction_ids) if request.prediction_ids else None
+        self.prompt_logprobs: PromptLogprobs | None = None
+        if request.prompt_logprobs is not None:
+            self.prompt_logprobs = PromptLogprobs(request.prompt_ids, request.prompt_logprobs)
         self.cached_tokens = 0
         self.cache_miss: CacheMiss | None = None
         self.num_preemptions = 0
@@ -99,6 +105,24 @@ class Sequence:
         return self.num_computed < self.num_prompt
 
     @property
+    def is_sound(self) -> bool:
+        """Whether the logits behind its prompt's tokens were numbers, as far as they were wanted."""
+        return self.prompt_logprobs is None or self.prompt_logprobs.is_sound
+
+    @property
+    def num_unscored(self) -> int:
+        """Tokens of the prompt, before its last, whose logits are still wanted."""
+        scored = self.prompt_logprobs
+        return 0 if scored is None or scored.is_complete else self.num_prompt - 1 - scored.num_known
+
+    @property
+    def num_findable(self) -> int:
+        """Tokens whose keys and values will do, since no logits of theirs are wanted: the last one's always are."""
+        if self.num_unscored:
+            return self.num_prompt - 1 - self.num_unscored
+        return len(self.token_ids) - 1
+
+    @property
     def grammar_failure(self) -> str | None:
         """Why its answer can be held to its grammar no longer."""
         return None if self.grammar is None else self.grammar.failure
@@ -114,7 +138,7 @@ class Sequence:
         if self.prediction is None:
             return ()
         left = self.request.sampling.max_tokens - self.num_generated
-        return self.prediction.drafts()[: min(most, left - 1)]  # the last token is not fed back
+        return self.prediction.drafts()[: max(0, min(most, left - 1))]  # the last token is not fed back
 
     def note_tried(self, count: int) -> None:
         """So many of ``drafts`` are tried, before the answer goes on."""
@@ -137,6 +161,10 @@ class Sequence:
             self.grammar = grammar
             starts = (i for i in thoughts.start_ids[:1] if self.detokenizer.bytes_of(i) == thoughts.start.encode())
             grammar.besides = frozenset(starts)
+
+    def end_unanswered(self, now_s: float) -> None:
+        """Note the end of a request that wanted no token."""
+        self.first_token_at_s = self.last_token_at_s = now_s
 
     def append(self, token_id: int, now_s: float, is_end: Callable[[int], bool]) -> tuple[str, FinishReason | None]:
         """Take the next token: the text it makes showable, and whether the answer ends here.

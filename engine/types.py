@@ -38,7 +38,7 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, kw_only=True)
     then top_k, top_p and min_p, then one draw. Bounds are checked on construction, so also after decoding.
 
     Attributes:
-        max_tokens: tokens to generate at most, at least 1.
+        max_tokens: tokens to generate at most; with 0 the prompt is computed, and nothing else.
         logit_bias: (token id, bias) pairs, added to the raw logits.
         repetition_penalty: divides positive and multiplies negative logits of every token seen in prompt or answer.
         frequency_penalty: subtracted once per occurrence in the answer.
@@ -78,7 +78,7 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, kw_only=True)
 
     def __post_init__(self) -> None:
         """Check every bound; NaN fails each comparison and so is refused too."""
-        _require(self.max_tokens >= 1, "max_tokens", "at least 1")
+        _require(self.max_tokens >= 0, "max_tokens", "0 or more")
         _require(0.0 <= self.temperature <= 2.0, "temperature", "between 0 and 2")
         _require(self.top_k >= 0, "top_k", "0 (off) or a positive number")
         _require(0.0 < self.top_p <= 1.0, "top_p", "above 0 and at most 1")
@@ -160,6 +160,11 @@ class GenerateRequest(msgspec.Struct, frozen=True, array_like=True, tag="generat
         prediction_ids: what the answer is likely to be. It changes when tokens come, not which.
         keep_cached: its blocks leave the prefix cache after those of requests without it.
         group: a name that the choices of one request share; they compute their prompt once. Empty for a lone choice.
+        prompt_logprobs: None for none, else how many alternatives to report with each of the prompt's tokens but the
+            first. Of a group, the first choice alone asks; no other one has a token before all of them are reported.
+
+    Raises:
+        InvalidRequest: a number of alternatives out of bounds.
     """
 
     request_id: str
@@ -174,6 +179,15 @@ class GenerateRequest(msgspec.Struct, frozen=True, array_like=True, tag="generat
     prediction_ids: tuple[int, ...] = ()
     keep_cached: bool = False
     group: str = ""
+    prompt_logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a model."""
+        _require(
+            self.prompt_logprobs is None or 0 <= self.prompt_logprobs <= MAX_TOP_LOGPROBS,
+            "logprobs",
+            f"between 0 and {MAX_TOP_LOGPROBS}",
+        )
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
@@ -205,6 +219,8 @@ class CacheMiss(enum.StrEnum):
     """The next block was known, and had to make room. After many more evictions that is forgotten."""
     PREFIX_CACHING_OFF = "prefix_caching_off"
     """``CacheConfig.enable_prefix_caching`` is off."""
+    PROMPT_LOGPROBS = "prompt_logprobs"
+    """Log probabilities of the prompt were asked for; the cache has none."""
 
 
 class Usage(msgspec.Struct, frozen=True, array_like=True):
@@ -248,6 +264,10 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
     ``text`` is what may be shown now: it never ends in part of a character, and it holds back what may turn out to be
     the beginning of a stop string. So ``token_ids`` may be non-empty while ``text`` is empty, and the other way round.
     Exactly one delta of a request has ``finish`` set, and it is the last one.
+
+    Attributes:
+        prompt_logprobs: of the next tokens of the prompt, beginning with its second, if they were asked for. All come
+            before or with the first token of the answer.
     """
 
     request_id: str
@@ -257,6 +277,7 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
     finish: FinishReason | None = None
     usage: Usage | None = None
     error: ErrorInfo | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
 
 GAP_BOUNDS_S = (25e-6, 50e-6, 75e-6, 1e-4, 1.5e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.025)

@@ -169,11 +169,11 @@ class ChatCompletionChunk(Struct, frozen=True, kw_only=True):
 
 
 class TextLogprobs(Struct, frozen=True):
-    """Log probabilities in the older format: parallel lists with one entry a token."""
+    """Log probabilities in the older format: parallel lists with one entry a token; a prompt's first token has none."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 

@@ -57,12 +57,14 @@ class Answer:
 
     text: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish: FinishReason | None = None
 
     @property
     def num_chars(self) -> int:
         """About as long as its JSON, log probabilities and all."""
-        return sum(map(len, self.text)) + sum(JSON_OF_A_TOKEN * (1 + len(entry.top)) for entry in self.logprobs)
+        tokens = sum(1 + len(entry.top) for entries in (self.prompt_logprobs, self.logprobs) for entry in entries)
+        return sum(map(len, self.text)) + JSON_OF_A_TOKEN * tokens
 
 
 class AnswerFormat(Protocol):
@@ -88,6 +90,7 @@ def build_call(
     prediction_ids: Sequence[int],
     shown_ids: tuple[int, ...] = (),
     thoughts: Thoughts | None = None,
+    prompt_logprobs: int | None = None,
 ) -> Call:
     """A call with n engine requests for each prompt, as ``engine.types.GenerateRequest`` has them.
 
@@ -108,6 +111,7 @@ def build_call(
             tuple(prediction_ids),
             keep_cached=bool(request.prompt_cache_key),
             group=f"{call_id}-{n * place}" if n > 1 else "",
+            prompt_logprobs=None if choice else prompt_logprobs,
         )
         for place, (prompt_ids, sampling) in enumerate(prompts)
         for choice in range(n)
@@ -203,5 +207,6 @@ async def collect(deltas: TokenStream, progress: CallProgress, num_choices: int)
             answer = answers[progress.take(delta)]
             answer.text.append(delta.text)
             answer.logprobs.extend(delta.logprobs or ())
+            answer.prompt_logprobs.extend(delta.prompt_logprobs or ())
             answer.finish = delta.finish
     return answers

@@ -86,14 +86,14 @@ def completion_budget(num_prompt_tokens: int, requested: int | None, ready: Engi
     if num_prompt_tokens == 0:
         raise InvalidRequest("The prompt is empty; it needs at least one token.", param=param)
     left = ready.max_model_len - num_prompt_tokens
-    if left < (requested or 1):
-        asked = f" and {requested} tokens were asked for" if requested else ", which leaves none for the answer"
+    if left < (1 if requested is None else requested):
+        asked = ", which leaves none for the answer" if not requested else f" and {requested} tokens were asked for"
         raise ContextLengthExceeded(
             f"The model's context is {ready.max_model_len} tokens; the prompt has {num_prompt_tokens}{asked}. "
             "Shorten the prompt or lower max_tokens.",
             param=param,
         )
-    return requested or left
+    return left if requested is None else requested
 
 
 def sampling_params(request: SamplingFields, *, max_tokens: int, logprobs: int | None, seed: int) -> SamplingParams:

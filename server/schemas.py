@@ -184,11 +184,18 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
     """The body of POST /v1/completions.
 
     ``prompt`` is a text, a list of texts, a list of token ids, or a list of such lists; a mixture is refused later.
+    With ``echo``, ``max_tokens`` may be 0.
     """
 
     refused_fields: ClassVar = frozenset({"suffix", "prompt_embeds"})
 
     prompt: str | list[str | TokenId | list[TokenId]]
+    max_tokens: Annotated[int, Meta(ge=0, le=MAX_INT32)] | None = None
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     best_of: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     echo: bool | None = None
+
+    @property
+    def prompt_logprobs(self) -> int | None:
+        """How many alternatives to report with each token of the prompt; None for no log probabilities of it."""
+        return self.logprobs if self.echo else None

@@ -73,12 +73,8 @@ def parse_completion(body: bytes) -> CompletionRequest:
         raise InvalidRequest(
             "best_of is supported only where it equals n.", param="best_of", code="unsupported_parameter"
         )
-    if request.echo and request.logprobs is not None:
-        raise InvalidRequest(
-            "echo cannot go with logprobs: tokens of a prompt have none here. Leave one of them out.",
-            param="echo",
-            code="unsupported_parameter",
-        )
+    if request.max_tokens == 0 and not request.echo:
+        raise InvalidRequest("max_tokens can be 0 only with echo; ask for 1 token or more.", param="max_tokens")
     return request
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Install Upwell as people do, and ask it a question: `make serve` in a fresh clone, again without a network, with a
 # model of one's own; a built wheel in a fresh virtual environment; and one that was built without a compiler, which is
-# also held to the tests of kernels, engine, server and unit.
+# also held to the tests of kernels, engine and unit. (Those of the server reach no kernel but through an engine.)
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
@@ -78,7 +78,7 @@ grep 'installed without its native library' "$work/pure.log"
 ask venv/bin/upwell
 stop
 
-echo "its tests of kernels, engine, server and unit, with no command to be found but make:"
+echo "its tests of kernels, engine and unit, with no command to be found but make:"
 git clone --quiet "$root" "$work/suite"
 site=$(echo "$work"/venv/lib/python3*/site-packages)
 for package in kernels engine server; do # tests of the tree see the wheel's files in it
@@ -91,7 +91,7 @@ ln -s "$(command -v make)" "$work/empty/make"
 "$root/.venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
   >"$site/tests.pth"
 (cd suite && env -u UPWELL_REQUIRE_ASCEND PATH="$work/empty" "$work/venv/bin/python" -m pytest -n 2 --dist worksteal \
-  tests/kernels tests/engine tests/server tests/unit) >"$work/tests.log" 2>&1 || { cat "$work/tests.log"; exit 1; }
+  tests/kernels tests/engine tests/unit) >"$work/tests.log" 2>&1 || { cat "$work/tests.log"; exit 1; }
 grep -q 'SKIPPED.*no native library' "$work/tests.log" # or the tests have run on other packages than this wheel's
 sed -n '/short test summary/,$p' "$work/tests.log"
 echo "installs: all serve, and pass their tests without a compiler"

@@ -9,14 +9,14 @@ from msgspec import UNSET, UnsetType
 from starlette.types import Receive, Scope, Send
 
 from engine.errors import InvalidRequest
-from engine.types import EngineReady, SamplingParams, TokenDelta
+from engine.types import EngineReady, SamplingParams, TokenDelta, TokenLogprobs
 from server.answers import CompletionUsage, TextChoice, TextCompletion
 from server.context import PromptEncoder, Vocabulary
 from server.disconnect import DisconnectWatch
 from server.envelope import record_of
 from server.generation import Answer, build_call, off_loop_if_long
 from server.grammar.answers import grammar_of
-from server.logprobs import TextLogprobsWriter, text_of
+from server.logprobs import Echo, TextLogprobsWriter
 from server.request_effects import SaidWithAnswer, note_who, said_with_answer, without_metadata
 from server.sampling import (
     check_num_tokens,
@@ -57,9 +57,19 @@ class Completions:
                 foretold = await service.prediction_ids(request, ready)
                 asked = _with_sampling(request, token_ids, ready)
                 record = record_of(scope)
-                call = build_call(new_id("cmpl-"), request, record, asked, grammar=grammar, prediction_ids=foretold)
+                call = build_call(
+                    new_id("cmpl-"),
+                    request,
+                    record,
+                    asked,
+                    grammar=grammar,
+                    prediction_ids=foretold,
+                    prompt_logprobs=request.prompt_logprobs,
+                )
                 said = said_with_answer(request, ready.fingerprint)
-                answer_format = TextFormat(call.id, request, service.context.vocabulary, prompts, said)
+                vocabulary = service.context.vocabulary
+                echoes = _echoes(prompts, token_ids, vocabulary) if request.echo else []
+                answer_format = TextFormat(call.id, request, vocabulary, echoes, said)
                 await service.answer(call, answer_format, scope, send)
 
 
@@ -112,7 +122,8 @@ def _with_sampling(
 class TextFormat:
     """Text answers and chunks; one for each request.
 
-    With ``echo`` each answer begins with its prompt: in a stream, in the first chunk.
+    With ``echo`` each answer begins with its prompt: in a stream, in the first chunk. From the engine the prompt's log
+    probabilities come with its first choice alone, and all of them before any other choice has anything.
     """
 
     def __init__(
@@ -120,7 +131,7 @@ class TextFormat:
         call_id: str,
         request: CompletionRequest,
         vocabulary: Vocabulary,
-        prompts: Sequence[Prompt],
+        echoes: Sequence[Echo],
         said: SaidWithAnswer,
     ) -> None:
         self._id = call_id
@@ -129,21 +140,21 @@ class TextFormat:
         self._vocabulary = vocabulary
         self._logprobs = request.logprobs is not None
         self._said = said
-        n = request.n or 1
-        shown = [_shown(prompt, vocabulary) for prompt in prompts for _ in range(n)] if request.echo else []
-        self._echoes = dict(enumerate(shown))
+        self._n = request.n or 1
+        self._echoes = echoes
+        self._begun: set[int] = set()
+        self._of_prompts: dict[int, list[TokenLogprobs]] = {}
         self._writers: dict[int, TextLogprobsWriter] = {}
         self._no_usage: UnsetType | None = None if request.include_usage else UNSET
 
     def chunk(self, index: int, delta: TokenDelta) -> TextCompletion | None:
         """See ``AnswerFormat.chunk``."""
-        entries = (delta.logprobs or ()) if self._logprobs else None
-        if not (delta.text or entries or delta.finish):
+        of_prompt, entries = delta.prompt_logprobs or [], delta.logprobs or []
+        if not (delta.text or (self._logprobs and entries) or of_prompt or delta.finish):
             return None
-        logprobs = None if entries is None else self._writer(index).write(entries)
         finish = delta.finish.value if delta.finish else None
-        text = self._echoes.pop(index, "") + delta.text
-        completion = self._completion([TextChoice(index, text, logprobs, finish)], self._no_usage)
+        choice = self._choice(index, delta.text, of_prompt, entries, finish)
+        completion = self._completion([choice], self._no_usage)
         self._said = without_metadata(self._said)
         return completion
 
@@ -153,15 +164,42 @@ class TextFormat:
 
     def whole(self, answers: Sequence[Answer], usage: CompletionUsage) -> TextCompletion:
         """See ``AnswerFormat.whole``."""
-        return self._completion([self._choice(index, answer) for index, answer in enumerate(answers)], usage)
+        choices = [
+            self._choice(
+                index,
+                "".join(answer.text),
+                answer.prompt_logprobs,
+                answer.logprobs,
+                answer.finish.value if answer.finish else "stop",
+            )
+            for index, answer in enumerate(answers)
+        ]
+        return self._completion(choices, usage)
 
-    def _choice(self, index: int, answer: Answer) -> TextChoice:
-        logprobs = self._writer(index).write(answer.logprobs) if self._logprobs else None
-        finish = answer.finish.value if answer.finish else "stop"
-        return TextChoice(index, self._echoes.pop(index, "") + "".join(answer.text), logprobs, finish)
-
-    def _writer(self, index: int) -> TextLogprobsWriter:
-        return self._writers.setdefault(index, TextLogprobsWriter(self._vocabulary))
+    def _choice(
+        self,
+        index: int,
+        text: str,
+        of_prompt: list[TokenLogprobs],
+        entries: list[TokenLogprobs],
+        finish: str | None,
+    ) -> TextChoice:
+        """What is new of a choice; with what is told first, if this is the first of it."""
+        place, is_first = index // self._n, index not in self._begun
+        echo = self._echoes[place] if self._echoes else None
+        if is_first:
+            self._begun.add(index)
+            self._writers[index] = TextLogprobsWriter(self._vocabulary, echo)
+            text = (echo.text if echo else "") + text
+        if not self._logprobs:
+            return TextChoice(index, text, None, finish)
+        if self._n > 1 and echo is not None:
+            of_first = self._of_prompts.setdefault(place, [])
+            if index % self._n == 0:
+                of_first += of_prompt
+            elif is_first:
+                of_prompt = of_first
+        return TextChoice(index, text, self._writers[index].write(entries, of_prompt), finish)
 
     def _completion(self, choices: list[TextChoice], usage: CompletionUsage | UnsetType | None) -> TextCompletion:
         return TextCompletion(
@@ -169,6 +207,5 @@ class TextFormat:
         )
 
 
-def _shown(prompt: Prompt, vocabulary: Vocabulary) -> str:
-    """A prompt as text; sent as a text, that of token ids is the same prompt where the tokenizer gives these ids."""
-    return prompt if isinstance(prompt, str) else text_of(prompt, vocabulary)
+def _echoes(prompts: Sequence[Prompt], token_ids: Sequence[Sequence[int]], vocabulary: Vocabulary) -> list[Echo]:
+    return [Echo.of(prompt, ids, vocabulary) for prompt, ids in zip(prompts, token_ids, strict=True)]

@@ -27,7 +27,7 @@ SEMANTIC = {
     rf"|messages.*tool_calls|add_special_tokens|add_generation_prompt|tokens"
     rf"|tools|reasoning_effort|chat_template_kwargs|.*\.({_PARTS}|reasoning_content|type)",
     "missing_required_parameter": rf"prompt|.*\.({_PARTS})",
-    "unsupported_parameter": r"best_of|reasoning_effort|thinking(\..*)?|chat_template_kwargs.*|echo|add_special_tokens",
+    "unsupported_parameter": r"best_of|reasoning_effort|thinking(\..*)?|chat_template_kwargs.*|add_special_tokens",
     "invalid_grammar": "response_format.*",
     "invalid_json": "None",  # half of a surrogate pair
 }

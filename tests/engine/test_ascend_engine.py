@@ -103,7 +103,7 @@ def engine_of(folder, device, **options) -> Engine:
 
 
 def answers(engine, requests):
-    """request id -> (tokens, logprobs)."""
+    """request id -> (tokens, logprobs, the prompt's first)."""
     out = {request.request_id: ([], []) for request in requests}
     for request in requests:
         engine.submit(request)
@@ -112,7 +112,7 @@ def answers(engine, requests):
             assert delta.error is None, delta.error
             tokens, logprobs = out[delta.request_id]
             tokens += delta.token_ids
-            logprobs += delta.logprobs or []
+            logprobs += (delta.prompt_logprobs or []) + (delta.logprobs or [])
     return out
 
 
@@ -170,6 +170,17 @@ def test_nothing_else_changes_a_bit(model, alone, options, monkeypatch):
     assert drafts, "steps that try drafts alone, which have one query a sequence as graphs have"
     if options.get("num_blocks") == 4:
         assert engine.scheduler.num_preemptions > 0
+
+
+def test_nor_log_probabilities_of_prompts(model):
+    """Alone without graphs, or in company and small chunks; where all of a step's logits are wanted, too."""
+    scored = [msgspec.structs.replace(request, prompt_logprobs=2) for request in (REQUESTS[3], REQUESTS[2])]
+    lone = engine_of(model, "ascend", eager=True, max_num_batched_tokens=256)
+    wanted = {name: answer for each in scored for name, answer in answers(lone, [each]).items()}
+    assert [len(logprobs) for _, logprobs in wanted.values()] == [122 + 12, 2 + 12]
+    engine = engine_of(model, "ascend", num_blocks=4, max_num_batched_tokens=40)
+    got = answers(engine, [*scored, REQUESTS[0], REQUESTS[4]])
+    assert {name: got[name] for name in wanted} == wanted
 
 
 @pytest.mark.parametrize("options", [{"prompt_attention": "fused"}, {"attention_scores": "float16"}])

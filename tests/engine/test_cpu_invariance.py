@@ -55,7 +55,10 @@ def engine_of(path, threads, kind, chunk, **options):
 
 
 def answers(engine, requests, threads):
-    """request id -> (tokens, logprobs). Every step has threads that have not waited yet: none is left to the caller."""
+    """request id -> (tokens, logprobs, the prompt's first).
+
+    Every step has threads that have not waited yet: none is left to the caller.
+    """
     out = {request.request_id: ([], []) for request in requests}
     for request in requests:
         engine.submit(request)
@@ -64,7 +67,7 @@ def answers(engine, requests, threads):
         for delta in engine.step().deltas:
             tokens, logprobs = out[delta.request_id]
             tokens += delta.token_ids
-            logprobs += delta.logprobs or []
+            logprobs += (delta.prompt_logprobs or []) + (delta.logprobs or [])
     return out
 
 
@@ -100,3 +103,17 @@ def test_answers_do_not_depend_on_threads_chunks_or_company(path, alone, threads
         for request, other in zip(REQUESTS, others, strict=True)
     ]
     assert answers(engine, predicted, threads) == wanted, "several tokens a step"
+
+
+@pytest.mark.parametrize(("threads", "chunk"), [(1, 19), (2, 300), (3, MAX_LEN)])
+def test_log_probabilities_of_prompts_do_not_either(path, alone, threads, chunk):
+    kind, _ = alone
+    scored = [msgspec.structs.replace(request, prompt_logprobs=2) for request in REQUESTS[:4]]
+    lone = engine_of(path, 1, kind, MAX_LEN, enable_prefix_caching=False)
+    wanted = {name: answer for each in scored for name, answer in answers(lone, [each], 1).items()}
+    for request in scored:
+        assert len(wanted[request.request_id][1]) == len(request.prompt_ids) - 1 + 10
+    engine = engine_of(path, threads, kind, chunk)
+    others = answers(engine, REQUESTS[4:], threads)
+    assert answers(engine, [*scored, *REQUESTS[4:]], threads) == wanted | others
+    assert answers(engine, scored, threads) == wanted, "with their own tokens in the cache"

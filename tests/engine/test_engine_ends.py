@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -171,6 +172,33 @@ def test_numbers_that_are_none_end_that_request_alone_and_are_not_cached():
         assert (end.finish, end.error.code, end.token_ids) == (FinishReason.ERROR, "numerical_error", [])
         assert end.usage.cached_tokens == 0
         assert [t for d in deltas if d.request_id == "good" for t in d.token_ids] == expected_tokens(PROMPT, 8)
+
+
+class BreaksAmidPrompts(EchoRunner):
+    """NaN behind the fourth token of every prompt, and behind no other."""
+
+    def forward(self, batch):
+        logits = super().forward(batch).logits
+        logits[batch.positions[batch.logit_rows] == 3] = np.nan
+        return scores_of(logits)
+
+
+@pytest.mark.parametrize("budget", [4, 64])
+def test_a_prompt_that_cannot_be_scored_is_not_answered(budget):
+    engine = make_engine(runner=BreaksAmidPrompts(CacheConfig(12, 4)), budget=budget)
+    asked = GenerateRequest("r", list(range(9)), SamplingParams(max_tokens=2, temperature=0.0), prompt_logprobs=0)
+    engine.submit(asked)
+    deltas = finish(engine)
+    assert (deltas[-1].finish, deltas[-1].error.code) == (FinishReason.ERROR, "numerical_error")
+    assert not any(delta.token_ids for delta in deltas)
+    engine.submit(msgspec.structs.replace(asked, prompt_logprobs=None))
+    assert finish(engine)[-1].usage.cached_tokens == 0
+
+
+def test_log_probabilities_of_a_prompt_are_bounded():
+    with pytest.raises(InvalidRequest) as caught:
+        GenerateRequest("r", [1, 2], SamplingParams(max_tokens=0), prompt_logprobs=21)
+    assert caught.value.param == "logprobs"
 
 
 def test_the_prefix_cache_is_found_within_a_tenant_only():

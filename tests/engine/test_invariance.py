@@ -55,14 +55,23 @@ thoughts = st.one_of(
               is_forced=st.booleans(), budget=st.sampled_from([None, 0, 3])),
 )  # fmt: skip
 requests = st.lists(
-    st.tuples(prompts, samplings, st.integers(-1, 1), grammars, thoughts, edits, st.integers(0, 6)),
+    st.tuples(
+        prompts,
+        samplings,
+        st.integers(-1, 1),
+        grammars,
+        thoughts,
+        edits,
+        st.sampled_from([None, None, None, 0, 2]),
+        st.integers(0, 6),
+    ),
     min_size=1,
     max_size=6,
 )
 
 
 def answers(engine, arrivals):
-    """request id -> (tokens, logprobs, text), for requests that arrive at given steps."""
+    """request id -> (tokens, logprobs, the prompt's first, text), for requests that arrive at given steps."""
     out = {request.request_id: ([], [], "") for _, request in arrivals}
     step = 0
     while engine.has_work or any(at >= step for at, _ in arrivals):
@@ -71,7 +80,8 @@ def answers(engine, arrivals):
                 engine.submit(request)
         for delta in engine.step().deltas:
             tokens, logprobs, text = out[delta.request_id]
-            out[delta.request_id] = (tokens + delta.token_ids, logprobs + (delta.logprobs or []), text + delta.text)
+            logprobs = logprobs + (delta.prompt_logprobs or []) + (delta.logprobs or [])
+            out[delta.request_id] = (tokens + delta.token_ids, logprobs, text + delta.text)
         step += 1
     engine.pool.check([])
     assert engine.pool.num_used == 0
@@ -127,9 +137,16 @@ def test_answers_do_not_depend_on_company(
     )
     how = {"device": device, "quantization": quantization}
     wanted, arrivals = {}, []
-    for i, (prompt, sampling, priority, grammar, thoughts, edited, at) in enumerate(drawn):
+    for i, (prompt, sampling, priority, grammar, thoughts, edited, scored, at) in enumerate(drawn):
         request = GenerateRequest(
-            f"r{i}", prompt, sampling, priority, grammar=grammar, shown_ids=SHOWN, thoughts=thoughts
+            f"r{i}",
+            prompt,
+            sampling,
+            priority,
+            grammar=grammar,
+            shown_ids=SHOWN,
+            thoughts=thoughts,
+            prompt_logprobs=scored,
         )
         wanted[f"r{i}"] = alone(name, request, **how)
         foretold = predicted(wanted[f"r{i}"][0], edited)

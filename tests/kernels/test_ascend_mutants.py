@@ -1,8 +1,8 @@
 """Link 4 can fail: defects planted in the final HIVM of the attention kernel are caught, or shown to change nothing.
 
 A mutant is judged by what link 2 gives, to the bit, for sequences around the borders of blocks and splits, a window,
-and more tasks than there are cores. ``-m soak`` tries every mutant of nine kernels, as .ci/run does; otherwise the
-first one of each kind is tried, of four of them.
+and more tasks than there are cores. ``-m soak`` tries every mutant of nine kernels, as tools/prove_ascend.sh does;
+otherwise the first one of each kind is tried, of four of them.
 """
 
 from __future__ import annotations

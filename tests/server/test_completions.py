@@ -176,15 +176,58 @@ async def test_without_echo_the_answer_is_alone(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"echo": True, "logprobs": 0}, "echo"),
-        ({"echo": True, "logprobs": 3}, "echo"),
-        ({"echo": True, "max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"echo": False, "max_tokens": 0, "logprobs": 1}, "max_tokens"),
+        ({"echo": True, "logprobs": 21}, "logprobs"),
         ({"echo": 1}, "echo"),
         ({"suffix": "x"}, "suffix"),
     ],
 )
 async def test_what_echo_cannot_be(fields: dict[str, Any], param: str) -> None:
     assert error_of(await Rig().post(TEXT, text(**fields)), 400)["param"] == param
+
+
+@pytest.mark.parametrize("n", [1, 3])
+async def test_log_probabilities_of_a_prompt_come_before_those_of_its_answers(n: int) -> None:
+    rig = Rig(says("é"), prompts=BeginsWithBos())
+    body = (await rig.post(TEXT, text(["ab", "c"], echo=True, logprobs=1, n=n))).json()
+    asked = [request.prompt_logprobs for request in rig.engine.submitted]
+    assert asked == [1, *[None] * (n - 1)] * 2, "a prompt is scored once"
+    for choice, prompt in zip(body["choices"], [p for p in ("ab", "c") for _ in range(n)], strict=True):
+        assert choice["text"] == f"{prompt}é"
+        found = choice["logprobs"]
+        assert found["tokens"] == ["<bos>", *prompt, "bytes:\\xc3", "bytes:\\xa9"]
+        assert found["token_logprobs"] == [None, *(-0.5 - byte / 1000 for byte in f"{prompt}é".encode())]
+        assert found["top_logprobs"][0] is None
+        assert [list(top) for top in found["top_logprobs"][1:]] == [[token] for token in found["tokens"][1:]]
+        assert found["text_offset"] == [0, *range(len(prompt)), len(prompt), len(prompt)]
+
+
+async def test_offsets_are_of_the_text_that_is_shown() -> None:
+    """Here a control token shows none."""
+    body = (await Rig(says("c")).post(TEXT, text([97, BOS, 98], echo=True, logprobs=0))).json()
+    (choice,) = body["choices"]
+    where = choice["logprobs"]["text_offset"]
+    assert choice["logprobs"]["tokens"] == ["a", "<bos>", "b", "c"]
+    assert [choice["text"][at:end] for at, end in zip(where, [*where[1:], None], strict=True)] == ["a", "", "b", "c"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("logprobs", [None, 0])
+async def test_a_prompt_without_an_answer(stream: bool, logprobs: int | None) -> None:
+    response = await Rig(says("")).post(TEXT, text("ab", echo=True, max_tokens=0, logprobs=logprobs, stream=stream))
+    answers = events_of(response.text)[:-1] if stream else [response.json()]
+    choices = [choice for answer in answers for choice in answer["choices"]]
+    assert "".join(choice["text"] for choice in choices) == "ab"
+    tokens = [token for choice in choices if choice["logprobs"] for token in choice["logprobs"]["tokens"]]
+    assert tokens == ([] if logprobs is None else ["a", "b"])
+
+
+async def test_a_prompt_may_fill_the_context_if_no_answer_is_wanted() -> None:
+    prompt = "x" * READY.max_model_len
+    assert (await Rig(says("")).post(TEXT, text(prompt, echo=True, max_tokens=0))).status_code == 200
+    error = error_of(await Rig().post(TEXT, text(prompt, echo=True, max_tokens=1)), 400)
+    assert error["code"] == "context_length_exceeded"
 
 
 async def test_logprobs_without_echo_are_given() -> None:

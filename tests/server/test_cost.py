@@ -210,7 +210,7 @@ async def test_the_metrics_count_what_requests_say_at_their_end() -> None:
     assert found["upwell_prediction_tokens_total{fate=accepted}"] == 22
     assert found["upwell_prediction_tokens_total{fate=rejected}"] == 26
     misses = {str(why): found[f"upwell_cache_misses_total{{reason={why}}}"] for why in CacheMiss}
-    assert misses == {"new": 0, "differs": 0, "evicted": 2, "prefix_caching_off": 0}
+    assert misses == {"new": 0, "differs": 0, "evicted": 2, "prefix_caching_off": 0, "prompt_logprobs": 0}
 
 
 class TestRealEngine:

@@ -126,6 +126,9 @@ FEATURES = {
     "text: json": Feature({"response_format": {"type": "json_object"}}, st.just("{}"), path=TEXT),
     "text: choices of several prompts": Feature({"prompt": ["a", "b"], "n": 2}, path=TEXT),
     "text: log probabilities": Feature({"logprobs": 2, "n": 2}, path=TEXT),
+    "text: those of prompts": Feature({"prompt": ["abc", "é"], "logprobs": 2, "echo": True}, path=TEXT),
+    "text: those of a prompt with several choices": Feature({"logprobs": 0, "echo": True, "n": 3}, path=TEXT),
+    "text: nothing but the prompt": Feature({"logprobs": 1, "echo": True, "max_tokens": 0}, path=TEXT),
 }
 
 

@@ -32,7 +32,7 @@ class EchoRunner:
     def __init__(self, cache: CacheConfig) -> None:
         self._block_size = cache.block_size
         self._slots = np.full((cache.num_blocks, cache.block_size), _NEVER_WRITTEN, dtype=np.int32)
-        self.num_batches = 0
+        self.num_batches = self.most_tokens = self.most_rows = 0
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         for source, target in copies:
@@ -40,6 +40,8 @@ class EchoRunner:
 
     def forward(self, batch: StepInputs) -> Scores:
         self.num_batches += 1
+        self.most_tokens = max(self.most_tokens, len(batch.token_ids))
+        self.most_rows = max(self.most_rows, len(batch.logit_rows))
         where = batch.attention
         assert len(set(batch.slots.tolist())) == len(batch.slots), "two tokens of a batch share a slot"
         self._slots.reshape(-1)[batch.slots] = batch.token_ids

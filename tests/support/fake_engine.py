@@ -7,6 +7,7 @@ tests set the events. Tokens are bytes (``ByteVocabulary``), so texts and token 
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from engine.errors import EngineDead
@@ -69,7 +70,14 @@ def usage_of(request: GenerateRequest, num_tokens: int) -> Usage:
 
 
 def deltas_for(request: GenerateRequest, text: str, cuts: Sequence[int] = ()) -> Iterator[TokenDelta]:
-    """``text`` as deltas that end after the token counts in ``cuts``; no delta shows part of a character."""
+    """``text`` as deltas that end after the token counts in ``cuts``; no delta shows part of a character.
+
+    What is asked for of the prompt comes before, with a delta for all but its last token, as the engine may do.
+    """
+    if request.prompt_logprobs is not None:
+        scored = [logprobs_of(i, request.prompt_logprobs) for i in request.prompt_ids[1:]]
+        for piece in (scored[:-1], scored[-1:]):
+            yield TokenDelta(request.request_id, [], "", prompt_logprobs=piece)
     token_ids = list(text.encode())[: request.sampling.max_tokens]
     finish = FinishReason.LENGTH if len(token_ids) < len(text.encode()) else FinishReason.STOP
     ends = [*sorted({cut for cut in cuts if 0 < cut < len(token_ids)}), len(token_ids)]
@@ -117,6 +125,7 @@ class FakeEngine:
         self.aborted: list[str] = []
         self._streams: dict[str, TokenStream] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._prompts_done: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
 
     @property
     def num_open(self) -> int:
@@ -143,8 +152,14 @@ class FakeEngine:
             self._drop(request_id, cancel=True)
 
     async def _run(self, request: GenerateRequest, stream: TokenStream) -> None:
+        """As in the engine, no choice of a group comes before the first one's prompt is done."""
+        prompt_done = self._prompts_done[request.group or request.request_id]
         for step in self.script(request):
             await asyncio.sleep(0)
+            if request.group not in {"", request.request_id}:
+                await prompt_done.wait()
+            elif not (isinstance(step, TokenDelta) and step.prompt_logprobs is not None):
+                prompt_done.set()
             if isinstance(step, asyncio.Event):
                 await step.wait()
             elif isinstance(step, Die):

@@ -1,6 +1,7 @@
 """Random workloads, run through the real scheduler, block pool and batch on the echo model, and checked exactly.
 
-Predictions come with some: they say what the answer will be, or something more or less like it.
+Predictions come with some: they say what the answer will be, or something more or less like it. Some prompts are
+scored, and some of those have no answer at all.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ import random
 from dataclasses import dataclass, field
 
 import msgspec
+import numpy as np
 
 from engine.config import CacheConfig, SchedulerConfig
 from engine.engine import Engine
-from engine.types import FinishReason, GenerateRequest, SamplingParams, TokenDelta
+from engine.sampler import logprobs_of
+from engine.types import FinishReason, GenerateRequest, SamplingParams, TokenDelta, TokenLogprobs
 from tests.support.byte_tokenizer import ByteTokenizer
-from tests.support.echo_model import EchoRunner, expected_tokens
+from tests.support.echo_model import EchoRunner, expected_tokens, logits_after
 
 EOS_ID = 7
 MAX_STEPS = 3000
@@ -43,6 +46,7 @@ class Workload:
 @dataclass
 class Outcome:
     tokens: dict[str, list[int]] = field(default_factory=dict)
+    prompt_logprobs: dict[str, list[TokenLogprobs]] = field(default_factory=dict)
     last: dict[str, TokenDelta] = field(default_factory=dict)
     preemptions: int = 0
     prefix_hits: int = 0
@@ -66,6 +70,9 @@ def random_workload(seed: int, predicted: float = 0.4) -> Workload:
         stem = rng.choice(stems)[: rng.randint(0, longest)]
         prompt = (stem + [rng.randrange(256) for _ in range(rng.randint(1, 6))])[: longest - 1]
         max_tokens = rng.randint(1, min(16, longest - len(prompt)))
+        prompt_logprobs = rng.choice([None, None, 0, 2])
+        if prompt_logprobs is not None and rng.random() < 0.3:
+            max_tokens = 0
         sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=rng.random() < 0.5)
         tenant, keep_cached = rng.choice(["", "", "t"]), rng.random() < 0.4
         request = GenerateRequest(
@@ -76,6 +83,7 @@ def random_workload(seed: int, predicted: float = 0.4) -> Workload:
             tenant,
             prediction_ids=edited(rng, expected_tokens(prompt, max_tokens + 4)) if rng.random() < predicted else (),
             keep_cached=keep_cached,
+            prompt_logprobs=prompt_logprobs,
         )
         step = rng.randint(0, 12)
         for choice in _choices(request, rng.choice([1, 1, 1, 2, 3])):
@@ -90,7 +98,8 @@ def _choices(request: GenerateRequest, count: int) -> list[GenerateRequest]:
     if count == 1:
         return [request]
     ids = [f"{request.request_id}-{index}" for index in range(count)]
-    return [msgspec.structs.replace(request, request_id=name, group=request.request_id) for name in ids]
+    first, *others = (msgspec.structs.replace(request, request_id=name, group=request.request_id) for name in ids)
+    return [first, *(msgspec.structs.replace(choice, prompt_logprobs=None) for choice in others)]
 
 
 def edited(rng: random.Random, tokens: list[int]) -> tuple[int, ...]:
@@ -118,6 +127,7 @@ def run_workload(workload: Workload) -> Outcome:
             if arrival.leaves_at == step:
                 engine.abort(arrival.request.request_id)
         _record(engine.step().deltas, outcome)
+        _check_limits(engine, workload.limits)
         outcome.steps = step
         _check_books(engine)
         if not engine.has_work and step > max(arrival.step for arrival in workload.arrivals):
@@ -137,11 +147,23 @@ def _record(deltas: list[TokenDelta], outcome: Outcome) -> None:
         if delta.request_id in outcome.last:
             raise WrongAnswer("a delta after the last one")
         outcome.tokens.setdefault(delta.request_id, []).extend(delta.token_ids)
+        if delta.prompt_logprobs is not None:
+            if outcome.tokens[delta.request_id]:
+                raise WrongAnswer("a prompt's log probabilities after tokens of its answer")
+            outcome.prompt_logprobs.setdefault(delta.request_id, []).extend(delta.prompt_logprobs)
         if delta.finish is not None:
             outcome.last[delta.request_id] = delta
             if delta.usage is not None:
                 outcome.accepted += delta.usage.accepted_tokens
                 outcome.rejected += delta.usage.rejected_tokens
+
+
+def _check_limits(engine: Engine, limits: SchedulerConfig) -> None:
+    runner = engine._runner
+    assert isinstance(runner, EchoRunner)
+    max_rows = limits.max_rows or limits.max_num_seqs
+    if runner.most_tokens > limits.max_num_batched_tokens or runner.most_rows > max_rows:
+        raise WrongAnswer(f"a step of {runner.most_tokens} tokens and {runner.most_rows} rows of logits")
 
 
 def _check_books(engine: Engine) -> None:
@@ -166,6 +188,8 @@ def _check_answers(workload: Workload, outcome: Outcome) -> None:
                 raise WrongAnswer(f"{request.request_id} has no end, or wrong tokens before its client left")
         elif got != wanted or last.finish is not reason:
             raise WrongAnswer(f"{request.request_id}: {got} ({last.finish}), not {wanted} ({reason})")
+        elif outcome.prompt_logprobs.get(request.request_id, []) != expected_prompt_logprobs(request):
+            raise WrongAnswer(f"{request.request_id}: its prompt's log probabilities are others")
 
 
 def expected_answer(request: GenerateRequest) -> tuple[list[int], FinishReason]:
@@ -173,3 +197,13 @@ def expected_answer(request: GenerateRequest) -> tuple[list[int], FinishReason]:
     if not request.sampling.ignore_eos and EOS_ID in tokens:
         return tokens[: tokens.index(EOS_ID) + 1], FinishReason.STOP
     return tokens, FinishReason.LENGTH
+
+
+def expected_prompt_logprobs(request: GenerateRequest) -> list[TokenLogprobs]:
+    """Of all but the first of its tokens, if it asks for them."""
+    if request.prompt_logprobs is None:
+        return []
+    prompt = np.array(request.prompt_ids, dtype=np.int32)
+    return [
+        logprobs_of(logits_after(prompt[:at]), int(prompt[at]), request.prompt_logprobs) for at in range(1, len(prompt))
+    ]
