@@ -68,6 +68,10 @@ def check_continued(request: ChatRequest) -> None:
     """
     if not request.continue_final_message:
         return
+    if request.add_generation_prompt:
+        raise InvalidRequest(
+            "add_generation_prompt contradicts continue_final_message; send one of them.", param="add_generation_prompt"
+        )
     last, param = request.messages[-1], "continue_final_message"
     if last.role != "assistant" or last.tool_calls or not last.text:
         raise InvalidRequest(f"{param} needs the last message to be a text of the assistant's.", param=param)

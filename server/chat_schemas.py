@@ -11,10 +11,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from msgspec import Meta
 
 from engine.types import MAX_TOP_LOGPROBS
-from server.schemas import MAX_NAME_CHARS, ContentPart, Count, FunctionName, RequestStruct, SamplingFields
+from server.schemas import MAX_NAME_CHARS, NOT_TEXT, ContentPart, Count, FunctionName, RequestStruct, SamplingFields
 
 MAX_MESSAGES = 4096
 MAX_TOOLS = 128
+
+ANSWERS_ARE_TEXT = "This model's answers are text."
+KEPT_IN_CACHE = "Send prompt_cache_key: prompts of requests with one leave the cache last."
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 CallId = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -33,7 +36,7 @@ class MessageToolCall(RequestStruct, frozen=True, kw_only=True):
     """One call of an earlier answer."""
 
     refused_words: ClassVar = {"type": {"custom": "Only functions can be called here."}}
-    refused_fields: ClassVar = frozenset({"custom"})
+    refused_fields: ClassVar = {"custom": "Only functions can be called here."}
 
     id: CallId
     type: Literal["function"]
@@ -44,7 +47,11 @@ class Message(RequestStruct, frozen=True, kw_only=True):
     """One turn of a conversation; parts of the content are joined with nothing in between."""
 
     refused_words: ClassVar = {"role": {"function": "Send role 'tool' with a tool_call_id instead."}}
-    refused_fields: ClassVar = frozenset({"audio", "annotations", "function_call"})
+    refused_fields: ClassVar = {
+        "audio": NOT_TEXT.format("audio"),
+        "annotations": "",
+        "function_call": "Send tool_calls.",
+    }
     as_absent: ClassVar = {"annotations": [], "tool_calls": []}
 
     role: Role
@@ -77,7 +84,7 @@ class Tool(RequestStruct, frozen=True, kw_only=True):
     """Something that an answer may call."""
 
     refused_words: ClassVar = {"type": {"custom": "Only functions can be tools here."}}
-    refused_fields: ClassVar = frozenset({"custom"})
+    refused_fields: ClassVar = {"custom": "Only functions can be tools here."}
 
     type: Literal["function"]
     function: Function
@@ -127,12 +134,20 @@ class Thinking(RequestStruct, frozen=True, kw_only=True):
 class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     """The body of POST /v1/chat/completions."""
 
-    refused_fields: ClassVar = frozenset(
-        {
-            "audio", "chat_template", "function_call", "functions", "modalities", "moderation", "prompt_cache_options",
-            "prompt_cache_retention", "store", "verbosity", "web_search_options",
-        }
-    )  # fmt: skip
+    refused_fields: ClassVar = SamplingFields.refused_fields | {
+        "audio": ANSWERS_ARE_TEXT,
+        "chat_template": "It is the model's own; send the text that it would make to /v1/completions.",
+        "function_call": "Send tool_choice.",
+        "functions": "Send tools.",
+        "modalities": ANSWERS_ARE_TEXT,
+        "moderation": "",
+        "prompt_cache_options": KEPT_IN_CACHE,
+        "prompt_cache_retention": KEPT_IN_CACHE,
+        "prompt_logprobs": "Send echo with logprobs to /v1/completions.",
+        "store": "No answer is kept.",
+        "verbosity": "Ask for it in a message.",
+        "web_search_options": "Send tools, and search when one is called.",
+    }
     as_absent: ClassVar = {"modalities": ["text"], "store": False}
 
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
@@ -146,3 +161,4 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     thinking: Thinking | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None

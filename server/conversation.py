@@ -62,7 +62,13 @@ def conversation_of(request: ChatRequest, profile: ChatProfile) -> Conversation:
         variables["tools"] = tools
     if described := _described(request.response_format):
         messages = introduced(messages, described)
-    return Conversation(messages, variables, bool(request.continue_final_message), thinks)
+    return Conversation(
+        messages,
+        variables,
+        continues=bool(request.continue_final_message),
+        thinks=thinks,
+        opens_answer=request.add_generation_prompt is not False,
+    )
 
 
 def _described(answer_format: ResponseFormat | None) -> str:

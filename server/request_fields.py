@@ -51,9 +51,10 @@ def checked(value: Any, path: str, struct: type[RequestStruct]) -> Any:
             if member is not None:
                 found[name] = _nested(member, param, fields[name])
         elif name not in struct.refused_fields:
-            raise _unknown(param, name, fields)
+            raise _unknown(param, name, path, fields)
         elif member is not None:
-            raise InvalidRequest(f"{param} is not supported by this server.", param=param, code="unsupported_parameter")
+            message = f"{param} is not supported by this server. {struct.refused_fields[name]}".strip()
+            raise InvalidRequest(message, param=param, code="unsupported_parameter")
     return found
 
 
@@ -85,9 +86,13 @@ def _nested(value: Any, param: str, field: _Field) -> Any:
     return value
 
 
-def _unknown(param: str, name: str, known: Iterable[str]) -> InvalidRequest:
+def _unknown(param: str, name: str, path: str, known: Iterable[str]) -> InvalidRequest:
     nearest = difflib.get_close_matches(name[:64], known, n=1)
-    hint = f"; did you mean '{nearest[0]}'?" if nearest else "."
+    hint = "."
+    if nearest:
+        hint = f"; did you mean '{nearest[0]}'?"
+    elif path:
+        hint = f"; {path} can have {', '.join(known)}."
     shown = shortened(param)
     return InvalidRequest(f"Unknown parameter '{shown}'{hint}", param=shown, code="unknown_parameter")
 

@@ -28,6 +28,8 @@ MAX_ALTERNATIVES = 10_000
 
 NOT_TEXT = "This model takes text, and no {}."
 """Why parts of messages that are no text are refused."""
+FORMAT = "Send response_format of type '{}'."
+"""What forms of answers are called here that other servers have fields for."""
 
 ServiceTier = Literal["auto", "default", "flex", "priority"]
 
@@ -47,12 +49,12 @@ class RequestStruct(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """What every struct here has in common: unknown fields are refused.
 
     Attributes:
-        refused_fields: names that are known, and refused as such.
+        refused_fields: names that are known and refused as such, and what to do instead, or nothing.
         refused_words: of a field, words that it cannot be here, and why or what else to send.
         as_absent: of a field, the value that asks for what is done anyway; it counts as null.
     """
 
-    refused_fields: ClassVar[frozenset[str]] = frozenset()
+    refused_fields: ClassVar[Mapping[str, str]] = {}
     refused_words: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     as_absent: ClassVar[Mapping[str, object]] = {}
 
@@ -60,7 +62,7 @@ class RequestStruct(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class StreamOptions(RequestStruct, frozen=True, kw_only=True):
     """How a stream looks."""
 
-    refused_fields: ClassVar = frozenset({"include_obfuscation"})
+    refused_fields: ClassVar = {"include_obfuscation": ""}
     as_absent: ClassVar = {"include_obfuscation": False}
 
     include_usage: bool | None = None
@@ -86,9 +88,14 @@ class ContentPart(RequestStruct, frozen=True, kw_only=True):
             "file": NOT_TEXT.format("files"),
         }
     }
-    refused_fields: ClassVar = frozenset(
-        {"image_url", "input_audio", "audio_url", "video_url", "file", "prompt_cache_breakpoint"}
-    )
+    refused_fields: ClassVar = {
+        "image_url": NOT_TEXT.format("images"),
+        "input_audio": NOT_TEXT.format("audio"),
+        "audio_url": NOT_TEXT.format("audio"),
+        "video_url": NOT_TEXT.format("video"),
+        "file": NOT_TEXT.format("files"),
+        "prompt_cache_breakpoint": "Prompts are cached block by block, without being asked to.",
+    }
 
     type: Literal["text", "refusal"]
     text: str | None = None
@@ -141,6 +148,14 @@ class SamplingFields(RequestStruct, frozen=True, kw_only=True):
     """
 
     refused_words: ClassVar = {"service_tier": dict.fromkeys(("scale", "fast"), "")}
+    refused_fields: ClassVar = {
+        "guided_json": FORMAT.format("json_schema"),
+        "guided_regex": FORMAT.format("regex"),
+        "guided_choice": FORMAT.format("choice"),
+        "guided_grammar": FORMAT.format("lark"),
+        "structured_outputs": "Send response_format: its types are json_object, json_schema, regex, choice and lark.",
+        "use_beam_search": "",
+    }
 
     model: Annotated[str, Meta(min_length=1)]
     max_tokens: Count | None = None
@@ -187,7 +202,11 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
     With ``echo``, ``max_tokens`` may be 0.
     """
 
-    refused_fields: ClassVar = frozenset({"suffix", "prompt_embeds"})
+    refused_fields: ClassVar = SamplingFields.refused_fields | {
+        "suffix": "Put it into the prompt, where the model has a form for it.",
+        "prompt_embeds": "",
+        "prompt_logprobs": "Send echo with logprobs.",
+    }
 
     prompt: str | list[str | TokenId | list[TokenId]]
     max_tokens: Annotated[int, Meta(ge=0, le=MAX_INT32)] | None = None

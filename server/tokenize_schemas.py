@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
-from server.chat_schemas import MAX_MESSAGES, MAX_TOOLS, Effort, Message, Thinking, Tool, ToolChoice
+from server.chat_schemas import MAX_MESSAGES, MAX_TOOLS, ChatRequest, Effort, Message, Thinking, Tool, ToolChoice
 from server.schemas import RequestStruct, TokenId
 
 CHAT_FIELDS = (
@@ -27,7 +27,10 @@ CHAT_FIELDS = (
 class TokenizeRequest(RequestStruct, frozen=True, kw_only=True):
     """The body of POST /tokenize: either a ``prompt`` or ``messages``."""
 
-    refused_fields: ClassVar = frozenset({"chat_template", "mm_processor_kwargs"})
+    refused_fields: ClassVar = {
+        "chat_template": ChatRequest.refused_fields["chat_template"],
+        "mm_processor_kwargs": "",
+    }
 
     model: Annotated[str, Meta(min_length=1)] | None = None
     return_token_strs: bool | None = None

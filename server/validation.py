@@ -100,10 +100,6 @@ def parse_tokenize(body: bytes) -> TokenizeRequest:
             param="add_special_tokens",
             code="unsupported_parameter",
         )
-    if request.continue_final_message and request.add_generation_prompt:
-        raise InvalidRequest(
-            "add_generation_prompt contradicts continue_final_message; send one of them.", param="add_generation_prompt"
-        )
     return request
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 
 import msgspec
@@ -80,9 +79,7 @@ class Tokenize:
         prompts = self._service.context.prompts
         if request.prompt is not None:
             return prompts.text(request.prompt, add_special=request.add_special_tokens is not False)
-        conversation = conversation_of(chat_of(request), prompts.profile)
-        opens_answer = request.add_generation_prompt is not False
-        return prompts.chat(replace(conversation, opens_answer=opens_answer)).token_ids
+        return prompts.chat(conversation_of(chat_of(request), prompts.profile)).token_ids
 
 
 class Detokenize:

@@ -128,6 +128,26 @@ async def test_chat_refuses(fields: dict[str, Any], param: str, code: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("fields", "way_out"),
+    [
+        ({"functions": []}, "Send tools."),
+        ({"guided_json": {}}, "Send response_format of type 'json_schema'."),
+        ({"verbosity": "low"}, "Ask for it in a message."),
+        ({"modalities": ["audio"]}, "This model's answers are text."),
+        ({"messages": [{"role": "user", "content": "?", "audio": {}}]}, "This model takes text, and no audio."),
+        (
+            {"response_format": {"type": "regex", "pattern": "a"}},
+            "response_format can have type, json_schema, regex, choice, lark.",
+        ),
+        ({"stop_tokens": []}, "did you mean 'stop_token_ids'?"),
+    ],
+    ids=lambda v: repr(v)[:60],
+)
+async def test_what_is_refused_comes_with_what_to_send(fields: dict[str, Any], way_out: str) -> None:
+    assert (await refused(CHAT, chat() | fields))["message"].endswith(way_out)
+
+
+@pytest.mark.parametrize(
     ("fields", "param", "code"),
     [
         ({"prompt": None}, "prompt", MISSING),
@@ -162,7 +182,6 @@ async def test_chat_refuses(fields: dict[str, Any], param: str, code: str) -> No
         ({"n": 3, "best_of": 4}, "best_of", UNSUPPORTED),
         ({"prompt": ["a"] * 100, "n": 16}, "n", INVALID),
         ({"messages": []}, "messages", UNKNOWN),
-        ({"prompt_logprobs": -1}, "prompt_logprobs", UNKNOWN),
         *[({name: ""}, name, UNSUPPORTED) for name in sorted(CompletionRequest.refused_fields)],
     ],
     ids=lambda v: repr(v)[:60],

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import ast
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from server.settings import add_serve_flags
 
 ROOT = Path(__file__).parents[2]
+PROOF = ROOT / "tools" / "prove_ascend.sh"
 README = (ROOT / "README.md").read_text()
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 ROWS = re.findall(r"^\| (.+?) \| `([^`]+\.py)` \| `(\w+)` \|$", ARCHITECTURE, re.MULTILINE)
@@ -73,10 +76,34 @@ def test_ci_runs_the_readmes_test_command():
 
 def test_ci_tries_every_kernel_and_every_mutant():
     """All that is left out of ``make test`` under tests/kernels."""
-    (soak,) = (line for line in (ROOT / ".ci" / "run").read_text().splitlines() if " -m soak " in line)
+    assert "bash tools/prove_ascend.sh --if-changed" in (ROOT / ".ci" / "run").read_text().splitlines()
+    (soak,) = (line for line in PROOF.read_text().splitlines() if " -m soak " in line)
     names = re.search(r"tests/kernels/test_ascend_\{([\w,]+)\}\.py$", soak)[1].split(",")
     marked = [path for path in (ROOT / "tests" / "kernels").glob("*.py") if "@pytest.mark.soak" in path.read_text()]
     assert sorted(f"test_ascend_{name}.py" for name in names) == sorted(path.name for path in marked)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git: .ci/run has it")
+def test_a_proof_is_taken_again_where_anything_that_it_runs_has_changed():
+    """All modules of ours that it imports are among the files that it knows a proof by."""
+    listed = re.search(r"git ls-files -z ((?:.|\\\n)*?) \| xargs", PROOF.read_text())[1].replace("\\\n", "")
+    command = ["bash", "-c", f"git ls-files {listed}"]
+    known = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {"kernels/ops.py", "docs/ascend-kernel.md", "tools/prove_ascend.sh"} <= set(known.stdout.split())
+    imported = subprocess.run([sys.executable, "-c", IMPORTS], cwd=ROOT, capture_output=True, text=True, check=True)
+    modules = set(imported.stdout.split())
+    assert "tools/ascend/hivm/mutate.py" in modules
+    assert {path for path in modules if not path.endswith("__init__.py")} <= set(known.stdout.split())
+
+
+IMPORTS = """
+import pathlib, sys
+import tests.kernels.test_ascend_mutants, tests.kernels.test_ascend_compile, tools.ascend.report
+for module in list(sys.modules.values()):
+    path = pathlib.Path(getattr(module, "__file__", None) or "/")
+    if path.is_relative_to(pathlib.Path.cwd()) and ".venv" not in path.parts:
+        print(path.relative_to(pathlib.Path.cwd()))
+"""
 
 
 def test_make_says_what_is_wrong_with_an_old_python(tmp_path):
