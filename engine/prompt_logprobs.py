@@ -16,8 +16,8 @@ from engine.types import TokenLogprobs
 from kernels.ops import Scores
 
 MOST_ROWS = 64
-"""How many tokens of a prompt are scored in a step, at most: each takes some 0.5 ms of a processor, and all who decode
-wait for them."""
+"""How many tokens of a prompt are scored in a step, at most: each takes 0.1 ms of a processor where the vocabulary has
+49,152 tokens, and 0.3 ms where it has 151,936, and all who decode wait for them."""
 
 
 class PromptLogprobs:
