@@ -161,12 +161,16 @@ class Engine:
         now_s = self._clock()
         self._gaps.step(now_s, self._runner.native_wall_s())
         deltas = [*refused, *_score_prompts(scores, plan)] if scored else refused
+        emitted: list[TokenDelta] = []
         for scheduled in plan:
             scheduled.seq.num_computed += scheduled.count
             if scheduled.completes:
-                deltas.append(self._emit(scheduled.seq, next(sampled), now_s))
-            else:
+                emitted.append(self._emit(scheduled.seq, next(sampled), now_s))
+            elif scheduled.seq.is_sound:
                 self.pool.commit(scheduled.seq)
+            else:
+                deltas.append(self._break_off(scheduled.seq))
+        deltas += emitted
         if drafted:
             self._take_drafts(scores, _tried(plan, deltas), deltas, now_s)
         if not self.has_work:
@@ -276,8 +280,7 @@ class Engine:
         """Append the token to its sequence; end the sequence if that ends it."""
         request_id = seq.request.request_id
         if token is None or not seq.is_sound:
-            self._end(seq, forget=True)
-            return _failed(seq, NUMERICAL_ERROR)
+            return self._break_off(seq)
         if seq.grammar is not None and seq.grammar.failure is not None:
             self._end(seq)
             return _failed(seq, ErrorInfo("grammar_failed", GRAMMAR_ERROR.format(seq.grammar.failure)))
@@ -293,6 +296,11 @@ class Engine:
             return TokenDelta(request_id, [token.token_id], text, logprobs)
         self._end(seq)
         return TokenDelta(request_id, [token.token_id], text, logprobs, finish, seq.usage())
+
+    def _break_off(self, seq: Sequence) -> TokenDelta:
+        """End a sequence whose logits are no numbers; nobody finds what it has computed."""
+        self._end(seq, forget=True)
+        return _failed(seq, NUMERICAL_ERROR)
 
     def _end(self, seq: Sequence, *, forget: bool = False) -> None:
         self.scheduler.remove(seq, forget=forget)

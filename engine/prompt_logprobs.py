@@ -41,7 +41,10 @@ class PromptLogprobs:
         return self.num_known >= len(self._prompt_ids) - 1
 
     def take(self, scores: Scores, rows: Sequence[int]) -> list[TokenLogprobs]:
-        """The next tokens' log probabilities, by the rows of a step that lie behind the tokens before them."""
+        """The next tokens' log probabilities, by the rows of a step that lie behind the tokens before them.
+
+        None of them if one of the logits is no number.
+        """
         tokens = self._prompt_ids[self.num_known + 1 : self.num_known + 1 + len(rows)]
         self.num_known += len(rows)
         if (np.asarray(scores.best)[list(rows)] < 0).any():

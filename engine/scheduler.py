@@ -28,6 +28,9 @@ is a small part of the time they wait, and those that already decode, a token of
 often.
 """
 
+LEFT_SHARE = 4
+"""Prompts that are scored leave one in so many rows of logits to sequences that may begin in the same step."""
+
 
 @dataclass(slots=True)
 class ScheduledSeq:
@@ -93,7 +96,8 @@ class Scheduler:
     """Continuous batching with chunked prefill under a token budget.
 
     Running sequences that have one token to compute go first, then those in the middle of their prompt, then waiting
-    ones, and then drafts. A prompt that is scored leaves a row of logits to each other sequence, running or waiting.
+    ones, and then drafts. A prompt that is scored leaves a row of logits to each other sequence that runs, and some to
+    those that wait.
 
     When a running sequence finds no block, the last in order gives up all of its own and waits again; its tokens are
     computed anew (or found in the prefix cache) when its turn comes, which cannot change what they are.
@@ -109,6 +113,7 @@ class Scheduler:
                 f"({config.max_num_seqs}): each running sequence needs one token a step."
             )
         self._config = config
+        self._max_rows = config.max_rows or config.max_num_seqs
         self._pool = pool
         self.running: list[Sequence] = []  # in order, as those that wait are
         self.waiting: list[Sequence] = []
@@ -132,20 +137,20 @@ class Scheduler:
 
     def schedule(self) -> list[ScheduledSeq]:
         """Plan one step; an empty plan means that there is nothing to do."""
-        plan = _Plan(self._config.max_num_batched_tokens, self._config.max_rows or self._config.max_num_seqs)
+        plan = _Plan(self._config.max_num_batched_tokens, self._max_rows)
         preemptions_before = self.num_preemptions
         decoding: list[Sequence] = []
         in_prompt: list[Sequence] = []
         for seq in self.running:
             (decoding if seq.num_remaining == 1 else in_prompt).append(seq)
-        others = len(self.running) + len(self.waiting)
+        kept = len(self.running) + self._rows_for_waiting()
         for seq in decoding + in_prompt:
-            others -= 1
+            kept -= 1
             if plan.budget == 0:
                 break
             if self.num_preemptions > preemptions_before and seq not in self.running:
                 continue
-            next_ = _next_tokens(seq, plan.budget, plan.rows - others)
+            next_ = _next_tokens(seq, plan.budget, plan.rows - kept)
             num_tokens = next_.start + next_.count
             if self._pool.grow(seq, num_tokens) or self._make_room(seq, num_tokens, plan):
                 plan.add(next_)
@@ -158,7 +163,8 @@ class Scheduler:
     def _admit(self, plan: _Plan) -> None:
         """Start waiting sequences in order, until one finds no room: none behind it may overtake it.
 
-        One whose prompt another of its group is computing waits for that, and lets others by: it will find it computed.
+        One whose prompt another of its group is computing waits for that, and lets others by: it will find it computed,
+        but for its last token, which others need not wait for.
         """
         if not self.waiting or len(self.running) >= self._config.max_num_seqs:
             return
@@ -175,9 +181,17 @@ class Scheduler:
                 return
             self.waiting.remove(seq)
             insort(self.running, seq, key=_order)
-            plan.add(_next_tokens(seq, plan.budget, plan.rows - len(self.waiting)))
-            if seq.is_in_prompt:
+            plan.add(_next_tokens(seq, plan.budget, plan.rows - self._rows_for_waiting()))
+            if seq.num_remaining > 1:
                 computing.add(group)
+
+    def _rows_for_waiting(self) -> int:
+        """Rows of logits that prompts which are scored leave for sequences that may begin in this step.
+
+        Not for all that wait: they may find no blocks, and the longer prompts take, the more wait.
+        """
+        places = self._config.max_num_seqs - len(self.running)
+        return min(places, len(self.waiting), self._max_rows // LEFT_SHARE)
 
     def _add_drafts(self, scheduled: list[ScheduledSeq], plan: _Plan) -> None:
         """Let sequences try what their predictions have next, in what is left: nobody's tokens, rows or blocks."""

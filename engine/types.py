@@ -266,8 +266,8 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
     Exactly one delta of a request has ``finish`` set, and it is the last one.
 
     Attributes:
-        prompt_logprobs: of the next tokens of the prompt, beginning with its second, if they were asked for. All come
-            before or with the first token of the answer.
+        prompt_logprobs: of the next tokens of the prompt, beginning with its second, if they were asked for. They come
+            in deltas that hold nothing else, all before the first token of the answer.
     """
 
     request_id: str

@@ -148,7 +148,7 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
         "verbosity": "Ask for it in a message.",
         "web_search_options": "Send tools, and search when one is called.",
     }
-    as_absent: ClassVar = {"modalities": ["text"], "store": False}
+    as_absent: ClassVar = SamplingFields.as_absent | {"modalities": ["text"], "store": False}
 
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Count | None = None

@@ -60,10 +60,10 @@ class Answer:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish: FinishReason | None = None
 
-    @property
-    def num_chars(self) -> int:
-        """About as long as its JSON, log probabilities and all."""
-        tokens = sum(1 + len(entry.top) for entries in (self.prompt_logprobs, self.logprobs) for entry in entries)
+    def num_chars(self, choices_per_prompt: int) -> int:
+        """About as long as its JSON, log probabilities and all; those of the prompt are in each of its choices."""
+        tokens = sum(1 + len(entry.top) for entry in self.logprobs)
+        tokens += choices_per_prompt * sum(1 + len(entry.top) for entry in self.prompt_logprobs)
         return sum(map(len, self.text)) + JSON_OF_A_TOKEN * tokens
 
 

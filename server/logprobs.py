@@ -5,8 +5,8 @@ Called by the routes' formats with what the engine reports. Both formats name to
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from engine.types import TokenLogprobs
 from server.answers import ChatLogprobs, ChatTokenLogprob, TextLogprobs, TopLogprob
@@ -46,91 +46,55 @@ def _named(vocabulary: Vocabulary, token_id: int, logprob: float) -> tuple[str, 
     return token_string(vocabulary, token_id), max(logprob, LEAST_LOGPROB), list(raw) or None
 
 
-@dataclass(frozen=True)
-class Echo:
-    """A prompt as it is shown before its answer.
-
-    Attributes:
-        text: of all its tokens but one that the tokenizer put before it, if ``hides_first``.
-    """
-
-    text: str
-    token_ids: Sequence[int]
-    hides_first: bool
-
-    @classmethod
-    def of(cls, prompt: str | Sequence[int], token_ids: Sequence[int], vocabulary: Vocabulary) -> Echo:
-        """A prompt's; sent as a text, that of token ids is the same prompt where the tokenizer gives these ids."""
-        if not isinstance(prompt, str):
-            return cls(text_of(token_ids, vocabulary), token_ids, hides_first=False)
-        first = token_ids[0] if token_ids else None
-        is_added = (
-            first is not None and vocabulary.is_special(first) and not prompt.startswith(vocabulary.token_text(first))
-        )
-        return cls(prompt, token_ids, is_added)
+def utf8_decoder() -> codecs.IncrementalDecoder:
+    """Gives the text of bytes that come in pieces, as ``text_of`` gives it of all."""
+    return codecs.getincrementaldecoder("utf-8")("replace")
 
 
 class TextLogprobsWriter:
-    """The format of text completions, token by token; keeps the offset of the next token in the answer's text.
+    """The format of text completions, token by token; keeps the offset of the next token in the answer's text."""
 
-    With an ``echo`` the answer begins with its prompt, and the tokens with the prompt's.
-    """
-
-    def __init__(self, vocabulary: Vocabulary, echo: Echo | None = None) -> None:
+    def __init__(self, vocabulary: Vocabulary, start: int = 0) -> None:
+        """For an answer that begins so many characters after the beginning of the text."""
         self._vocabulary = vocabulary
-        self._echo = echo
-        self._num_echoed = 0
-        self._num_chars_begun = 0
+        self._num_chars = start
+        self._decoder = utf8_decoder()
 
-    def write(self, entries: Sequence[TokenLogprobs], of_prompt: Sequence[TokenLogprobs] = ()) -> TextLogprobs:
-        """Parallel lists for the next tokens: the prompt's, from its second on, and then the answer's."""
+    def write(self, entries: Sequence[TokenLogprobs]) -> TextLogprobs:
+        """Parallel lists for the next tokens of the answer."""
         out = TextLogprobs([], [], [], [])
-        if self._echo is not None:
-            self._write_prompt(out, self._echo, of_prompt)
         for entry in entries:
-            is_shown = not self._vocabulary.is_special(entry.token_id)
-            self._write_one(out, entry, is_shown=is_shown)
+            write_one(out, entry.token_id, entry, self._num_chars, self._vocabulary)
+            if not self._vocabulary.is_special(entry.token_id):
+                self._num_chars += len(self._decoder.decode(self._vocabulary.token_bytes(entry.token_id)))
         return out
 
-    def _write_prompt(self, out: TextLogprobs, echo: Echo, entries: Sequence[TokenLogprobs]) -> None:
-        if not self._num_echoed:
-            first = echo.token_ids[0]
-            out.tokens.append(token_string(self._vocabulary, first))
-            out.token_logprobs.append(None)
-            out.top_logprobs.append(None)
-            out.text_offset.append(self._offset_of(first, is_shown=not echo.hides_first))
-            self._num_echoed = 1
-        for entry in entries:
-            self._write_one(out, entry, is_shown=True)
-        self._num_echoed += len(entries)
-        if self._num_echoed == len(echo.token_ids):
-            self._num_chars_begun = len(echo.text)  # whatever the tokenizer made of it
-            self._echo = None
 
-    def _write_one(self, out: TextLogprobs, entry: TokenLogprobs, *, is_shown: bool) -> None:
-        out.tokens.append(token_string(self._vocabulary, entry.token_id))
-        out.token_logprobs.append(max(entry.logprob, LEAST_LOGPROB))
-        out.top_logprobs.append(self._top(entry))
-        out.text_offset.append(self._offset_of(entry.token_id, is_shown=is_shown))
-
-    def _top(self, entry: TokenLogprobs) -> dict[str, float]:
-        """The likeliest tokens by their strings, and the chosen one; of two with one string the likelier stays."""
-        top: dict[str, float] = {}
-        for token_id, logprob in entry.top:
-            top.setdefault(token_string(self._vocabulary, token_id), max(logprob, LEAST_LOGPROB))
-        if top:
-            top.setdefault(token_string(self._vocabulary, entry.token_id), max(entry.logprob, LEAST_LOGPROB))
-        return top
-
-    def _offset_of(self, token_id: int, *, is_shown: bool) -> int:
-        """Index of the character in which the token begins; then count the characters that begin in it."""
-        raw = self._vocabulary.token_bytes(token_id) if is_shown else b""
-        inside = bool(raw) and _continues(raw[0]) and self._num_chars_begun > 0
-        offset = self._num_chars_begun - inside
-        self._num_chars_begun += sum(not _continues(byte) for byte in raw)
-        return offset
+def write_one(
+    out: TextLogprobs, token_id: int, entry: TokenLogprobs | None, offset: int, vocabulary: Vocabulary
+) -> None:
+    """Append a token; one that begins its text has no log probability, and so no ``entry``."""
+    out.tokens.append(token_string(vocabulary, token_id))
+    out.token_logprobs.append(None if entry is None else max(entry.logprob, LEAST_LOGPROB))
+    out.top_logprobs.append(None if entry is None else _top(entry, vocabulary))
+    out.text_offset.append(offset)
 
 
-def _continues(byte: int) -> bool:
-    """Whether the byte goes on with a UTF-8 character that began before it."""
-    return byte & 0xC0 == 0x80
+def _top(entry: TokenLogprobs, vocabulary: Vocabulary) -> dict[str, float]:
+    """The likeliest tokens by their strings, and the chosen one; of two with one string the likelier stays."""
+    top: dict[str, float] = {}
+    for token_id, logprob in entry.top:
+        top.setdefault(token_string(vocabulary, token_id), max(logprob, LEAST_LOGPROB))
+    if top:
+        top.setdefault(token_string(vocabulary, entry.token_id), max(entry.logprob, LEAST_LOGPROB))
+    return top
+
+
+def joined(first: TextLogprobs, second: TextLogprobs) -> TextLogprobs:
+    """The tokens of both."""
+    return TextLogprobs(
+        first.tokens + second.tokens,
+        first.token_logprobs + second.token_logprobs,
+        first.top_logprobs + second.top_logprobs,
+        first.text_offset + second.text_offset,
+    )

@@ -156,6 +156,7 @@ class SamplingFields(RequestStruct, frozen=True, kw_only=True):
         "structured_outputs": "Send response_format: its types are json_object, json_schema, regex, choice and lark.",
         "use_beam_search": "",
     }
+    as_absent: ClassVar = {"use_beam_search": False}
 
     model: Annotated[str, Meta(min_length=1)]
     max_tokens: Count | None = None

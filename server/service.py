@@ -98,7 +98,7 @@ class CompletionService:
                 answers = await collect(deltas, progress, len(call.requests))
                 usage = progress.usage()
                 encoded = await off_loop_if_long(
-                    sum(answer.num_chars for answer in answers),
+                    sum(answer.num_chars(call.choices_per_prompt) for answer in answers),
                     lambda: msgspec.json.encode(answer_format.whole(answers, usage)),
                 )
                 await send_json(encoded, send)

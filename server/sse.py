@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import msgspec
@@ -29,6 +30,9 @@ _HEADERS = [
     (b"content-type", EVENT_STREAM.encode()),
     (b"x-accel-buffering", b"no"),
 ]
+
+PORTION_BYTES = 1 << 18
+"""Events that have been waited for are encoded and written so much at a time."""
 
 _STALLED = "The client has stopped reading."
 
@@ -148,10 +152,24 @@ async def _pump(
         batch = await deltas.read(write_now)
         if not batch:
             return
-        events = b"".join([_events(progress, answer_format, delta) for delta in batch])
-        if events:
+        for events in _in_portions(_events(progress, answer_format, delta) for delta in batch):
             patience.allow(limits.write_stall_s)
             await writer.write(events)
+            if len(events) >= PORTION_BYTES:  # others do not wait until all is encoded that this client had not read
+                patience.allow(math.inf)
+                await asyncio.sleep(0)
+
+
+def _in_portions(events: Iterable[bytes]) -> Iterator[bytes]:
+    """Events one after the other, some ``PORTION_BYTES`` at a time."""
+    portion = b""
+    for each in events:
+        portion += each
+        if len(portion) >= PORTION_BYTES:
+            yield portion
+            portion = b""
+    if portion:
+        yield portion
 
 
 def _events(progress: CallProgress, answer_format: AnswerFormat, delta: TokenDelta) -> bytes:

@@ -37,6 +37,12 @@ def parse_chat(body: bytes) -> ChatRequest:
     check_response_format(request.response_format)
     check_prediction(request.prediction)
     check_chat(request)
+    if request.add_generation_prompt is False and not request.continue_final_message:
+        raise InvalidRequest(
+            "add_generation_prompt can be false only with continue_final_message; to have a text of your own gone on "
+            "with, send it to /v1/completions.",
+            param="add_generation_prompt",
+        )
     return request
 
 

@@ -8,9 +8,11 @@ cd "$(dirname "$0")/.."
 record=.ci/ascend_proven
 
 digest=$({
-  git ls-files -z kernels ':!kernels/cpu' tools/ascend 'tests/support/ascend_*.py' tests/kernels/test_ascend_{mutants,compile}.py \
-    docs/ascend-kernel.md tools/prove_ascend.sh | xargs -0 sha256sum
-  grep '^ASCEND_TOOLS' Makefile
+  git ls-files -z kernels ':!kernels/cpu' tools/ascend 'tests/support/ascend_*.py' 'tests/**conftest.py' \
+    tests/kernels/test_ascend_{mutants,compile}.py docs/ascend-kernel.md tools/prove_ascend.sh | xargs -0 sha256sum
+  .venv/bin/python -V
+  .venv/bin/python -m pip --disable-pip-version-check list --format freeze |
+    grep -E '^(ascendnpu-ir|numpy|torch|torch[-_]npu|triton-ascend)=='
   dpkg-query -W llvm-19 clang-19 mlir-19-tools
 } | sha256sum | cut -d ' ' -f 1)
 if [ "${1-}" = --if-changed ] && [ "$digest" = "$(cat "$record" 2>/dev/null)" ]; then

@@ -6,17 +6,19 @@ import time
 from collections.abc import Sequence
 
 from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
 from starlette.types import Receive, Scope, Send
 
 from engine.errors import InvalidRequest
 from engine.types import EngineReady, SamplingParams, TokenDelta, TokenLogprobs
 from server.answers import CompletionUsage, TextChoice, TextCompletion
-from server.context import PromptEncoder, Vocabulary
+from server.context import PromptEncoder, ServerContext, Vocabulary
 from server.disconnect import DisconnectWatch
+from server.echo import Echo, Prompt, echo_of
 from server.envelope import record_of
 from server.generation import Answer, build_call, off_loop_if_long
 from server.grammar.answers import grammar_of
-from server.logprobs import Echo, TextLogprobsWriter
+from server.logprobs import TextLogprobsWriter, joined
 from server.request_effects import SaidWithAnswer, note_who, said_with_answer, without_metadata
 from server.sampling import (
     check_num_tokens,
@@ -29,8 +31,6 @@ from server.sampling import (
 from server.schemas import MAX_PROMPTS, CompletionRequest
 from server.service import CompletionService, new_id
 from server.validation import parse_completion
-
-Prompt = str | list[int]
 
 
 class Completions:
@@ -54,6 +54,9 @@ class Completions:
             async with DisconnectWatch(receive):
                 grammar = await grammar_of(request.response_format, service.context.grammars, len(body))
                 token_ids = await off_loop_if_long(num_chars, lambda: _encode_all(prompts, service.context.prompts))
+                echoes = await off_loop_if_long(
+                    sum(map(len, token_ids)), lambda: _echoes(request, prompts, token_ids, service.context)
+                )
                 foretold = await service.prediction_ids(request, ready)
                 asked = _with_sampling(request, token_ids, ready)
                 record = record_of(scope)
@@ -67,9 +70,7 @@ class Completions:
                     prompt_logprobs=request.prompt_logprobs,
                 )
                 said = said_with_answer(request, ready.fingerprint)
-                vocabulary = service.context.vocabulary
-                echoes = _echoes(prompts, token_ids, vocabulary) if request.echo else []
-                answer_format = TextFormat(call.id, request, vocabulary, echoes, said)
+                answer_format = TextFormat(call.id, request, service.context.vocabulary, echoes, said)
                 await service.answer(call, answer_format, scope, send)
 
 
@@ -119,11 +120,25 @@ def _with_sampling(
     return pairs
 
 
+def _echoes(
+    request: CompletionRequest, prompts: Sequence[Prompt], token_ids: Sequence[list[int]], context: ServerContext
+) -> list[Echo]:
+    """The prompts as they are shown; none if they are not."""
+    if not request.echo:
+        return []
+    with_offsets = request.logprobs is not None
+    return [
+        echo_of(prompt, ids, context.prompts, context.vocabulary, with_offsets=with_offsets)
+        for prompt, ids in zip(prompts, token_ids, strict=True)
+    ]
+
+
 class TextFormat:
     """Text answers and chunks; one for each request.
 
-    With ``echo`` each answer begins with its prompt: in a stream, in the first chunk. From the engine the prompt's log
-    probabilities come with its first choice alone, and all of them before any other choice has anything.
+    With ``echo`` each answer begins with its prompt: in a stream, in the first chunk. The prompt's log probabilities
+    come in events of their own, each for all choices of the prompt: the engine computes them with the first choice, and
+    has all of them before any choice goes on.
     """
 
     def __init__(
@@ -142,19 +157,22 @@ class TextFormat:
         self._said = said
         self._n = request.n or 1
         self._echoes = echoes
-        self._begun: set[int] = set()
-        self._of_prompts: dict[int, list[TokenLogprobs]] = {}
+        self._num_told = [0] * len(echoes)  # of each prompt's tokens, with log probabilities
         self._writers: dict[int, TextLogprobsWriter] = {}
         self._no_usage: UnsetType | None = None if request.include_usage else UNSET
 
     def chunk(self, index: int, delta: TokenDelta) -> TextCompletion | None:
         """See ``AnswerFormat.chunk``."""
-        of_prompt, entries = delta.prompt_logprobs or [], delta.logprobs or []
-        if not (delta.text or (self._logprobs and entries) or of_prompt or delta.finish):
+        if delta.prompt_logprobs is not None:
+            choices = self._prompt_choices(index // self._n, delta.prompt_logprobs)
+        elif delta.text or (self._logprobs and delta.logprobs) or delta.finish:
+            finish = delta.finish.value if delta.finish else None
+            choices = [self._choice(index, delta.text, delta.logprobs or (), finish)]
+        else:
+            choices = []
+        if not choices:
             return None
-        finish = delta.finish.value if delta.finish else None
-        choice = self._choice(index, delta.text, of_prompt, entries, finish)
-        completion = self._completion([choice], self._no_usage)
+        completion = self._completion(choices, self._no_usage)
         self._said = without_metadata(self._said)
         return completion
 
@@ -164,48 +182,48 @@ class TextFormat:
 
     def whole(self, answers: Sequence[Answer], usage: CompletionUsage) -> TextCompletion:
         """See ``AnswerFormat.whole``."""
-        choices = [
-            self._choice(
-                index,
-                "".join(answer.text),
-                answer.prompt_logprobs,
-                answer.logprobs,
-                answer.finish.value if answer.finish else "stop",
-            )
-            for index, answer in enumerate(answers)
-        ]
+        told = {}
+        for place in range(len(self._echoes) if self._logprobs else 0):
+            entries = answers[place * self._n].prompt_logprobs
+            told[place] = self._echoes[place].logprobs(0, entries, self._vocabulary)
+            self._num_told[place] = 1 + len(entries)
+        choices = []
+        for index, answer in enumerate(answers):
+            finish = answer.finish.value if answer.finish else "stop"
+            choice = self._choice(index, "".join(answer.text), answer.logprobs, finish)
+            if choice.logprobs is not None and index // self._n in told:
+                choice = replace(choice, logprobs=joined(told[index // self._n], choice.logprobs))
+            choices.append(choice)
         return self._completion(choices, usage)
 
-    def _choice(
-        self,
-        index: int,
-        text: str,
-        of_prompt: list[TokenLogprobs],
-        entries: list[TokenLogprobs],
-        finish: str | None,
-    ) -> TextChoice:
-        """What is new of a choice; with what is told first, if this is the first of it."""
-        place, is_first = index // self._n, index not in self._begun
-        echo = self._echoes[place] if self._echoes else None
-        if is_first:
-            self._begun.add(index)
-            self._writers[index] = TextLogprobsWriter(self._vocabulary, echo)
-            text = (echo.text if echo else "") + text
+    def _prompt_choices(self, place: int, entries: Sequence[TokenLogprobs]) -> list[TextChoice]:
+        """The next of a prompt's tokens, as all of its choices begin with them."""
+        logprobs = self._echoes[place].logprobs(self._num_told[place], entries, self._vocabulary)
+        self._num_told[place] += len(logprobs.tokens)
+        return [
+            TextChoice(index, self._opening(index), logprobs, None)
+            for index in range(place * self._n, (place + 1) * self._n)
+        ]
+
+    def _choice(self, index: int, text: str, entries: Sequence[TokenLogprobs], finish: str | None) -> TextChoice:
+        """What is new of a choice."""
+        is_first, text = index not in self._writers, self._opening(index) + text
         if not self._logprobs:
             return TextChoice(index, text, None, finish)
-        if self._n > 1 and echo is not None:
-            of_first = self._of_prompts.setdefault(place, [])
-            if index % self._n == 0:
-                of_first += of_prompt
-            elif is_first:
-                of_prompt = of_first
-        return TextChoice(index, text, self._writers[index].write(entries, of_prompt), finish)
+        logprobs = self._writers[index].write(entries)
+        if is_first and self._echoes and not self._num_told[index // self._n]:  # a prompt of one token
+            logprobs = joined(self._echoes[index // self._n].logprobs(0, (), self._vocabulary), logprobs)
+        return TextChoice(index, text, logprobs, finish)
+
+    def _opening(self, index: int) -> str:
+        """What a choice's text begins with, the first time that there is anything of it."""
+        if index in self._writers:
+            return ""
+        text = self._echoes[index // self._n].text if self._echoes else ""
+        self._writers[index] = TextLogprobsWriter(self._vocabulary, len(text))
+        return text
 
     def _completion(self, choices: list[TextChoice], usage: CompletionUsage | UnsetType | None) -> TextCompletion:
         return TextCompletion(
             id=self._id, created=self._created, model=self._model, choices=choices, usage=usage, **self._said
         )
-
-
-def _echoes(prompts: Sequence[Prompt], token_ids: Sequence[Sequence[int]], vocabulary: Vocabulary) -> list[Echo]:
-    return [Echo.of(prompt, ids, vocabulary) for prompt, ids in zip(prompts, token_ids, strict=True)]

@@ -227,6 +227,8 @@ async def test_every_field_is_accepted_at_its_edges(name: str, field: str, value
         body["n"] = value
     if (field, value) == ("max_tokens", 0):
         body["echo"] = True
+    if (field, value, name) == ("add_generation_prompt", False, "ChatRequest"):
+        body |= NEEDS["continue_final_message"] | {"continue_final_message": True}
     check(body, {"$ref": f"#/components/schemas/{name}"})
     response = await Rig(prompts=BytePrompts(THINKS)).post(path, body)
     assert response.status_code == 200, response.text

@@ -191,6 +191,7 @@ def test_a_prompt_that_cannot_be_scored_is_not_answered(budget):
     deltas = finish(engine)
     assert (deltas[-1].finish, deltas[-1].error.code) == (FinishReason.ERROR, "numerical_error")
     assert not any(delta.token_ids for delta in deltas)
+    assert engine.stats().steps == 1, "not only once all of the prompt is computed"
     engine.submit(msgspec.structs.replace(asked, prompt_logprobs=None))
     assert finish(engine)[-1].usage.cached_tokens == 0
 

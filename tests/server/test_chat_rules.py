@@ -171,6 +171,7 @@ CALLS = _calls()
         ({"chat_template_kwargs": 1}, "chat_template_kwargs", INVALID),
         ({"continue_final_message": True}, "continue_final_message", INVALID),
         (_continued("Once", add_generation_prompt=True), "add_generation_prompt", INVALID),
+        ({"add_generation_prompt": False}, "add_generation_prompt", INVALID),
         ({"messages": [CALLS], "continue_final_message": True}, "continue_final_message", INVALID),
         (_continued("", tools=[]), "continue_final_message", INVALID),
         (_continued("x", response_format={"type": "json_object"}), "response_format", INVALID),

@@ -48,8 +48,12 @@ CHATS: list[dict[str, Any]] = [
     chat("Hi", reasoning_effort="high"),
     chat("Hi", thinking={"type": "enabled", "budget_tokens": 7}),
     chat("Hi", chat_template_kwargs={"enable_thinking": True}),
-    {"model": MODEL, "messages": [{"role": "assistant", "content": "Once"}], "continue_final_message": True},
-    chat("Once", add_generation_prompt=False),
+    {
+        "model": MODEL,
+        "messages": [{"role": "assistant", "content": "Once"}],
+        "continue_final_message": True,
+        "add_generation_prompt": False,
+    },
     {
         "model": MODEL,
         "messages": [
@@ -110,9 +114,6 @@ async def test_a_prompt_without_what_opens_the_answer() -> None:
     opens = tokenizer().encode("<|im_start|>assistant\n", add_special=False)
     assert whole == less + opens
     assert (await rig.post(TOKENIZE, chat("Hi", add_generation_prompt=True))).json()["tokens"] == whole
-    rig.engine.ready = replace(rig.engine.ready, max_model_len=1 << 20)
-    assert (await rig.post(CHAT, chat("Hi", add_generation_prompt=False))).status_code == 200
-    assert rig.engine.submitted[0].prompt_ids == less
 
 
 async def test_control_tokens_around_a_text_can_be_left_out() -> None:
