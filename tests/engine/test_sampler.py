@@ -254,7 +254,7 @@ def test_rows_do_not_meet(logits, order):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("max_tokens", 0),
+        ("max_tokens", -1),
         ("temperature", -0.1),
         ("temperature", 2.1),
         ("temperature", math.nan),

@@ -127,6 +127,12 @@ async def test_chat_refuses(fields: dict[str, Any], param: str, code: str) -> No
     assert (error["param"], error["code"]) == (param, code)
 
 
+@pytest.mark.parametrize(("path", "body"), [(CHAT, chat()), (TEXT, text())])
+async def test_what_is_refused_may_be_switched_off(path: str, body: dict[str, Any]) -> None:
+    assert (await Rig().post(path, body | {"use_beam_search": False})).status_code == 200
+    assert (await refused(path, body | {"use_beam_search": True}))["param"] == "use_beam_search"
+
+
 @pytest.mark.parametrize(
     ("fields", "way_out"),
     [
@@ -143,13 +149,6 @@ async def test_chat_refuses(fields: dict[str, Any], param: str, code: str) -> No
     ],
     ids=lambda v: repr(v)[:60],
 )
-@pytest.mark.parametrize(("path", "body"), [(CHAT, chat()), (TEXT, text())])
-async def test_to_be_refused_what_is_not_done_anyway_is_no_error(path: str, body: dict[str, Any]) -> None:
-    """But for what asks for it."""
-    assert (await Rig().post(path, body | {"use_beam_search": False})).status_code == 200
-    assert (await refused(path, body | {"use_beam_search": True}))["param"] == "use_beam_search"
-
-
 async def test_what_is_refused_comes_with_what_to_send(fields: dict[str, Any], way_out: str) -> None:
     assert (await refused(CHAT, chat() | fields))["message"].endswith(way_out)
 
