@@ -36,6 +36,12 @@ def build_batch(plan: Seq[ScheduledSeq], block_size: int) -> StepInputs:
     return StepInputs(_i32(token_ids), _i32(positions), _i32(slots), where, _i32(logit_rows))
 
 
+def sampled_rows(plan: Seq[ScheduledSeq]) -> list[tuple[int, ScheduledSeq]]:
+    """The row of the logits behind the last token of each sequence that has none left to compute."""
+    starts = accumulate((each.num_rows for each in plan), initial=0)
+    return [(start + each.num_scored, each) for start, each in zip(starts, plan, strict=False) if each.completes]
+
+
 def _with_more_rows(plan: Seq[ScheduledSeq]) -> tuple[list[int], list[int]]:
     """The tokens of a step, each sequence's drafts behind its own, and the rows whose logits are wanted."""
     token_ids: list[int] = []

@@ -113,7 +113,7 @@ class BlockPool:
         """Why no more of ``seq`` was found, which has just been admitted; None if all but its last token was."""
         if seq.num_remaining == 1:
             return None
-        if seq.num_unscored:
+        if seq.prompt_logprobs is not None and seq.prompt_logprobs.num_left:
             return CacheMiss.PROMPT_LOGPROBS
         if not self._caching:
             return CacheMiss.PREFIX_CACHING_OFF

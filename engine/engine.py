@@ -10,10 +10,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Protocol
 
-from engine.batch import build_batch
+from engine.batch import build_batch, sampled_rows
 from engine.block_pool import BlockPool
 from engine.config import CacheConfig, SchedulerConfig
 from engine.detokenizer import IncrementalDetokenizer, Vocabulary
@@ -155,21 +154,20 @@ class Engine:
                 self._note_admission(scheduled.seq, now_s)
         scores = self._scores(plan)
         drafted = [scheduled for scheduled in plan if scheduled.drafts]
-        scored = [scheduled for scheduled in plan if scheduled.num_scored]
-        sampled = iter(self._sampled(scores, plan, drafted, is_plain=not (drafted or scored)))
+        sampled = self._sampled(scores, plan, drafted)
         self._steps += 1
         now_s = self._clock()
         self._gaps.step(now_s, self._runner.native_wall_s())
-        deltas = [*refused, *_score_prompts(scores, plan)] if scored else refused
-        emitted: list[TokenDelta] = []
+        deltas = refused + (_score_prompts(scores, plan, sampled) if len(scores.best) > len(sampled) else [])
+        tokens, emitted = iter(sampled), []
         for scheduled in plan:
             scheduled.seq.num_computed += scheduled.count
             if scheduled.completes:
-                emitted.append(self._emit(scheduled.seq, next(sampled), now_s))
-            elif scheduled.seq.is_sound:
-                self.pool.commit(scheduled.seq)
-            else:
+                emitted.append(self._emit(scheduled.seq, next(tokens), now_s))
+            elif scheduled.num_scored and not scheduled.seq.is_sound:
                 deltas.append(self._break_off(scheduled.seq))
+            else:
+                self.pool.commit(scheduled.seq)
         deltas += emitted
         if drafted:
             self._take_drafts(scores, _tried(plan, deltas), deltas, now_s)
@@ -186,19 +184,14 @@ class Engine:
         _set_masks(bound, masks)
         return scores
 
-    def _sampled(
-        self, scores: Scores, plan: list[ScheduledSeq], drafted: list[ScheduledSeq], *, is_plain: bool
-    ) -> list[Sampled | None]:
-        """The next token of each sequence that has none left to compute; some may have drafts behind it.
-
-        ``is_plain``: there is no other row of logits.
-        """
+    def _sampled(self, scores: Scores, plan: list[ScheduledSeq], drafted: list[ScheduledSeq]) -> list[Sampled | None]:
+        """The next token of each sequence that has none left to compute; some may have drafts behind it."""
         states = [each.seq.sampler_state for each in plan if each.completes]
         for each in drafted:
             each.seq.note_tried(len(each.drafts))
-        return self.sampler.sample(
-            scores if is_plain else PickedScores(scores, [row for row, _ in _rows(plan)]), states
-        )
+        if len(scores.best) > len(states):
+            scores = PickedScores(scores, [row for row, _ in sampled_rows(plan)])
+        return self.sampler.sample(scores, states)
 
     def _take_drafts(self, scores: Scores, tried: list[_Tried], deltas: list[TokenDelta], now_s: float) -> None:
         """Go on with each sequence for as long as its drafts are the tokens that come, one token of each at a time.
@@ -279,14 +272,14 @@ class Engine:
     def _emit(self, seq: Sequence, token: Sampled | None, now_s: float) -> TokenDelta:
         """Append the token to its sequence; end the sequence if that ends it."""
         request_id = seq.request.request_id
-        if token is None or not seq.is_sound:
+        if token is None:
             return self._break_off(seq)
         if seq.grammar is not None and seq.grammar.failure is not None:
             self._end(seq)
             return _failed(seq, ErrorInfo("grammar_failed", GRAMMAR_ERROR.format(seq.grammar.failure)))
         self.pool.commit(seq)
-        if not seq.request.sampling.max_tokens:
-            seq.end_unanswered(now_s)
+        if not seq.wants_answer:
+            seq.first_token_at_s = seq.last_token_at_s = now_s
             self._end(seq)
             return TokenDelta(request_id, [], "", finish=FinishReason.LENGTH, usage=seq.usage())
         self._generated_tokens += 1
@@ -362,26 +355,26 @@ class _Tried:
         )
 
 
-def _rows(plan: list[ScheduledSeq]) -> list[tuple[int, ScheduledSeq]]:
-    """The row of the logits behind the last token of each sequence that has none left to compute."""
-    starts = accumulate((each.num_rows for each in plan), initial=0)
-    return [(start + each.num_scored, each) for start, each in zip(starts, plan, strict=False) if each.completes]
+def _score_prompts(scores: Scores, plan: list[ScheduledSeq], sampled: list[Sampled | None]) -> list[TokenDelta]:
+    """Log probabilities of prompts' tokens, where they are asked for, by the logits of a step.
 
-
-def _score_prompts(scores: Scores, plan: list[ScheduledSeq]) -> list[TokenDelta]:
-    """Log probabilities of prompts' tokens, where they are asked for, by the logits of a step."""
-    deltas, start = [], 0
+    ``sampled`` are the tokens of those in the plan that ``completes``: none where a prompt's logits are no numbers.
+    """
+    deltas, start, place = [], 0, 0
     for each in plan:
         if each.num_scored and each.seq.prompt_logprobs is not None:
             found = each.seq.prompt_logprobs.take(scores, range(start, start + each.num_scored))
-            deltas.append(TokenDelta(each.seq.request.request_id, [], "", prompt_logprobs=found))
-        start += each.num_rows
+            if found:
+                deltas.append(TokenDelta(each.seq.request.request_id, [], "", prompt_logprobs=found))
+            elif each.completes:
+                sampled[place] = None
+        start, place = start + each.num_rows, place + each.completes
     return deltas
 
 
 def _tried(plan: list[ScheduledSeq], deltas: list[TokenDelta]) -> list[_Tried]:
     """The drafts of a step, whose last deltas are those of its sequences with none left to compute, one each."""
-    rows = _rows(plan)
+    rows = sampled_rows(plan)
     first = len(deltas) - len(rows)
     return [_Tried(each.seq, each.drafts, row, place) for place, (row, each) in enumerate(rows, first) if each.drafts]
 

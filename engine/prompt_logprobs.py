@@ -9,15 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from engine.sampler import logprobs_of
 from engine.types import TokenLogprobs
 from kernels.ops import Scores
-
-MOST_ROWS = 64
-"""How many tokens of a prompt are scored in a step, at most: each takes 0.1 ms of a processor where the vocabulary has
-49,152 tokens, and 0.3 ms where it has 151,936, and all who decode wait for them."""
 
 
 class PromptLogprobs:
@@ -36,19 +30,18 @@ class PromptLogprobs:
         self.is_sound = True
 
     @property
-    def is_complete(self) -> bool:
-        """Whether no token is left to score."""
-        return self.num_known >= len(self._prompt_ids) - 1
+    def num_left(self) -> int:
+        """Tokens that are still to be scored."""
+        return len(self._prompt_ids) - 1 - self.num_known
 
-    def take(self, scores: Scores, rows: Sequence[int]) -> list[TokenLogprobs]:
+    def take(self, scores: Scores, rows: range) -> list[TokenLogprobs]:
         """The next tokens' log probabilities, by the rows of a step that lie behind the tokens before them.
 
         None of them if one of the logits is no number.
         """
         tokens = self._prompt_ids[self.num_known + 1 : self.num_known + 1 + len(rows)]
         self.num_known += len(rows)
-        if (np.asarray(scores.best)[list(rows)] < 0).any():
+        if (scores.best[rows.start : rows.stop] < 0).any():
             self.is_sound = False
             return []
-        logits = scores.rows(rows)
-        return [logprobs_of(row, token, self._num_top) for row, token in zip(logits, tokens, strict=True)]
+        return [logprobs_of(row, token, self._num_top) for row, token in zip(scores.rows(rows), tokens, strict=True)]

@@ -33,6 +33,7 @@ class Sequence:
         thinking: how far its answer has come in its thoughts; None if it can have none.
         prediction: how far its answer has come in what it was foretold to be, or None.
         prompt_logprobs: how far its prompt has been scored, or None.
+        wants_answer: whether a token is wanted, and not the prompt alone.
         cached_tokens: prompt tokens found in the prefix cache at the first admission.
         cache_miss: why they were no more.
         admitted_at_s: first admission, monotonic seconds, as ``first_token_at_s`` and ``last_token_at_s``.
@@ -60,6 +61,7 @@ class Sequence:
         "sampler_state",
         "thinking",
         "token_ids",
+        "wants_answer",
     )
 
     def __init__(self, request: GenerateRequest, arrival: int, detokenizer: IncrementalDetokenizer) -> None:
@@ -82,6 +84,7 @@ class Sequence:
         self.prompt_logprobs: PromptLogprobs | None = None
         if request.prompt_logprobs is not None:
             self.prompt_logprobs = PromptLogprobs(request.prompt_ids, request.prompt_logprobs)
+        self.wants_answer = request.sampling.max_tokens > 0
         self.cached_tokens = 0
         self.cache_miss: CacheMiss | None = None
         self.num_preemptions = 0
@@ -110,17 +113,10 @@ class Sequence:
         return self.prompt_logprobs is None or self.prompt_logprobs.is_sound
 
     @property
-    def num_unscored(self) -> int:
-        """Tokens of the prompt, before its last, whose logits are still wanted."""
-        scored = self.prompt_logprobs
-        return 0 if scored is None or scored.is_complete else self.num_prompt - 1 - scored.num_known
-
-    @property
     def num_findable(self) -> int:
         """Tokens whose keys and values will do, since no logits of theirs are wanted: the last one's always are."""
-        if self.num_unscored:
-            return self.num_prompt - 1 - self.num_unscored
-        return len(self.token_ids) - 1
+        scored = self.prompt_logprobs
+        return scored.num_known if scored is not None and scored.num_left else len(self.token_ids) - 1
 
     @property
     def grammar_failure(self) -> str | None:
@@ -161,10 +157,6 @@ class Sequence:
             self.grammar = grammar
             starts = (i for i in thoughts.start_ids[:1] if self.detokenizer.bytes_of(i) == thoughts.start.encode())
             grammar.besides = frozenset(starts)
-
-    def end_unanswered(self, now_s: float) -> None:
-        """Note the end of a request that wanted no token."""
-        self.first_token_at_s = self.last_token_at_s = now_s
 
     def append(self, token_id: int, now_s: float, is_end: Callable[[int], bool]) -> tuple[str, FinishReason | None]:
         """Take the next token: the text it makes showable, and whether the answer ends here.

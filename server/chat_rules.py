@@ -88,6 +88,20 @@ def check_continued(request: ChatRequest) -> None:
             )
 
 
+def check_opened(request: ChatRequest) -> None:
+    """An answer that is opened, or goes on with another: what follows a message of a user's is no answer.
+
+    Raises:
+        InvalidRequest: neither.
+    """
+    if request.add_generation_prompt is False and not request.continue_final_message:
+        raise InvalidRequest(
+            "add_generation_prompt can be false only with continue_final_message; to have a text of your own gone on "
+            "with, send it to /v1/completions.",
+            param="add_generation_prompt",
+        )
+
+
 def check_tools(request: ChatRequest) -> None:
     """Names that differ, and a choice among them.
 

@@ -47,7 +47,8 @@ def echo_of(
     if not isinstance(prompt, str):
         return Echo(text, token_ids, _offsets(token_ids, text, vocabulary))
     shown = encoder.text(prompt, add_special=False)
-    before = next((i for i in range(len(token_ids)) if list(token_ids[i : i + len(shown)]) == shown), 0)
+    starts = range(len(token_ids) - len(shown) + 1)
+    before = next((i for i in starts if list(token_ids[i : i + len(shown)]) == shown), 0)
     own = token_ids[before : before + len(shown)]
     after = len(token_ids) - before - len(own)
     return Echo(text, token_ids, [0] * before + _offsets(own, text, vocabulary) + [len(text)] * after)

@@ -162,14 +162,15 @@ async def _pump(
 
 def _in_portions(events: Iterable[bytes]) -> Iterator[bytes]:
     """Events one after the other, some ``PORTION_BYTES`` at a time."""
-    portion = b""
+    portion, size = [], 0
     for each in events:
-        portion += each
-        if len(portion) >= PORTION_BYTES:
-            yield portion
-            portion = b""
-    if portion:
-        yield portion
+        portion.append(each)
+        size += len(each)
+        if size >= PORTION_BYTES:
+            yield b"".join(portion)
+            portion, size = [], 0
+    if size:
+        yield b"".join(portion)
 
 
 def _events(progress: CallProgress, answer_format: AnswerFormat, delta: TokenDelta) -> bytes:

@@ -13,7 +13,14 @@ from typing import Any, TypeVar
 import msgspec
 
 from engine.errors import InvalidRequest
-from server.chat_rules import check_continued, check_messages, check_prediction, check_response_format, check_tools
+from server.chat_rules import (
+    check_continued,
+    check_messages,
+    check_opened,
+    check_prediction,
+    check_response_format,
+    check_tools,
+)
 from server.chat_schemas import ChatRequest
 from server.request_fields import checked
 from server.schemas import CompletionRequest, RequestStruct
@@ -37,12 +44,7 @@ def parse_chat(body: bytes) -> ChatRequest:
     check_response_format(request.response_format)
     check_prediction(request.prediction)
     check_chat(request)
-    if request.add_generation_prompt is False and not request.continue_final_message:
-        raise InvalidRequest(
-            "add_generation_prompt can be false only with continue_final_message; to have a text of your own gone on "
-            "with, send it to /v1/completions.",
-            param="add_generation_prompt",
-        )
+    check_opened(request)
     return request
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Install Upwell as people do, and ask it a question: `make serve` in a fresh clone, again without a network, with a
 # model of one's own; a built wheel in a fresh virtual environment; and one that was built without a compiler, which is
-# also held to the tests of kernels, engine and unit. (Those of the server reach no kernel but through an engine.)
+# also held to the tests of kernels, engine and unit. (Those of the server run no kernels.)
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from engine.errors import InvalidRequest
 from engine.types import EngineReady, SamplingParams, TokenDelta, TokenLogprobs
 from server.answers import CompletionUsage, TextChoice, TextCompletion
-from server.context import PromptEncoder, ServerContext, Vocabulary
+from server.context import ServerContext, Vocabulary
 from server.disconnect import DisconnectWatch
 from server.echo import Echo, Prompt, echo_of
 from server.envelope import record_of
@@ -49,14 +49,11 @@ class Completions:
         prompts = prompts_of(request)
         for prompt in prompts:
             _check_prompt(prompt, ready, service.context.max_chars_per_token)
-        num_chars = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
         with service.admission.reserve(len(prompts) * (request.n or 1)):
             async with DisconnectWatch(receive):
                 grammar = await grammar_of(request.response_format, service.context.grammars, len(body))
-                token_ids = await off_loop_if_long(num_chars, lambda: _encode_all(prompts, service.context.prompts))
-                echoes = await off_loop_if_long(
-                    sum(map(len, token_ids)), lambda: _echoes(request, prompts, token_ids, service.context)
-                )
+                size = sum(map(len, prompts))
+                token_ids, echoes = await off_loop_if_long(size, lambda: _encoded(request, prompts, service.context))
                 foretold = await service.prediction_ids(request, ready)
                 asked = _with_sampling(request, token_ids, ready)
                 record = record_of(scope)
@@ -104,8 +101,19 @@ def _check_prompt(prompt: Prompt, ready: EngineReady, max_chars_per_token: int) 
         check_token_ids(prompt, ready, "prompt")
 
 
-def _encode_all(prompts: Sequence[Prompt], encoder: PromptEncoder) -> list[list[int]]:
-    return [encoder.text(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+def _encoded(
+    request: CompletionRequest, prompts: Sequence[Prompt], context: ServerContext
+) -> tuple[list[list[int]], list[Echo]]:
+    """The tokens of prompts; and how they are shown, if they are."""
+    encoder, vocabulary = context.prompts, context.vocabulary
+    token_ids = [encoder.text(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+    if not request.echo:
+        return token_ids, []
+    with_offsets = request.logprobs is not None
+    return token_ids, [
+        echo_of(prompt, ids, encoder, vocabulary, with_offsets=with_offsets)
+        for prompt, ids in zip(prompts, token_ids, strict=True)
+    ]
 
 
 def _with_sampling(
@@ -118,19 +126,6 @@ def _with_sampling(
         sampling = sampling_params(request, max_tokens=budget, logprobs=request.logprobs, seed=seed)
         pairs.append((prompt_ids, sampling))
     return pairs
-
-
-def _echoes(
-    request: CompletionRequest, prompts: Sequence[Prompt], token_ids: Sequence[list[int]], context: ServerContext
-) -> list[Echo]:
-    """The prompts as they are shown; none if they are not."""
-    if not request.echo:
-        return []
-    with_offsets = request.logprobs is not None
-    return [
-        echo_of(prompt, ids, context.prompts, context.vocabulary, with_offsets=with_offsets)
-        for prompt, ids in zip(prompts, token_ids, strict=True)
-    ]
 
 
 class TextFormat:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import openai
 import pytest
 
-from engine.prompt_logprobs import MOST_ROWS
+from engine.scheduler import MOST_ROWS
 from tests.support.server_process import running_server
 
 QUESTION = "The capital of France is"

@@ -7,8 +7,7 @@ from msgspec.structs import replace
 
 from engine.config import CacheConfig, SchedulerConfig
 from engine.engine import Engine
-from engine.prompt_logprobs import MOST_ROWS
-from engine.scheduler import LEFT_SHARE
+from engine.scheduler import LEFT_SHARE, MOST_ROWS
 from engine.types import GenerateRequest, SamplingParams
 from tests.support.byte_tokenizer import ByteTokenizer
 from tests.support.echo_model import EchoRunner

@@ -127,6 +127,9 @@ FEATURES = {
     "text: choices of several prompts": Feature({"prompt": ["a", "b"], "n": 2}, path=TEXT),
     "text: log probabilities": Feature({"logprobs": 2, "n": 2}, path=TEXT),
     "text: those of prompts": Feature({"prompt": ["abc", "é"], "logprobs": 2, "echo": True}, path=TEXT),
+    "text: those of prompts of a token": Feature(
+        {"prompt": ["a", "b"], "logprobs": 1, "echo": True, "n": 2}, path=TEXT
+    ),
     "text: those of a prompt with several choices": Feature({"logprobs": 0, "echo": True, "n": 3}, path=TEXT),
     "text: nothing but the prompt": Feature({"logprobs": 1, "echo": True, "max_tokens": 0}, path=TEXT),
 }

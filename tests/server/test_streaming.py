@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from engine.types import GenerateRequest, TokenDelta
+from server import sse
 from tests.server.rig import CHAT, TEXT, AsgiCall, Rig, chat, error_of, events_of, text
 from tests.support.fake_engine import Die, FakeEngine, Step, deltas_for, failure, says
 
@@ -206,3 +207,19 @@ async def test_deltas_that_come_together_are_sent_together() -> None:
     bodies = [message["body"] for message in sent if message["type"] == "http.response.body"]
     assert max(body.count(b"data: {") for body in bodies) == 2
     assert [body.count(b"data: [DONE]") for body in bodies].count(1) == 1
+
+
+@pytest.mark.parametrize("size", [1, 200, 1 << 18])
+async def test_what_has_waited_is_sent_in_portions(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of it is lost or comes twice, however much goes at a time."""
+    monkeypatch.setattr(sse, "PORTION_BYTES", size)
+    response = await Rig(says("x" * 50)).post(CHAT, chat(stream=True, n=3, max_tokens=50))
+    contents = {0: "", 1: "", 2: ""}
+    for event in events_of(response.text)[:-1]:
+        (choice,) = event["choices"]
+        contents[choice["index"]] += choice["delta"].get("content", "")
+    assert set(contents.values()) == {"x" * 50}
+    events = [b"%d;" % number * (1 + number % 7) for number in range(500)]
+    portions = list(sse._in_portions(events))
+    assert b"".join(portions) == b"".join(events)
+    assert all(size <= len(portion) < size + max(map(len, events)) for portion in portions[:-1])

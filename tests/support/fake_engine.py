@@ -76,7 +76,7 @@ def deltas_for(request: GenerateRequest, text: str, cuts: Sequence[int] = ()) ->
     """
     if request.prompt_logprobs is not None:
         scored = [logprobs_of(i, request.prompt_logprobs) for i in request.prompt_ids[1:]]
-        for piece in (scored[:-1], scored[-1:]):
+        for piece in filter(None, (scored[:-1], scored[-1:])):
             yield TokenDelta(request.request_id, [], "", prompt_logprobs=piece)
     token_ids = list(text.encode())[: request.sampling.max_tokens]
     finish = FinishReason.LENGTH if len(token_ids) < len(text.encode()) else FinishReason.STOP
