@@ -183,10 +183,12 @@ class BreaksAmidPrompts(EchoRunner):
         return scores_of(logits)
 
 
-@pytest.mark.parametrize("budget", [4, 64])
-def test_a_prompt_that_cannot_be_scored_is_not_answered(budget):
-    engine = make_engine(runner=BreaksAmidPrompts(CacheConfig(12, 4)), budget=budget)
-    asked = GenerateRequest("r", list(range(9)), SamplingParams(max_tokens=2, temperature=0.0), prompt_logprobs=0)
+@pytest.mark.parametrize(("length", "max_num_seqs"), [(9, 4), (9, 8), (6, 8)], ids=["begun", "most of it", "all of it"])
+def test_a_prompt_that_cannot_be_scored_is_not_answered(length, max_num_seqs):
+    """Whether the step computes the whole prompt, so that a token would come, or a part."""
+    engine = make_engine(runner=BreaksAmidPrompts(CacheConfig(12, 4)), max_num_seqs=max_num_seqs)
+    params = SamplingParams(max_tokens=2, temperature=0.0)
+    asked = GenerateRequest("r", list(range(length)), params, prompt_logprobs=0)
     engine.submit(asked)
     deltas = finish(engine)
     assert (deltas[-1].finish, deltas[-1].error.code) == (FinishReason.ERROR, "numerical_error")
